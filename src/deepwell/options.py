@@ -1,0 +1,341 @@
+"""Every option, said once: its type, bounds, default and help text.
+
+Flags, environment variables, keys of deepwell.toml and docs/cli.md all derive from the structs below. A value is looked
+for on the command line, then in the environment (DEEPWELL_MAX_TOKENS), then in the command's table of the TOML file
+([serve]), then at that file's top level (for every command that has the option), and else is the default.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, inspect
+
+from deepwell.errors import ConfigError
+
+ENV_PREFIX = "DEEPWELL_"
+DEFAULT_CONFIG = "deepwell.toml"
+
+Dtype = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+ARGUMENT = {"argument": True}
+"""Marks a positional argument; it can be set nowhere else when it is also ONCE."""
+ONCE = {"once": True}
+"""Marks what belongs to one call only: no environment variable and no TOML key."""
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What every command that loads a model can be told."""
+
+    model: Annotated[
+        Path | None,
+        Meta(description="Folder of a Hugging Face checkpoint; the embedded model if left out.", extra=ARGUMENT),
+    ] = None
+    dtype: Annotated[
+        Dtype, Meta(description="How weights are held in memory; auto keeps the checkpoint's own precision.")
+    ] = "auto"
+    threads: Annotated[
+        Positive | None, Meta(description="CPU threads to compute with; all usable cores if left out.")
+    ] = None
+    context: Annotated[
+        Positive | None, Meta(description="Longest sequence in tokens; the model's own limit if left out.")
+    ] = None
+
+
+class ServeOptions(EngineOptions, frozen=True, kw_only=True):
+    """Serve a model over HTTP: the DeepSeek and OpenAI API, and a chat page.
+
+    Examples:
+      deepwell serve                              the embedded model on 127.0.0.1:8000
+      deepwell serve ./my-model --dtype int8      a checkpoint, held in 8 bits
+      deepwell serve --host 0.0.0.0 --port 80     reachable from other machines
+      DEEPWELL_PORT=9000 deepwell serve           the same options from the environment
+    """
+
+    host: Annotated[str, Meta(description="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="Port to listen on; 0 takes a free one.")] = 8000
+
+
+class SamplingOptions(EngineOptions, frozen=True, kw_only=True):
+    """How a command-line answer is sampled."""
+
+    max_tokens: Annotated[Positive, Meta(description="Longest answer in tokens.")] = 256
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=2)],
+        Meta(description="Randomness; 0 always takes the most likely token."),
+    ] = 0.0
+    top_p: Annotated[Share, Meta(description="Sample from the likeliest tokens that hold this share.")] = 1.0
+    top_k: Annotated[Count, Meta(description="Sample from this many likeliest tokens; 0 for all.")] = 0
+    min_p: Annotated[Share, Meta(description="Drop tokens below this share of the likeliest one.")] = 0.0
+    repetition_penalty: Annotated[
+        Annotated[float, Meta(gt=0, le=10)], Meta(description="Above 1, tokens already seen become less likely.")
+    ] = 1.0
+    seed: Annotated[Count | None, Meta(description="Makes sampling repeatable.")] = None
+    stop: Annotated[tuple[str, ...], Meta(description="End the answer before this text; may be repeated.")] = ()
+
+
+class ChatOptions(SamplingOptions, frozen=True, kw_only=True):
+    """Chat with a model in the terminal.
+
+    Examples:
+      deepwell chat                               the embedded model
+      deepwell chat ./my-model --system "Be brief."
+
+    Ctrl-C stops an answer, Ctrl-D leaves. /help lists what else can be typed.
+    """
+
+    system: Annotated[str, Meta(description="Instructions that open the conversation.")] = ""
+
+
+class GenerateOptions(SamplingOptions, frozen=True, kw_only=True):
+    """Continue a text and print the continuation.
+
+    Examples:
+      deepwell generate "def fibonacci(n):"       the embedded model
+      deepwell generate ./my-model "Once upon"    a checkpoint
+      cat main.py | deepwell generate -           the prompt from standard input
+      deepwell generate "def area(r):" --fim-suffix "    return a"     fill in the middle
+      deepwell generate "x = " --json | jq .usage
+    """
+
+    prompt: Annotated[str, Meta(description="Text to continue; - reads standard input.", extra=ARGUMENT | ONCE)]
+    fim_suffix: Annotated[
+        str | None, Meta(description="Text that follows: fill the gap between prompt and suffix.", extra=ONCE)
+    ] = None
+    json: Annotated[bool, Meta(description="Print one JSON object: text, finish reason, usage.", extra=ONCE)] = False
+
+
+class BenchOptions(EngineOptions, frozen=True, kw_only=True):
+    """Measure load time, prefill and decode speed, time to first token and memory, beside the model's accounting.
+
+    Examples:
+      deepwell bench                              the embedded model
+      deepwell bench ./my-model --dtype int4 --repeats 5
+      deepwell bench --json > bench.json
+    """
+
+    prompt_tokens: Annotated[Positive, Meta(description="Tokens of each prompt.")] = 512
+    decode_tokens: Annotated[Positive, Meta(description="Tokens generated after each prompt.")] = 64
+    repeats: Annotated[Positive, Meta(description="Runs of each measurement; the median is shown.")] = 3
+    json: Annotated[bool, Meta(description="Print one JSON object.", extra=ONCE)] = False
+
+
+class DoctorOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Say what Deepwell finds on this machine, what is missing, and what would be faster.
+
+    Examples:
+      deepwell doctor
+      deepwell doctor --json | jq .native.isa
+    """
+
+    json: Annotated[bool, Meta(description="Print one JSON object.", extra=ONCE)] = False
+
+
+class CompletionOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Print a script that completes commands and options on Tab.
+
+    Examples:
+      source <(deepwell completion bash)          for this shell; add the line to ~/.bashrc to keep it
+      source <(deepwell completion zsh)
+      deepwell completion fish | source
+    """
+
+    shell: Annotated[Literal["bash", "zsh", "fish"], Meta(description="The shell to write for.", extra=ARGUMENT | ONCE)]
+
+
+GROUPS: dict[str, type[msgspec.Struct]] = {
+    "serve": ServeOptions,
+    "chat": ChatOptions,
+    "generate": GenerateOptions,
+    "bench": BenchOptions,
+    "doctor": DoctorOptions,
+    "completion": CompletionOptions,
+}
+"""The options of each command, in the order in which help and documentation list them."""
+
+
+class Option(msgspec.Struct, frozen=True):
+    """One option as flags, parsers and documentation see it. `allowed` says in words which values it takes."""
+
+    name: str
+    help: str
+    allowed: str
+    default: Any
+    type: Any
+    choices: tuple[str, ...] = ()
+    switch: bool = False
+    repeats: bool = False
+    argument: bool = False
+    once: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def env(self) -> str:
+        return ENV_PREFIX + self.name.upper()
+
+    @property
+    def required(self) -> bool:
+        return self.default is msgspec.NODEFAULT
+
+
+G = TypeVar("G", bound=msgspec.Struct)
+
+
+def options_of(group: type[msgspec.Struct]) -> tuple[Option, ...]:
+    """The options of a command, in the order of its struct (shared ones first)."""
+    described = inspect.type_info(group)
+    assert isinstance(described, inspect.StructType)
+    return tuple(
+        _option(field, plain.type) for field, plain in zip(described.fields, msgspec.structs.fields(group), strict=True)
+    )
+
+
+def resolve(command: str, flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None = None) -> Any:
+    """The options struct of `command`, from the given flags (by option name), the environment and a TOML file.
+
+    `config` None reads deepwell.toml of the current folder if there is one. Raises ConfigError naming the source, the
+    option and what is allowed.
+    """
+    group = GROUPS[command]
+    tables = read_config(config)
+    values: dict[str, object] = {}
+    for option in options_of(group):
+        for source, value in _settings(command, option, flags, environ, tables):
+            values[option.name] = _converted(source, option, value)
+            break
+        else:
+            if option.required:
+                raise ConfigError(f"{command} needs {option.name.upper()}: {option.help}")
+    return group(**values)
+
+
+class ConfigFile(msgspec.Struct, frozen=True):
+    """The content of a deepwell.toml: keys for every command, and a table per command."""
+
+    path: Path
+    shared: dict[str, object] = {}
+    tables: dict[str, dict[str, object]] = {}
+
+
+def read_config(path: Path | None) -> ConfigFile:
+    """Read and check the keys of a TOML file; values are checked by the command that uses them."""
+    chosen = path or Path(DEFAULT_CONFIG)
+    if path is None and not chosen.is_file():
+        return ConfigFile(chosen)
+    try:
+        content = tomllib.loads(chosen.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {chosen}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{chosen} is not valid TOML: {error}") from None
+    keys = {command: _keys(group) for command, group in GROUPS.items()}
+    tables = {name: value for name, value in content.items() if isinstance(value, dict)}
+    shared = {name: value for name, value in content.items() if name not in tables}
+    _check_names(f"{chosen}: table", tables, [command for command in keys if keys[command]])
+    _check_names(f"{chosen}: key", shared, sorted(set().union(*keys.values())))
+    for command, table in tables.items():
+        _check_names(f"{chosen}: key of [{command}]", table, keys[command])
+    return ConfigFile(chosen, shared, tables)
+
+
+def _keys(group: type[msgspec.Struct]) -> list[str]:
+    return [option.name for option in options_of(group) if not option.once]
+
+
+def _check_names(where: str, given: Mapping[str, object], allowed: list[str]) -> None:
+    for name in given:
+        if name not in allowed:
+            raise ConfigError(f"{where} {name!r} is unknown; allowed: {', '.join(allowed)}")
+
+
+def _settings(
+    command: str, option: Option, flags: Mapping[str, object], environ: Mapping[str, str], config: ConfigFile
+) -> Iterator[tuple[str, object]]:
+    """Every place that sets the option, the strongest first, with words for where it is."""
+    if option.name in flags:
+        yield option.name.upper() if option.argument else option.flag, flags[option.name]
+    if option.once:
+        return
+    if option.env in environ:
+        text = environ[option.env]
+        yield f"environment variable {option.env}", text.split(",") if option.repeats else text
+    if option.name in config.tables.get(command, {}):
+        yield f"{config.path}: [{command}] {option.name}", config.tables[command][option.name]
+    if option.name in config.shared:
+        yield f"{config.path}: {option.name}", config.shared[option.name]
+
+
+def _converted(source: str, option: Option, value: object) -> Any:
+    try:
+        return msgspec.convert(value, option.type, strict=False, dec_hook=_path)
+    except (msgspec.ValidationError, NotImplementedError):
+        raise ConfigError(f"{source}: must be {option.allowed}, not {value!r}") from None
+
+
+def _path(kind: type[Any], value: object) -> Path:
+    if kind is not Path or not isinstance(value, str) or not value:
+        raise NotImplementedError
+    return Path(value).expanduser()
+
+
+def _option(field: inspect.Field, annotated: Any) -> Option:
+    meta = field.type
+    assert isinstance(meta, inspect.Metadata), f"{field.name} has no help text"
+    marks = meta.extra or {}
+    kind = _inner(meta.type)
+    return Option(
+        name=field.name,
+        help=(meta.extra_json_schema or {})["description"],
+        allowed=_allowed(kind),
+        default=field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory(),
+        type=annotated,
+        choices=tuple(str(value) for value in kind.values) if isinstance(kind, inspect.LiteralType) else (),
+        switch=isinstance(kind, inspect.BoolType),
+        repeats=isinstance(kind, inspect.VarTupleType),
+        argument=marks.get("argument", False),
+        once=marks.get("once", False),
+    )
+
+
+def _inner(kind: inspect.Type) -> inspect.Type:
+    """The type without its wrapping: metadata, and the None of an optional."""
+    if isinstance(kind, inspect.Metadata):
+        return _inner(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return _inner(next(part for part in kind.types if not isinstance(part, inspect.NoneType)))
+    return kind
+
+
+def _allowed(kind: inspect.Type) -> str:
+    match kind:
+        case inspect.IntType():
+            return "an integer" + _bounds(kind)
+        case inspect.FloatType():
+            return "a number" + _bounds(kind)
+        case inspect.LiteralType(values=values):
+            return "one of " + ", ".join(str(value) for value in values)
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.VarTupleType():
+            return "a list of texts"
+        case inspect.CustomType():
+            return "a path"
+    return "text"
+
+
+def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
+    low = f"{kind.ge:g}" if kind.ge is not None else f"above {kind.gt:g}" if kind.gt is not None else ""
+    if kind.le is None:
+        return f" of at least {low}" if low else ""
+    return f" {low} up to {kind.le:g}" if kind.gt is not None else f" from {low} to {kind.le:g}"
