@@ -1,0 +1,82 @@
+"""The nouns that cross the engine's borders: what is asked of it and what it answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+MAX_TOP_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen. Neutral values switch a rule off.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep every token. `logprobs` None reports none, n reports the
+    chosen token's log-probability and the n most likely ones (0 to 20), from the model's distribution before
+    temperature and penalties. `prompt_logprobs` does the same for the prompt (echo). `max_tokens` 0 only scores the
+    prompt. `stop` texts end the answer and are not part of it; `stop_token_ids` likewise.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt as token ids and how to continue it. `id` is unique among live requests."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token, its bytes, its natural log-probability, and the most likely (token id, log-probability) pairs.
+
+    `logprob` is None for the first token of a prompt, which nothing predicts.
+    """
+
+    token: int
+    bytes: bytes
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts. `cached_tokens` of the prompt were found in the prefix cache; the rest were computed."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of an answer. `text` is whole UTF-8; bytes that do not form a character yet wait for the next piece.
+
+    `prompt_logprobs` comes once, in the first delta, when asked for. `finish_reason` and `usage` come once, in the
+    last one. `error` says what went wrong when `finish_reason` is "error".
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: str | None = None

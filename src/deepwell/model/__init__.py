@@ -1,0 +1,20 @@
+"""What a model is: config, parameters, decoder, accounting."""
+
+from deepwell.model.accounting import Accounting, account
+from deepwell.model.config import ModelConfig, from_hugging_face, to_hugging_face
+from deepwell.model.decoder import Decoder
+from deepwell.model.params import Param, param_specs
+from deepwell.model.presets import PRESETS, preset
+
+__all__ = [
+    "PRESETS",
+    "Accounting",
+    "Decoder",
+    "ModelConfig",
+    "Param",
+    "account",
+    "from_hugging_face",
+    "param_specs",
+    "preset",
+    "to_hugging_face",
+]

@@ -1,0 +1,273 @@
+"""What a model is: its shape, read from a Hugging Face config.json.
+
+Families: `llama` (DeepSeek LLM, Coder), `deepseek_v2`, `deepseek_v3`. A family is a set of values of `ModelConfig`, not
+code of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from deepwell.errors import ConfigError
+from deepwell.model.rope import RopeConfig, yarn_score_factor
+from deepwell.ops.base import GqaShape, MlaShape, Rotation, Routing
+
+FAMILIES = ("llama", "deepseek_v2", "deepseek_v3")
+
+
+class MlaConfig(msgspec.Struct, frozen=True):
+    """Widths of multi-head latent attention. `q_lora` None projects queries directly."""
+
+    q_lora: int | None
+    kv_lora: int
+    nope: int
+    rope: int
+    value: int
+
+
+class MoeConfig(msgspec.Struct, frozen=True):
+    """Fine-grained experts of width `inter`; `shared` experts, fused into one, see every token."""
+
+    routing: Routing
+    inter: int
+    shared: int
+    first_dense: int
+    bias: bool
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One decoder: attention is GQA unless `mla` is set; layers from `moe.first_dense` on are MoE if `moe` is set."""
+
+    family: str
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inter: int
+    eps: float
+    rope: RopeConfig
+    context: int
+    mla: MlaConfig | None = None
+    moe: MoeConfig | None = None
+    mtp_layers: int = 0
+    tied: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    def is_moe(self, layer: int) -> bool:
+        return self.moe is not None and layer >= self.moe.first_dense
+
+    @property
+    def attention(self) -> GqaShape | MlaShape:
+        """The attention shape the kernels want, with the score scale (YaRN's factor included)."""
+        if self.mla is None:
+            return GqaShape(self.heads, self.kv_heads, self.head_dim, self.head_dim**-0.5)
+        m = self.mla
+        scale = (m.nope + m.rope) ** -0.5 * yarn_score_factor(self.rope)
+        return MlaShape(self.heads, m.nope, m.rope, m.value, m.kv_lora, scale)
+
+    @property
+    def rotation(self) -> Rotation:
+        width = self.mla.rope if self.mla else self.head_dim
+        return self.rope.rotation(width, "interleaved" if self.mla else "half")
+
+    @property
+    def cache_width(self) -> int:
+        """Values kept per token and layer: latent and shared rope key for MLA, keys and values for GQA."""
+        if self.mla is not None:
+            return self.mla.kv_lora + self.mla.rope
+        return 2 * self.kv_heads * self.head_dim
+
+
+def from_hugging_face(raw: Mapping[str, Any]) -> ModelConfig:
+    """The shape that a parsed config.json describes. ConfigError names a key that is missing, odd or unsupported."""
+    keys = _Keys(raw)
+    family = keys.text("model_type")
+    if family not in FAMILIES:
+        raise ConfigError(f"config.json: model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
+    if (act := raw.get("hidden_act", "silu")) != "silu":
+        raise ConfigError(f"config.json: hidden_act {act!r} is not supported; supported is 'silu'")
+    hidden, heads, context = keys.count("hidden_size"), keys.count("num_attention_heads"), _context(keys)
+    mla = None if family == "llama" else _mla(keys)
+    head_dim = keys.count("head_dim", hidden // heads) if mla is None else mla.nope + mla.rope
+    kv_heads = keys.count("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise ConfigError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
+    layers = keys.count("num_hidden_layers")
+    return ModelConfig(
+        family=family,
+        vocab=keys.count("vocab_size"),
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        inter=keys.count("intermediate_size"),
+        eps=keys.positive("rms_norm_eps", 1e-6),
+        rope=RopeConfig.from_hugging_face(raw, context),
+        context=context,
+        mla=mla,
+        moe=None if family == "llama" else _moe(keys, family, layers),
+        mtp_layers=keys.count("num_nextn_predict_layers", 0, least=0) if family == "deepseek_v3" else 0,
+        tied=keys.flag("tie_word_embeddings", False),
+        attention_bias=keys.flag("attention_bias", False),
+        mlp_bias=keys.flag("mlp_bias", False),
+    )
+
+
+def to_hugging_face(config: ModelConfig, *, bos: int, eos: int, dtype: str = "float32") -> dict[str, Any]:
+    """The config.json of a deepseek_v3 model, in the older keys that every reader understands.
+
+    `dtype` is what plain transformers computes in, whatever the weights are stored in.
+    """
+    if config.family != "deepseek_v3" or config.mla is None or config.rope.kind != "default":
+        raise ConfigError(f"only deepseek_v3 models without rope scaling are written, not {config.family}")
+    raw: dict[str, Any] = {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "dtype": dtype,
+        "vocab_size": config.vocab,
+        "hidden_size": config.hidden,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.heads,
+        "intermediate_size": config.inter,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.eps,
+        "rope_theta": config.rope.theta,
+        "max_position_embeddings": config.context,
+        "q_lora_rank": config.mla.q_lora,
+        "kv_lora_rank": config.mla.kv_lora,
+        "qk_nope_head_dim": config.mla.nope,
+        "qk_rope_head_dim": config.mla.rope,
+        "v_head_dim": config.mla.value,
+        "num_nextn_predict_layers": config.mtp_layers,
+        "tie_word_embeddings": config.tied,
+        "attention_bias": config.attention_bias,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+    }
+    return raw | _moe_keys(config)
+
+
+def _moe_keys(config: ModelConfig) -> dict[str, Any]:
+    if config.moe is None:
+        return {"first_k_dense_replace": config.layers}
+    moe, routing = config.moe, config.moe.routing
+    return {
+        "first_k_dense_replace": moe.first_dense,
+        "moe_layer_freq": 1,
+        "moe_intermediate_size": moe.inter,
+        "n_routed_experts": routing.experts,
+        "n_shared_experts": moe.shared,
+        "num_experts_per_tok": routing.top_k,
+        "n_group": routing.n_group,
+        "topk_group": routing.topk_group,
+        "scoring_func": routing.scoring,
+        "topk_method": routing.method,
+        "norm_topk_prob": routing.normalize,
+        "routed_scaling_factor": routing.scale,
+    }
+
+
+def _context(keys: _Keys) -> int:
+    return keys.count("max_position_embeddings", 2048)
+
+
+def _mla(keys: _Keys) -> MlaConfig:
+    q_lora = keys.raw.get("q_lora_rank")
+    return MlaConfig(
+        q_lora=None if q_lora is None else keys.count("q_lora_rank"),
+        kv_lora=keys.count("kv_lora_rank"),
+        nope=keys.count("qk_nope_head_dim"),
+        rope=keys.count("qk_rope_head_dim"),
+        value=keys.count("v_head_dim"),
+    )
+
+
+def _moe(keys: _Keys, family: str, layers: int) -> MoeConfig | None:
+    first_dense = keys.count("first_k_dense_replace", 0, least=0)
+    if keys.raw.get("n_routed_experts") is None or first_dense >= layers:
+        return None
+    if (freq := keys.count("moe_layer_freq", 1)) != 1:
+        raise ConfigError(f"config.json: moe_layer_freq {freq} is not supported; supported is 1")
+    experts, top_k = keys.count("n_routed_experts"), keys.count("num_experts_per_tok")
+    method = keys.choice("topk_method", "greedy" if family == "deepseek_v2" else "noaux_tc")
+    n_group = keys.count("n_group", 1) if method != "greedy" else 1
+    topk_group = keys.count("topk_group", 1) if method != "greedy" else 1
+    if experts % n_group or topk_group > n_group or top_k > experts // n_group * topk_group:
+        raise ConfigError(
+            f"config.json: cannot choose {top_k} of {experts} experts from {topk_group} (topk_group) of {n_group} (n_group) groups"
+        )
+    if method == "noaux_tc" and experts // n_group < 2:
+        raise ConfigError("config.json: noaux_tc routing needs at least two experts per group")
+    routing = Routing(
+        experts=experts,
+        top_k=top_k,
+        scoring=keys.choice("scoring_func", "softmax" if family == "deepseek_v2" else "sigmoid"),
+        method=method,
+        n_group=n_group,
+        topk_group=topk_group,
+        normalize=keys.flag("norm_topk_prob", family == "deepseek_v3"),
+        scale=keys.positive("routed_scaling_factor", 1.0),
+    )
+    return MoeConfig(
+        routing=routing,
+        inter=keys.count("moe_intermediate_size"),
+        shared=keys.count("n_shared_experts", 0, least=0),
+        first_dense=first_dense,
+        bias=method == "noaux_tc",
+    )
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "topk_method": ("greedy", "group_limited_greedy", "noaux_tc"),
+    "scoring_func": ("softmax", "sigmoid"),
+}
+_LARGEST = 1 << 24
+
+
+class _Keys:
+    """Reads a config.json key by key; each error names the key and what is allowed."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self.raw = raw
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.raw.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise ConfigError(f"config.json: {key} is missing")
+        return value
+
+    def count(self, key: str, default: int | None = None, least: int = 1) -> int:
+        value = self._get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _LARGEST:
+            raise ConfigError(f"config.json: {key} is {value!r}; allowed are whole numbers from {least} to {_LARGEST}")
+        return value
+
+    def positive(self, key: str, default: float) -> float:
+        value = self._get(key, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
+            raise ConfigError(f"config.json: {key} is {value!r}; allowed are numbers above 0")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"config.json: {key} is {value!r}; allowed are true and false")
+        return value
+
+    def text(self, key: str) -> str:
+        return str(self._get(key, None))
+
+    def choice(self, key: str, default: str) -> Any:
+        value: Literal["greedy", "group_limited_greedy", "noaux_tc", "softmax", "sigmoid"] = self._get(key, default)
+        if value not in _CHOICES[key]:
+            raise ConfigError(f"config.json: {key} is {value!r}; allowed are {', '.join(_CHOICES[key])}")
+        return value

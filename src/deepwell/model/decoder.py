@@ -1,0 +1,112 @@
+"""The decoder, said once: it trains on torch and is recorded into a native plan, in the operations of `ops`.
+
+Names: x residual stream, h normed input of a sublayer; w parameters by key (see params.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from deepwell.model.config import ModelConfig
+from deepwell.ops.base import A, GqaShape, Ops
+
+LATENT_EPS = 1e-6
+"""DeepSeek's code norms MLA's latents with this epsilon, whatever rms_norm_eps says."""
+
+
+class Weights(Mapping[str, Any]):
+    """Parameter handles by key; `at` narrows to a prefix. A missing optional one (a bias) is None by `get`."""
+
+    def __init__(self, handles: Mapping[str, Any], prefix: str = "") -> None:
+        self._handles, self._prefix = handles, prefix
+
+    def at(self, key: str) -> Weights:
+        return Weights(self._handles, f"{self._prefix}{key}.")
+
+    def __getitem__(self, key: str) -> Any:
+        return self._handles[self._prefix + key]
+
+    def __iter__(self) -> Iterator[str]:
+        return (k.removeprefix(self._prefix) for k in self._handles if k.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class Decoder:
+    """A model's forward pass over one step of packed tokens."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
+        self.config, self.weights = config, Weights(weights)
+        self.rotation, self.shape = config.rotation, config.attention
+
+    def hidden(self, ops: Ops[A]) -> A:
+        """x_TD after the last layer, before the final norm."""
+        x = ops.embed(self.weights["embed"])
+        for layer in range(self.config.layers):
+            x = self._layer(ops, x, self.weights.at(f"layers.{layer}"), layer, self.config.is_moe(layer))
+        return x
+
+    def logits(self, ops: Ops[A], x: A) -> A:
+        """logits_LV of the selected rows of x."""
+        return self._head(ops, ops.rms_norm(ops.select(x), self.weights["norm"], self.config.eps))
+
+    def predict_further(self, ops: Ops[A], x: A, next_tokens: A, depth: int = 0) -> tuple[A, A]:
+        """One multi-token prediction module: from x_TD and the embeddings of the tokens after, (x', logits_TV).
+
+        Row t of the logits is for the token after next. `next_tokens` are embedded rows, from `ops.embed`.
+        """
+        w, eps = self.weights.at(f"mtp.{depth}"), self.config.eps
+        joined = ops.concat([ops.rms_norm(next_tokens, w["embed_norm"], eps), ops.rms_norm(x, w["hidden_norm"], eps)])
+        x = ops.linear(joined, w["project"])
+        x = self._layer(ops, x, w.at("layer"), self.config.layers + depth, self.config.moe is not None)
+        return x, self._head(ops, ops.rms_norm(x, w["norm"], eps))
+
+    def _head(self, ops: Ops[A], h: A) -> A:
+        return ops.linear(h, self.weights["embed" if self.config.tied else "head"])
+
+    def _layer(self, ops: Ops[A], x: A, w: Weights, layer: int, is_moe: bool) -> A:
+        h = ops.rms_norm(x, w["attn_norm"], self.config.eps)
+        x = ops.add(x, self._attention(ops, h, w.at("attn"), layer))
+        h = ops.rms_norm(x, w["ffn_norm"], self.config.eps)
+        feed_forward = self._moe(ops, h, w.at("ffn"), layer) if is_moe else self._mlp(ops, h, w.at("ffn"))
+        return ops.add(x, feed_forward)
+
+    def _attention(self, ops: Ops[A], h: A, w: Weights, layer: int) -> A:
+        gqa = isinstance(self.shape, GqaShape)
+        out = self._gqa(ops, h, w, layer) if gqa else self._mla(ops, h, w, layer)
+        return ops.linear(out, w["o"], w.get("o_bias"))
+
+    def _gqa(self, ops: Ops[A], h: A, w: Weights, layer: int) -> A:
+        shape = self.shape
+        assert isinstance(shape, GqaShape)
+        q, k, v = (ops.linear(h, w[name], w.get(f"{name}_bias")) for name in ("q", "k", "v"))
+        q = ops.rope(q, shape.heads, self.rotation)
+        k = ops.rope(k, shape.kv_heads, self.rotation)
+        return ops.gqa(q, k, v, layer, shape)
+
+    def _mla(self, ops: Ops[A], h: A, w: Weights, layer: int) -> A:
+        shape = self.shape
+        assert not isinstance(shape, GqaShape)
+        if "q_a" in w:
+            q = ops.rms_norm(ops.linear(h, w["q_a"], w.get("q_a_bias")), w["q_norm"], LATENT_EPS)
+            q = ops.linear(q, w["q_b"])
+        else:
+            q = ops.linear(h, w["q"])
+        q = ops.rope(q, shape.heads, self.rotation)
+        latent, k_rope = ops.split(ops.linear(h, w["kv_a"], w.get("kv_a_bias")), (shape.latent, shape.rope))
+        latent = ops.rms_norm(latent, w["kv_norm"], LATENT_EPS)
+        return ops.mla(q, latent, ops.rope(k_rope, 1, self.rotation), w["kv_b"], layer, shape)
+
+    def _mlp(self, ops: Ops[A], h: A, w: Weights) -> A:
+        gate_up = ops.linear(h, w["gate_up"], w.get("gate_up_bias"))
+        return ops.linear(ops.swiglu(gate_up), w["down"], w.get("down_bias"))
+
+    def _moe(self, ops: Ops[A], h: A, w: Weights, layer: int) -> A:
+        moe = self.config.moe
+        assert moe is not None
+        routed = ops.moe(
+            h, w["router"], w.get("router_bias"), w["experts.gate_up"], w["experts.down"], moe.routing, layer
+        )
+        return ops.add(routed, self._mlp(ops, h, w.at("shared"))) if moe.shared else routed

@@ -1,0 +1,153 @@
+"""The table of kernels: what each operation takes, gives and promises. Backends implement `Ops`.
+
+Shapes: T tokens of a step (of all its sequences, packed), D hidden width, K inputs, N outputs of a matrix, H heads,
+E routed experts, A experts chosen per token, F expert width, V vocabulary, C latent width, R rope width,
+S sequences of a step, P pages of the longest block table, L rows whose logits are wanted.
+
+Every operation works row by row in float32: row t of the result depends on row t of the inputs alone (attention: on
+the earlier tokens of the same sequence). The order of every reduction depends on shapes of the model only, never on
+T, S or the place of a row in the batch. That is what makes a request's bytes independent of its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_TOKENS = 64
+"""Tokens in a page of the KV cache. Attention reduces page by page, in order."""
+
+A = TypeVar("A")
+"""An array of a backend: rows are tokens, columns are features."""
+
+
+class Rotation(msgspec.Struct, frozen=True):
+    """Rotary position embedding of the last `2 * len(inv_freq)` columns of each head.
+
+    The angle of pair i at position p is float32(p) * float32(inv_freq[i]); cosine and sine are multiplied by
+    `magnitude`. `interleaved` pairs columns (2i, 2i+1), as DeepSeek's MLA checkpoints do; `half` pairs (i, i+R/2), as
+    the llama family does.
+    """
+
+    inv_freq: tuple[float, ...]
+    layout: Literal["interleaved", "half"]
+    magnitude: float = 1.0
+
+    @property
+    def width(self) -> int:
+        return 2 * len(self.inv_freq)
+
+
+class GqaShape(msgspec.Struct, frozen=True):
+    """Grouped-query attention: `heads` query heads share `kv_heads` key/value heads; `scale` multiplies the scores."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+
+
+class MlaShape(msgspec.Struct, frozen=True):
+    """Multi-head latent attention: widths per head of the unrotated (nope), rotated (rope) and value parts."""
+
+    heads: int
+    nope: int
+    rope: int
+    value: int
+    latent: int
+    scale: float
+
+
+class Routing(msgspec.Struct, frozen=True):
+    """How a router picks `top_k` of `experts` from scores s = softmax or sigmoid of the logits (float32).
+
+    greedy: the largest s. group_limited_greedy: a group's score is its largest s; experts outside the best
+    `topk_group` of `n_group` groups cannot win (DeepSeek-V2). noaux_tc: choose by c = s + bias; a group's score is the
+    sum of its two largest c; experts outside the best groups cannot win, whatever the sign of c (DeepSeek-V3).
+    Weights are always the unbiased s of the chosen experts, divided by their sum + 1e-20 if `normalize`, times `scale`.
+    Ties go to the lower expert index; experts are listed from the best down.
+    """
+
+    experts: int
+    top_k: int
+    scoring: Literal["softmax", "sigmoid"]
+    method: Literal["greedy", "group_limited_greedy", "noaux_tc"]
+    n_group: int = 1
+    topk_group: int = 1
+    normalize: bool = False
+    scale: float = 1.0
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """The rows of one step and where their keys live. All int32.
+
+    A sequence's rows are consecutive and its positions ascend by one. Token at position p of sequence s is kept in
+    slot p % 64 of page block_table_SP[s, p // 64]. `selected_L` lists the rows whose logits are wanted.
+    """
+
+    tokens_T: NDArray[np.int32]
+    positions_T: NDArray[np.int32]
+    sequence_T: NDArray[np.int32]
+    block_table_SP: NDArray[np.int32]
+    selected_L: NDArray[np.int32]
+
+
+class Ops(Protocol[A]):
+    """The operations a decoder is written in. Weights are opaque handles made by the backend (`Any`)."""
+
+    def embed(self, table: Any) -> A:
+        """x_TD: rows of table_VD for the step's tokens."""
+        ...
+
+    def rms_norm(self, x: A, weight: Any, eps: float) -> A:
+        """x / sqrt(mean(x²) + eps) * weight, over the columns."""
+        ...
+
+    def linear(self, x: A, weight: Any, bias: Any | None = None) -> A:
+        """y_TN = x_TK · weight_NKᵀ (+ bias_N)."""
+        ...
+
+    def split(self, x: A, widths: Sequence[int]) -> tuple[A, ...]:
+        """Columns of x, cut into consecutive pieces of the given widths."""
+        ...
+
+    def concat(self, xs: Sequence[A]) -> A:
+        """Pieces put side by side, column-wise."""
+        ...
+
+    def add(self, x: A, y: A) -> A: ...
+
+    def rope(self, x: A, heads: int, rotation: Rotation) -> A:
+        """x with the last `rotation.width` columns of each of `heads` equal heads rotated by the row's position."""
+        ...
+
+    def gqa(self, q: A, k: A, v: A, layer: int, shape: GqaShape) -> A:
+        """Store k, v (T, kv_heads·head_dim) in the cache of `layer`; causal attention of q (T, heads·head_dim)."""
+        ...
+
+    def mla(self, q: A, latent: A, k_rope: A, kv_b: Any, layer: int, shape: MlaShape) -> A:
+        """Store [latent_TC | k_rope_TR] in the cache of `layer`; causal attention; gives (T, heads·value).
+
+        q is (T, heads·(nope+rope)), rotated. kv_b (heads·(nope+value), C) expands a latent to each head's key (its
+        nope rows) and value (its value rows); k_rope is shared by all heads. DeepSeek-V2 report, section 2.1.
+        """
+        ...
+
+    def swiglu(self, gate_up: A) -> A:
+        """silu(gate) * up, where gate is the first half of the columns and up the second."""
+        ...
+
+    def moe(self, x: A, router: Any, bias: Any | None, gate_up: Any, down: Any, routing: Routing, layer: int) -> A:
+        """y_TD = Σ over the chosen experts e, from the best down, of w_e · down_e · swiglu(gate_up_e · x).
+
+        router_ED, bias_E or None, gate_up_E(2F)D (gate rows then up rows), down_EDF.
+        """
+        ...
+
+    def select(self, x: A) -> A:
+        """The step's selected rows, x_LD."""
+        ...

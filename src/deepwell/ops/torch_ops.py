@@ -1,0 +1,234 @@
+"""The torch backend: plain, differentiable, the reference of the native one and the engine of training.
+
+Names carry shapes: B sequences, S positions, T tokens (T = B·S packed), H heads, N nope, R rope, C latent, V value,
+E experts, A chosen experts, F expert width, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepwell.ops.base import BLOCK_TOKENS, Batch, GqaShape, MlaShape, Rotation, Routing
+
+
+class RouterLoad(msgspec.Struct, frozen=True):
+    """What training needs of one MoE layer: tokens per expert, and every score with the choice it led to."""
+
+    layer: int
+    count_E: Tensor
+    score_TE: Tensor
+    chosen_TA: Tensor
+
+
+class TorchOps:
+    """Operations over whole sequences of equal length, without a cache: tokens_BS from position 0, as in training.
+
+    `loads` collects one `RouterLoad` per MoE layer of the forward pass.
+    """
+
+    def __init__(self, tokens_BS: Tensor) -> None:
+        self.batch, self.length = tokens_BS.shape
+        self.tokens_T = tokens_BS.reshape(-1)
+        self.positions_T = torch.arange(self.length, device=tokens_BS.device).repeat(self.batch)
+        self.loads: list[RouterLoad] = []
+        self._rotations: dict[Rotation, tuple[Tensor, Tensor]] = {}
+
+    def embed(self, table: Tensor) -> Tensor:
+        return F.embedding(self.tokens_T, table)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def split(self, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+        return tuple(x.split(list(widths), dim=-1))
+
+    def concat(self, xs: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(xs), dim=-1)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    def rope(self, x: Tensor, heads: int, rotation: Rotation) -> Tensor:
+        cos_TR, sin_TR = self._angles(rotation)
+        x_THK = x.unflatten(-1, (heads, -1))
+        keep, turn = x_THK.split([x_THK.shape[-1] - rotation.width, rotation.width], dim=-1)
+        cos, sin = cos_TR[:, None].to(x.dtype), sin_TR[:, None].to(x.dtype)
+        if rotation.layout == "interleaved":
+            a, b = turn[..., 0::2], turn[..., 1::2]
+            turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+        else:
+            a, b = turn.chunk(2, dim=-1)
+            turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+        return torch.cat([keep, turned], dim=-1).flatten(-2)
+
+    def gqa(self, q: Tensor, k: Tensor, v: Tensor, layer: int, shape: GqaShape) -> Tensor:
+        q_BHSK, k_BHSK, v_BHSK = (
+            self._heads(x, n) for x, n in ((q, shape.heads), (k, shape.kv_heads), (v, shape.kv_heads))
+        )
+        group = shape.heads // shape.kv_heads
+        return self._attend(q_BHSK, k_BHSK.repeat_interleave(group, 1), v_BHSK.repeat_interleave(group, 1), shape.scale)
+
+    def mla(self, q: Tensor, latent: Tensor, k_rope: Tensor, kv_b: Tensor, layer: int, shape: MlaShape) -> Tensor:
+        expanded_BHSK = self._heads(F.linear(latent, kv_b), shape.heads)
+        k_nope_BHSN, v_BHSV = expanded_BHSK.split([shape.nope, shape.value], dim=-1)
+        k_rope_BHSR = self._heads(k_rope, 1).expand(-1, shape.heads, -1, -1)
+        k_BHSK = torch.cat([k_nope_BHSN, k_rope_BHSR], dim=-1)
+        return self._attend(self._heads(q, shape.heads), k_BHSK, v_BHSV, shape.scale)
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def moe(
+        self,
+        x: Tensor,
+        router: Tensor,
+        bias: Tensor | None,
+        gate_up: Tensor,
+        down: Tensor,
+        routing: Routing,
+        layer: int,
+    ) -> Tensor:
+        score_TE = self._scores(x, router, routing)
+        chosen_TA = choose_experts(score_TE, bias, routing)
+        weight_TA = expert_weights(score_TE, chosen_TA, routing)
+        count_E = torch.bincount(chosen_TA.reshape(-1), minlength=routing.experts)
+        self.loads.append(RouterLoad(layer, count_E, score_TE, chosen_TA))
+        return _run_experts(x, chosen_TA, weight_TA, count_E, gate_up, down)
+
+    def select(self, x: Tensor) -> Tensor:
+        return x
+
+    def _scores(self, x: Tensor, router: Tensor, routing: Routing) -> Tensor:
+        logits_TE = F.linear(x.float(), router.float())
+        return logits_TE.softmax(-1) if routing.scoring == "softmax" else logits_TE.sigmoid()
+
+    def _angles(self, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        if rotation not in self._rotations:
+            inv_freq = torch.tensor(rotation.inv_freq, dtype=torch.float32, device=self.tokens_T.device)
+            angle_TR = (self.positions_T[:, None].float() * inv_freq).double()
+            cos, sin = angle_TR.cos() * rotation.magnitude, angle_TR.sin() * rotation.magnitude
+            self._rotations[rotation] = (cos.float(), sin.float())
+        return self._rotations[rotation]
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.view(self.batch, self.length, heads, -1).transpose(1, 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        out_BHSV = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        return out_BHSV.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+class PagedTorchOps(TorchOps):
+    """The same operations over a step of the engine: packed rows of many sequences and a paged cache per layer.
+
+    `cache` holds one tensor (blocks · 64, width) per layer and is extended in place.
+    """
+
+    def __init__(self, batch: Batch, cache: Sequence[Tensor]) -> None:
+        super().__init__(torch.from_numpy(batch.tokens_T.astype(np.int64))[None])
+        self.positions_T = torch.from_numpy(batch.positions_T.astype(np.int64))
+        self.cache, self.step = cache, batch
+        self._selected_L = torch.from_numpy(batch.selected_L.astype(np.int64))
+
+    def select(self, x: Tensor) -> Tensor:
+        return x[self._selected_L]
+
+    def gqa(self, q: Tensor, k: Tensor, v: Tensor, layer: int, shape: GqaShape) -> Tensor:
+        self._store(layer, torch.cat([k, v], dim=-1))
+
+        def keys_values(kept: Tensor) -> tuple[Tensor, Tensor]:
+            k_HSK, v_HSK = (x.unflatten(-1, (shape.kv_heads, -1)).transpose(0, 1) for x in kept.chunk(2, dim=-1))
+            group = shape.heads // shape.kv_heads
+            return k_HSK.repeat_interleave(group, 0), v_HSK.repeat_interleave(group, 0)
+
+        return self._attend_paged(q.unflatten(-1, (shape.heads, -1)), layer, keys_values, shape.scale)
+
+    def mla(self, q: Tensor, latent: Tensor, k_rope: Tensor, kv_b: Tensor, layer: int, shape: MlaShape) -> Tensor:
+        self._store(layer, torch.cat([latent, k_rope], dim=-1))
+
+        def keys_values(kept: Tensor) -> tuple[Tensor, Tensor]:
+            latent_SC, rope_SR = kept.split([shape.latent, shape.rope], dim=-1)
+            expanded_HSK = F.linear(latent_SC, kv_b).unflatten(-1, (shape.heads, -1)).transpose(0, 1)
+            k_nope, v = expanded_HSK.split([shape.nope, shape.value], dim=-1)
+            return torch.cat([k_nope, rope_SR.expand(shape.heads, -1, -1)], dim=-1), v
+
+        return self._attend_paged(q.unflatten(-1, (shape.heads, -1)), layer, keys_values, shape.scale)
+
+    def _slots(self, sequence: int, positions: Any) -> Tensor:
+        pages = self.step.block_table_SP[sequence, positions // BLOCK_TOKENS].astype(np.int64)
+        return torch.from_numpy(pages * BLOCK_TOKENS + positions % BLOCK_TOKENS)
+
+    def _sequences(self) -> list[tuple[int, Any]]:
+        """(sequence, its rows of this step) for each sequence present."""
+        return [(int(s), np.flatnonzero(self.step.sequence_T == s)) for s in np.unique(self.step.sequence_T)]
+
+    def _store(self, layer: int, kept_TW: Tensor) -> None:
+        for sequence, rows in self._sequences():
+            self.cache[layer][self._slots(sequence, self.step.positions_T[rows])] = kept_TW[torch.from_numpy(rows)]
+
+    def _attend_paged(self, q_THK: Tensor, layer: int, keys_values: Any, scale: float) -> Tensor:
+        out: list[Tensor] = [torch.empty(0)] * q_THK.shape[0]
+        for sequence, rows in self._sequences():
+            positions = self.step.positions_T[rows]
+            kept = self.cache[layer][self._slots(sequence, np.arange(positions[-1] + 1))]
+            k_HSK, v_HSV = keys_values(kept)
+            q_HQK = q_THK[torch.from_numpy(rows)].transpose(0, 1)
+            scores_HQS = q_HQK @ k_HSK.transpose(1, 2) * scale
+            hidden_QS = torch.arange(kept.shape[0]) > torch.from_numpy(positions.astype(np.int64))[:, None]
+            probs_HQS = scores_HQS.masked_fill(hidden_QS, float("-inf")).softmax(-1)
+            for row, values in zip(rows, (probs_HQS @ v_HSV).transpose(0, 1).flatten(1), strict=True):
+                out[row] = values
+        return torch.stack(out)
+
+
+def choose_experts(score_TE: Tensor, bias_E: Tensor | None, routing: Routing) -> Tensor:
+    """chosen_TA, from the best down; ties go to the lower index (a stable sort). No gradient passes."""
+    choice_TE = score_TE.detach()
+    if routing.method == "noaux_tc" and bias_E is not None:
+        choice_TE = choice_TE + bias_E
+    if routing.method != "greedy" and routing.n_group > 1:
+        grouped_TGK = choice_TE.unflatten(-1, (routing.n_group, -1))
+        best = 2 if routing.method == "noaux_tc" else 1
+        group_score_TG = grouped_TGK.topk(best, dim=-1).values.sum(-1)
+        kept_TG = group_score_TG.sort(dim=-1, descending=True, stable=True).indices[:, : routing.topk_group]
+        allowed_TG = torch.zeros_like(group_score_TG, dtype=torch.bool).scatter_(1, kept_TG, True)
+        allowed_TE = allowed_TG.repeat_interleave(routing.experts // routing.n_group, dim=-1)
+        choice_TE = choice_TE.masked_fill(~allowed_TE, float("-inf"))
+    return choice_TE.sort(dim=-1, descending=True, stable=True).indices[:, : routing.top_k]
+
+
+def expert_weights(score_TE: Tensor, chosen_TA: Tensor, routing: Routing) -> Tensor:
+    """weight_TA: the unbiased scores of the chosen experts, normalised and scaled as the routing says."""
+    weight_TA = score_TE.gather(1, chosen_TA)
+    if routing.normalize:
+        weight_TA = weight_TA / (weight_TA.sum(-1, keepdim=True) + 1e-20)
+    return weight_TA * routing.scale
+
+
+def _run_experts(
+    x_TD: Tensor, chosen_TA: Tensor, weight_TA: Tensor, count_E: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """Rows sorted by expert, one slice of rows per expert, results brought back and summed in slot order."""
+    tokens, top_k = chosen_TA.shape
+    order = chosen_TA.reshape(-1).argsort(stable=True)
+    slices = x_TD[order // top_k].split(count_E.tolist())
+    outs = []
+    for expert, rows in enumerate(slices):
+        gate, up = F.linear(rows, gate_up_EFD[expert]).chunk(2, dim=-1)
+        outs.append(F.linear(F.silu(gate) * up, down_EDF[expert]))
+    sorted_out = torch.cat(outs)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(order.numel(), device=order.device)
+    slots_TAD = sorted_out[back].view(tokens, top_k, -1)
+    return (slots_TAD * weight_TA[..., None].to(slots_TAD.dtype)).sum(1)
