@@ -1,0 +1,10 @@
+"""Shared by all tests: two threads at most, and imports of the helper modules beside the tests."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for folder in ("", "model"):
+    sys.path.insert(0, str(Path(__file__).parent / folder))
