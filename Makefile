@@ -1,0 +1,89 @@
+# Everything runs in a virtual environment that the first call makes; later calls find it ready.
+# On a bare Debian 12: apt-get install python3.11-venv git make g++ (cmake, ninja and node come from PyPI).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+ARGS ?=
+# Where torch comes from, for development only: the package index's own wheels for Linux bring gigabytes of CUDA
+# libraries. Give the address of an index of CPU wheels here (TORCH_INDEX=https://...) to do without them.
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := pyproject.toml $(shell find native -type f 2>/dev/null)
+STATIC := src/deepwell/server/static
+NPM := cd web && export PATH="$(abspath $(BIN)):$$PATH" && npm
+SECONDS_SINCE = $$(( $$(date +%s) - start ))
+
+export CXX
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format types contract pytest web web-check bench docs clean
+
+define CHECK_COMPILER
+@command -v $(firstword $(CXX)) > /dev/null || { echo "Deepwell compiles its kernels, and there is no C++17 compiler here: install g++ (Debian: apt-get install g++) or name yours with CXX=..." >&2; exit 1; }
+endef
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.core ## set up if needed and serve the embedded model (ARGS="./model --port 9000")
+	@exec $(BIN)/deepwell serve $(ARGS)
+
+bench: $(VENV)/.core ## measure the embedded model on this machine
+	@$(BIN)/deepwell bench $(ARGS)
+
+test: lint types contract pytest web-check ## everything that must pass: lint, types, layers, tests, the page's build
+
+lint: $(VENV)/.dev ## ruff: mistakes and formatting
+	@start=$$(date +%s); $(BIN)/ruff check . && $(BIN)/ruff format --check . && echo "== lint: $(SECONDS_SINCE) s"
+
+types: $(VENV)/.dev ## mypy, strict
+	@start=$$(date +%s); $(BIN)/mypy && echo "== types: $(SECONDS_SINCE) s"
+
+contract: $(VENV)/.dev ## imports point downward only
+	@start=$$(date +%s); $(BIN)/lint-imports && echo "== layers: $(SECONDS_SINCE) s"
+
+pytest: $(VENV)/.dev ## the tests alone (ARGS="tests/cli -k doctor")
+	@start=$$(date +%s); $(BIN)/python -m pytest $(ARGS) && echo "== tests: $(SECONDS_SINCE) s"
+
+web: web/node_modules/.ready ## build the page into the package
+	@$(NPM) run --silent check && npm run --silent build
+
+web-check: web/node_modules/.ready ## the page's tests, and: is the committed build the build of its sources?
+	@start=$$(date +%s); out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; \
+	($(NPM) run --silent check && npm run --silent build -- --outDir "$$out" --emptyOutDir) && \
+	if diff -r "$$out" $(STATIC); then echo "== page: $(SECONDS_SINCE) s"; \
+	else echo "$(STATIC) is not the build of web/: run 'make web' and commit the result" >&2; exit 1; fi
+
+format: $(VENV)/.dev ## let ruff format and repair what it can
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+docs: $(VENV)/.core ## rewrite the generated pages of docs/
+	@$(BIN)/python -m deepwell.cli.docs > docs/cli.md
+
+clean: ## remove what was built here
+	rm -rf $(VENV) build web/node_modules
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Deepwell needs Python 3.11 or newer: install it (Debian 12: apt-get install python3.11-venv) or name it with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
+	  { echo "Python's venv module is missing: install it (Debian 12: apt-get install python3.11-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Editable, so that a changed .py file needs no install; a changed C++ file does.
+$(VENV)/.core: $(SOURCES) | $(BIN)/python
+	$(CHECK_COMPILER)
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(SOURCES) constraints-ci.txt | $(BIN)/python
+	$(CHECK_COMPILER)
+	$(if $(TORCH_INDEX),$(PIP) install --quiet --index-url $(TORCH_INDEX) --constraint constraints-ci.txt torch)
+	$(PIP) install --quiet --constraint constraints-ci.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.core
+
+web/node_modules/.ready: web/package-lock.json | $(VENV)/.dev
+	@$(NPM) ci --silent --no-audit --no-fund
+	@touch $@

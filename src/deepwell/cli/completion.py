@@ -1,0 +1,99 @@
+"""`deepwell completion SHELL`: a script that completes commands, options and choices on Tab."""
+
+from __future__ import annotations
+
+from deepwell.cli.parser import summary
+from deepwell.options import GROUPS, CompletionOptions, Option, options_of
+
+
+def run(options: CompletionOptions) -> int:
+    print({"bash": bash, "zsh": zsh, "fish": fish}[options.shell]())
+    return 0
+
+
+def bash() -> str:
+    values, flags = [], []
+    for command, options in _commands():
+        own = [option for option in options if not option.argument]
+        arguments = [choice for option in options if option.argument for choice in option.choices]
+        values += [
+            f'        "{command} {option.flag}") words="{" ".join(option.choices)}" ;;' for option in own if option.choices
+        ]
+        flags.append(f'        {command}) words="{" ".join([*arguments, *(option.flag for option in own), "--help"])}" ;;')
+    return "\n".join(
+        [
+            "_deepwell() {",
+            '    local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD - 1]}" words=""',
+            '    if [ "$COMP_CWORD" -eq 1 ]; then',
+            f'        words="{" ".join(GROUPS)} --help --version"',
+            "    else",
+            '        case "${COMP_WORDS[1]}" in',
+            *("    " + line for line in flags),
+            "        esac",
+            '        case "${COMP_WORDS[1]} $previous" in',
+            *("    " + line for line in values),
+            "        esac",
+            "    fi",
+            '    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")',
+            "}",
+            "complete -o default -F _deepwell deepwell",
+        ]
+    )
+
+
+def zsh() -> str:
+    names = "\n".join(f"        {_quoted(f'{name}:{summary(group)}')}" for name, group in GROUPS.items())
+    cases = []
+    for command, options in _commands():
+        specs = " ".join(_quoted(_zsh_spec(option)) for option in options)
+        cases.append(f"        {command}) _arguments {specs} ;;")
+    return "\n".join(
+        [
+            "#compdef deepwell",
+            "_deepwell() {",
+            "    local -a commands=(",
+            names,
+            "    )",
+            "    if (( CURRENT == 2 )); then _describe command commands; return; fi",
+            "    shift words; (( CURRENT-- ))",
+            '    case "$words[1]" in',
+            *cases,
+            "    esac",
+            "}",
+            "compdef _deepwell deepwell",
+        ]
+    )
+
+
+def fish() -> str:
+    lines = ["complete -c deepwell -n __fish_use_subcommand -l version -d 'Show the version'"]
+    for command, options in _commands():
+        help_ = summary(GROUPS[command])
+        lines.append(f"complete -c deepwell -f -n __fish_use_subcommand -a {command} -d {_quoted(help_)}")
+        for option in options:
+            here = f"complete -c deepwell -n '__fish_seen_subcommand_from {command}'"
+            choices = f" -f -a '{' '.join(option.choices)}'" if option.choices else ""
+            if option.argument:
+                lines += [here + choices] if choices else []
+                continue
+            takes = "" if option.switch else " -r"
+            lines.append(f"{here} -l {option.flag[2:]}{takes}{choices} -d {_quoted(option.help)}")
+    return "\n".join(lines)
+
+
+def _commands() -> list[tuple[str, tuple[Option, ...]]]:
+    return [(command, options_of(group)) for command, group in GROUPS.items()]
+
+
+def _zsh_spec(option: Option) -> str:
+    value = f"({' '.join(option.choices)})" if option.choices else "_files" if option.allowed == "a path" else " "
+    if option.argument:
+        return f":{option.name}:{value}"
+    text = option.help.translate(str.maketrans({"[": "(", "]": ")", ":": r"\:"}))
+    many = "*" if option.repeats else ""
+    return f"{many}{option.flag}[{text}]" + ("" if option.switch else f":{option.name}:{value}")
+
+
+def _quoted(text: str) -> str:
+    """In single quotes, for all three shells."""
+    return "'" + text.replace("'", "’") + "'"

@@ -1,0 +1,56 @@
+"""`deepwell COMMAND ...`: find the command, read its options, run it, and turn errors into one clear sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from deepwell import __version__
+from deepwell.errors import DeepwellError
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; gives the exit code: 0 done, 2 wrong use or input, 130 Ctrl-C, 141 the reader of our output left."""
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except DeepwellError as error:
+        print(f"deepwell: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; give it a place to write to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _run(args: list[str]) -> int:
+    if args == ["--version"]:
+        print(f"deepwell {__version__}")
+        return 0
+    # Imported here so that --version costs nothing.
+    from deepwell.cli import parser
+    from deepwell.options import GROUPS
+
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(parser.overview())
+        return 0 if args else EXIT_USAGE
+    command, rest = args[0], args[1:]
+    if command not in GROUPS:
+        print(f"deepwell: {command!r} is not a command; commands are {', '.join(GROUPS)}", file=sys.stderr)
+        return EXIT_USAGE
+    options = parser.read_options(command, rest, os.environ)
+    code: int = import_module(f"deepwell.cli.{command}").run(options)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

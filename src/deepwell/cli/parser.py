@@ -1,0 +1,109 @@
+"""Command-line parsers and help texts, made from the structs of options.py."""
+
+from __future__ import annotations
+
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, GROUPS, Option, options_of, resolve
+
+CONFIG_ENV = ENV_PREFIX + "CONFIG"
+
+
+def read_options(command: str, args: Sequence[str], environ: Mapping[str, str]) -> Any:
+    """The options struct of `command`. Wrong flags end the process with code 2, as argparse does."""
+    flags = vars(build(command).parse_intermixed_args(args))
+    config = flags.pop("config", environ.get(CONFIG_ENV))
+    return resolve(command, flags, environ, Path(config) if config else None)
+
+
+def overview() -> str:
+    """What `deepwell --help` prints."""
+    width = max(map(len, GROUPS)) + 2
+    commands = "\n".join(f"  {name:{width}}{summary(group)}" for name, group in GROUPS.items())
+    return (
+        "usage: deepwell COMMAND [OPTIONS]\n\n"
+        "Train, serve and measure DeepSeek-style language models on hardware you own.\n\n"
+        f"commands:\n{commands}\n\n"
+        "examples:\n"
+        "  deepwell serve                        answer on http://127.0.0.1:8000\n"
+        '  deepwell generate "def fibonacci(n):" continue a text\n'
+        "  deepwell doctor                       what this machine offers\n\n"
+        "deepwell COMMAND --help explains a command; deepwell --version says the version."
+    )
+
+
+def summary(group: type[msgspec.Struct]) -> str:
+    return cleandoc(group.__doc__ or "").splitlines()[0].rstrip(".")
+
+
+def details(group: type[msgspec.Struct]) -> str:
+    """The docstring below its first line: examples and keys."""
+    return "\n".join(cleandoc(group.__doc__ or "").splitlines()[1:]).strip()
+
+
+def build(command: str) -> ArgumentParser:
+    """A parser that leaves every value as text and every option not given out of its result."""
+    group = GROUPS[command]
+    options = options_of(group)
+    configurable = any(not option.once for option in options)
+    parser = ArgumentParser(
+        prog=f"deepwell {command}",
+        description=summary(group) + ".",
+        epilog=details(group) + (_sources() if configurable else ""),
+        formatter_class=RawDescriptionHelpFormatter,
+        argument_default=SUPPRESS,
+        allow_abbrev=False,
+    )
+    for option in options:
+        if option.argument:
+            _add_argument(parser, option)
+        else:
+            _add_flag(parser, option)
+    if configurable:
+        parser.add_argument("--config", metavar="PATH", help=f"TOML file with options [{DEFAULT_CONFIG}, if it exists]")
+    return parser
+
+
+def placeholder(option: Option) -> str:
+    """What stands for the value in a usage line."""
+    if option.choices:
+        return "|".join(option.choices)
+    word = option.allowed.split()[1] if option.allowed.startswith("a") else option.allowed
+    return {"integer": "N", "number": "X", "path": "PATH"}.get(word, "TEXT")
+
+
+def _sources() -> str:
+    return f"\n\nOptions can also be set as {ENV_PREFIX}<NAME> in the environment or in {DEFAULT_CONFIG}: see docs/cli.md."
+
+
+def _add_argument(parser: ArgumentParser, option: Option) -> None:
+    parser.add_argument(
+        option.name,
+        metavar=option.name.upper(),
+        nargs=None if option.required else "?",
+        help=_help(option),
+    )
+
+
+def _add_flag(parser: ArgumentParser, option: Option) -> None:
+    if option.switch:
+        parser.add_argument(option.flag, dest=option.name, action="store_true", help=_help(option))
+        return
+    parser.add_argument(
+        option.flag,
+        dest=option.name,
+        metavar=placeholder(option),
+        action="append" if option.repeats else "store",
+        help=_help(option),
+    )
+
+
+def _help(option: Option) -> str:
+    shown = option.default not in (None, "", (), False) and not option.required
+    return (option.help.rstrip(".") + (f" [{option.default}]" if shown else "")).replace("%", "%%")
