@@ -202,7 +202,7 @@ def _moe(keys: _Keys, family: str, layers: int) -> MoeConfig | None:
     topk_group = keys.count("topk_group", 1) if method != "greedy" else 1
     if experts % n_group or topk_group > n_group or top_k > experts // n_group * topk_group:
         raise ConfigError(
-            f"config.json: cannot choose {top_k} of {experts} experts from {topk_group} (topk_group) of {n_group} (n_group) groups"
+            f"config.json: cannot choose {top_k} of {experts} experts from topk_group {topk_group} of n_group {n_group}"
         )
     if method == "noaux_tc" and experts // n_group < 2:
         raise ConfigError("config.json: noaux_tc routing needs at least two experts per group")

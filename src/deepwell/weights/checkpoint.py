@@ -1,0 +1,119 @@
+"""A Hugging Face model folder: config.json, safetensors shards, checked against the parameters the model needs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwell.errors import CheckpointError
+from deepwell.model.config import ModelConfig, from_hugging_face
+from deepwell.model.params import Param, param_specs
+from deepwell.weights.safetensors import Tensor, read
+
+MAX_JSON_BYTES = 64 << 20
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read_json(file: Path, limit: int = MAX_JSON_BYTES) -> Any:
+    """A parsed JSON file. CheckpointError if it is missing, larger than `limit` bytes, or broken."""
+    try:
+        with file.open("rb") as stream:
+            raw = stream.read(limit + 1)
+    except OSError as e:
+        raise CheckpointError(f"{file}: cannot be read: {e.strerror or e}") from e
+    if len(raw) > limit:
+        raise CheckpointError(f"{file}: is larger than the {limit} bytes allowed")
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
+        raise CheckpointError(f"{file}: is no valid JSON: {e}") from e
+
+
+class Checkpoint:
+    """An opened model folder. `tensors` are mapped, not read; `stored` is the type most weights are kept in."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such folder; give a folder with config.json and *.safetensors")
+        self.folder = folder
+        raw = read_json(folder / "config.json")
+        if not isinstance(raw, dict):
+            raise CheckpointError(f"{folder / 'config.json'}: holds no JSON object")
+        self.config: ModelConfig = from_hugging_face(raw)
+        self.tensors = _open(folder)
+        self.params = param_specs(self.config)
+        for param in self.params:
+            self._check(param)
+        self._check_extra()
+
+    @property
+    def stored(self) -> str:
+        largest = max((self.tensors[p.sources[0]] for p in self.params), key=lambda t: int(np.prod(t.shape)))
+        return {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[largest.dtype]
+
+    @property
+    def fingerprint(self) -> bytes:
+        """16 bytes that name this model: its config and, of every tensor, name, type, shape and first values."""
+        digest = hashlib.blake2b(msgspec.json.encode(self.config), digest_size=16)
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+            digest.update(tensor.sample())
+        return digest.digest()
+
+    def pieces(self, param: Param) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(first row, rows) of a parameter seen as a matrix, one source tensor at a time."""
+        row = 0
+        for source in param.sources:
+            values = self.tensors[source].float32()
+            values = values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values
+            yield row, values
+            row += values.shape[0]
+
+    def whole(self, param: Param) -> NDArray[np.float32]:
+        return np.concatenate([piece for _, piece in self.pieces(param)]).reshape(param.shape)
+
+    def _check(self, param: Param) -> None:
+        rows = int(np.prod(param.shape[:-1])) if len(param.shape) > 1 else param.shape[0]
+        tail = param.shape[-1:] if len(param.shape) > 1 else ()
+        wanted = (rows // len(param.sources), *tail)
+        for source in param.sources:
+            tensor = self.tensors.get(source)
+            if tensor is None:
+                raise CheckpointError(f"{self.folder}: tensor {source} is missing; the config calls for {wanted}")
+            if tensor.shape != wanted:
+                raise CheckpointError(
+                    f"{tensor.file}: tensor {source} has shape {tensor.shape}; the config calls for {wanted}"
+                )
+
+    def _check_extra(self) -> None:
+        known = {source for param in self.params for source in param.sources} | {"lm_head.weight"}
+        drafts = tuple(f"model.layers.{self.config.layers + k}." for k in range(self.config.mtp_layers))
+        for name, tensor in self.tensors.items():
+            if name not in known and not name.startswith(drafts) and not name.endswith("rotary_emb.inv_freq"):
+                raise CheckpointError(f"{tensor.file}: tensor {name} is none of a {self.config.family} model's")
+
+
+def _open(folder: Path) -> dict[str, Tensor]:
+    if not (folder / _INDEX).exists():
+        return read(folder / _SINGLE)
+    index = read_json(folder / _INDEX)
+    placed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(placed, dict) or not all(isinstance(shard, str) for shard in placed.values()):
+        raise CheckpointError(f"{folder / _INDEX}: has no weight_map from tensor names to files")
+    shards: dict[str, dict[str, Tensor]] = {}
+    for shard in sorted(set(placed.values())):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{folder / _INDEX}: names the file {shard!r}; allowed are *.safetensors beside it")
+        if not (folder / shard).exists():
+            raise CheckpointError(f"{folder / shard}: is missing, though {_INDEX} names it")
+        shards[shard] = read(folder / shard)
+    for name, shard in placed.items():
+        if name not in shards[shard]:
+            raise CheckpointError(f"{folder / shard}: has no tensor {name}, though {_INDEX} places it there")
+    return {name: shards[shard][name] for name, shard in placed.items()}

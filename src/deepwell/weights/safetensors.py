@@ -1,0 +1,103 @@
+"""safetensors files, read by memory map without torch. The header is untrusted: everything it says is checked.
+
+Format: 8 bytes little-endian header length, JSON header {name: {dtype, shape, data_offsets}}, then the data.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwell.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100 << 20
+_STORED: dict[str, tuple[str, int]] = {"F32": ("<f4", 4), "F16": ("<f2", 2), "BF16": ("<u2", 2)}
+
+
+class Tensor:
+    """A tensor in a mapped file: its values are read, and turned into float32, when asked for."""
+
+    def __init__(self, file: Path, name: str, dtype: str, shape: tuple[int, ...], raw: NDArray[Any]) -> None:
+        self.file, self.name, self.dtype, self.shape = file, name, dtype, shape
+        self._raw = raw
+
+    def float32(self) -> NDArray[np.float32]:
+        """All values, in the tensor's shape. CheckpointError if one of them is not a finite number."""
+        stored = self._raw.reshape(self.shape)
+        if self.dtype == "BF16":
+            values: NDArray[np.float32] = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        else:
+            values = stored.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise CheckpointError(f"{self.file.name}: tensor {self.name} holds values that are not finite numbers")
+        return values
+
+    def sample(self) -> bytes:
+        """The first values as stored: enough to tell two models of one shape apart."""
+        return self._raw[:256].tobytes()
+
+
+class _Entry(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def read(file: Path) -> dict[str, Tensor]:
+    """Map `file`. CheckpointError names the file, the tensor and what is wrong with it."""
+    try:
+        mapped = np.memmap(file, dtype=np.uint8, mode="r")
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{file}: cannot be mapped: {e}") from e
+    header, start = _header(file, mapped)
+    data = mapped[start:]
+    tensors = {name: _tensor(file, name, entry, data) for name, entry in header.items()}
+    _check_layout(file, header, len(data))
+    return tensors
+
+
+def _header(file: Path, mapped: NDArray[np.uint8]) -> tuple[dict[str, _Entry], int]:
+    length = int.from_bytes(mapped[:8].tobytes(), "little") if len(mapped) >= 8 else 0
+    if not 2 <= length <= min(len(mapped) - 8, MAX_HEADER_BYTES):
+        raise CheckpointError(f"{file}: is no whole safetensors file: its header would be {length} bytes long")
+    try:
+        raw = msgspec.json.decode(mapped[8 : 8 + length].tobytes(), type=dict[str, msgspec.Raw])
+        raw.pop("__metadata__", None)
+        header = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in raw.items()}
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
+        raise CheckpointError(f"{file}: its header is broken: {e}") from e
+    return header, 8 + length
+
+
+def _tensor(file: Path, name: str, entry: _Entry, data: NDArray[np.uint8]) -> Tensor:
+    if entry.dtype not in _STORED:
+        raise CheckpointError(f"{file}: tensor {name} is of type {entry.dtype}; supported are {', '.join(_STORED)}")
+    dtype, width = _STORED[entry.dtype]
+    begin, end = entry.data_offsets
+    if any(n < 0 for n in entry.shape) or not 0 <= begin <= end:
+        raise CheckpointError(f"{file}: tensor {name} has shape {entry.shape} and offsets {begin} to {end}")
+    if end > len(data):
+        missing = end - len(data)
+        raise CheckpointError(f"{file}: tensor {name} ends {missing} bytes after the file: the file is cut off")
+    if math.prod(entry.shape) * width != end - begin:
+        raise CheckpointError(f"{file}: tensor {name} of shape {entry.shape} cannot have {end - begin} bytes")
+    # a copy-free view needs no alignment in numpy
+    raw = np.frombuffer(data[begin:end], dtype=dtype)
+    return Tensor(file, name, entry.dtype, tuple(entry.shape), raw)
+
+
+def _check_layout(file: Path, header: dict[str, _Entry], size: int) -> None:
+    """Tensors must follow each other without gap or overlap and fill the file."""
+    at, before = 0, "the header"
+    for name, entry in sorted(header.items(), key=lambda item: item[1].data_offsets):
+        begin, end = entry.data_offsets
+        if begin != at:
+            raise CheckpointError(f"{file}: tensor {name} starts at byte {begin}, but {before} ends at {at}")
+        at, before = end, f"tensor {name}"
+    if at != size:
+        raise CheckpointError(f"{file}: {size - at} bytes follow the last tensor")

@@ -1,0 +1,115 @@
+"""Seeded random checkpoints of the true architectures at small width, made by transformers itself.
+
+transformers is the independent reference: it builds, initialises, saves and runs the model; Deepwell only reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV3Config, LlamaConfig, PreTrainedModel
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 0.707,
+    "mscale_all_dim": 0.707,
+}
+_BASE: dict[str, Any] = dict(vocab_size=320, hidden_size=64, num_hidden_layers=3, max_position_embeddings=512)
+_MLA = dict(num_attention_heads=4, num_key_value_heads=4, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8)
+_MOE = dict(intermediate_size=96, moe_intermediate_size=32, first_k_dense_replace=1, v_head_dim=24)
+
+CONFIGS: dict[str, Any] = {
+    "llama": lambda: LlamaConfig(
+        **_BASE, intermediate_size=160, num_attention_heads=4, num_key_value_heads=4, rms_norm_eps=1e-6
+    ),
+    "llama-gqa-linear": lambda: LlamaConfig(
+        **_BASE,
+        intermediate_size=96,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=16,
+        rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 100000.0},
+    ),
+    "llama-tied-bias": lambda: LlamaConfig(
+        **_BASE,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+    ),
+    "v2-lite": lambda: DeepseekV2Config(
+        **_BASE,
+        **_MLA,
+        **_MOE,
+        q_lora_rank=None,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        n_shared_experts=2,
+        rope_parameters=dict(YARN),
+        topk_method="greedy",
+    ),
+    "v2": lambda: DeepseekV2Config(
+        **_BASE,
+        **_MLA,
+        **_MOE,
+        q_lora_rank=48,
+        n_routed_experts=16,
+        num_experts_per_tok=3,
+        n_shared_experts=2,
+        n_group=4,
+        topk_group=2,
+        topk_method="group_limited_greedy",
+        routed_scaling_factor=4.0,
+        rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0),
+    ),
+    "v3": lambda: DeepseekV3Config(
+        **_BASE,
+        **_MLA,
+        **_MOE,
+        q_lora_rank=48,
+        n_routed_experts=16,
+        num_experts_per_tok=4,
+        n_shared_experts=1,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=2.5,
+        rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0, factor=40.0),
+    ),
+    "v3-plain": lambda: DeepseekV3Config(
+        **_BASE, **_MLA, **_MOE, q_lora_rank=None, n_routed_experts=8, num_experts_per_tok=2, n_group=1, topk_group=1
+    ),
+}
+
+
+def make(name: str, seed: int = 0) -> PreTrainedModel:
+    """A float32 model of that name with weights large enough that logits and routing really vary."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if key.endswith("norm.weight") or "layernorm" in key:
+                weight.uniform_(0.5, 1.5)
+            elif weight.ndim > 1:
+                weight.normal_(0.0, 1.5 * weight.shape[-1] ** -0.5)
+            else:
+                weight.normal_(0.0, 0.1)
+        for key, buffer in model.named_buffers():
+            if key.endswith("e_score_correction_bias"):
+                buffer.uniform_(-0.6, 0.3)
+    return model
+
+
+def save(name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
+    """Save that model as a checkpoint in `folder` and return it, with the values the file holds, in float32."""
+    model = make(name, seed).to(dtype)
+    model.save_pretrained(folder, **options)
+    return model.float()
