@@ -17,9 +17,13 @@ def bash() -> str:
         own = [option for option in options if not option.argument]
         arguments = [choice for option in options if option.argument for choice in option.choices]
         values += [
-            f'        "{command} {option.flag}") words="{" ".join(option.choices)}" ;;' for option in own if option.choices
+            f'        "{command} {option.flag}") words="{" ".join(option.choices)}" ;;'
+            for option in own
+            if option.choices
         ]
-        flags.append(f'        {command}) words="{" ".join([*arguments, *(option.flag for option in own), "--help"])}" ;;')
+        flags.append(
+            f'        {command}) words="{" ".join([*arguments, *(option.flag for option in own), "--help"])}" ;;'
+        )
     return "\n".join(
         [
             "_deepwell() {",
@@ -89,7 +93,7 @@ def _zsh_spec(option: Option) -> str:
     value = f"({' '.join(option.choices)})" if option.choices else "_files" if option.allowed == "a path" else " "
     if option.argument:
         return f":{option.name}:{value}"
-    text = option.help.translate(str.maketrans({"[": "(", "]": ")", ":": r"\:"}))
+    text = option.help.replace("[", "(").replace("]", ")").replace(":", r"\:")
     many = "*" if option.repeats else ""
     return f"{many}{option.flag}[{text}]" + ("" if option.switch else f":{option.name}:{value}")
 

@@ -16,7 +16,7 @@ EXIT_BROKEN_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; gives the exit code: 0 done, 2 wrong use or input, 130 Ctrl-C, 141 the reader of our output left."""
+    """Run a command line. Exit codes: 0 done, 1 not well, 2 wrong use or input, 130 Ctrl-C, 141 our reader left."""
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

@@ -79,7 +79,9 @@ def placeholder(option: Option) -> str:
 
 
 def _sources() -> str:
-    return f"\n\nOptions can also be set as {ENV_PREFIX}<NAME> in the environment or in {DEFAULT_CONFIG}: see docs/cli.md."
+    return (
+        f"\n\nOptions can also be set as {ENV_PREFIX}<NAME> in the environment or in {DEFAULT_CONFIG}: see docs/cli.md."
+    )
 
 
 def _add_argument(parser: ArgumentParser, option: Option) -> None:

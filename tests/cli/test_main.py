@@ -1,0 +1,150 @@
+"""The command line as a person meets it: help, errors in one sentence, exit codes, start-up time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deepwell import __version__
+from deepwell.cli import docs
+from deepwell.cli.main import main
+from deepwell.options import GROUPS, GenerateOptions, options_of
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("numpy", "tokenizers", "starlette", "uvicorn", "rich", "torch", "transformers")
+
+
+def deepwell(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a shell would run it."""
+    command = [sys.executable, "-m", "deepwell.cli.main", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_version() -> None:
+    done = deepwell("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"deepwell {__version__}\n", "")
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {command} " in shown for command in GROUPS)
+    assert "examples:" in shown
+
+
+def test_no_command_is_a_mistake_that_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", GROUPS)
+def test_help_of_a_command_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert left.value.code == 0
+    assert f"deepwell {command}" in shown.split("Examples:")[1], "an example calls the command"
+    for option in options_of(GROUPS[command]):
+        assert (option.name.upper() if option.argument else option.flag) in shown
+        assert " ".join(option.help.rstrip(".").split()) in shown
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sreve"]) == 2
+    assert capsys.readouterr().err.startswith("deepwell: 'sreve' is not a command; commands are serve, ")
+
+
+def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["serve", "--prot", "1"])
+    assert left.value.code == 2
+    assert "--prot" in capsys.readouterr().err
+
+
+def test_a_wrong_value_is_one_sentence_without_traceback() -> None:
+    done = deepwell("serve", "--port", "x")
+    assert done.returncode == 2
+    assert done.stderr == "deepwell: --port: must be an integer from 0 to 65535, not 'x'\n"
+    assert done.stdout == ""
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    done = deepwell("generate", str(tmp_path / "nothing"), "x")
+    assert done.returncode == 2
+    assert str(tmp_path / "nothing") in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_config_flag_and_variable(tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text("[serve]\nport = 'x'\n")
+    said = f"deepwell: {config}: [serve] port: must be an integer from 0 to 65535, not 'x'\n"
+    assert deepwell("serve", "--config", str(config)).stderr == said
+    assert deepwell("serve", env={**os.environ, "DEEPWELL_CONFIG": str(config)}).stderr == said
+
+
+def test_arguments_and_flags_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[GenerateOptions] = []
+
+    class Stub:
+        @staticmethod
+        def run(options: GenerateOptions) -> int:
+            seen.append(options)
+            return 0
+
+    monkeypatch.setattr("deepwell.cli.main.import_module", lambda name: Stub)
+    for line in (["m", "--json", "p"], ["--json", "m", "p"], ["m", "p", "--json"]):
+        assert main(["generate", *line]) == 0
+        assert (str(seen[-1].model), seen[-1].prompt, seen[-1].json) == ("m", "p", True)
+    main(["generate", "-", "--stop", "a", "--stop", "b"])
+    assert (seen[-1].model, seen[-1].prompt, seen[-1].stop) == (None, "-", ("a", "b"))
+
+
+def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deepwell.cli.main.import_module", interrupted)
+    assert main(["doctor"]) == 130
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    """`deepwell completion fish | true`: the output is longer than nothing and nobody reads it."""
+    script = f"{sys.executable} -c 'import sys; from deepwell.cli.main import main; sys.exit(main())' completion fish"
+    done = subprocess.run(
+        ["bash", "-c", f"{{ sleep 0.2; {script}; echo $? >&2; }} | true"], capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr.strip() == "141"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from deepwell.cli.main import main; main(['--help']); "
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version_is_instant() -> None:
+    """The best of five starts, less the interpreter's own: an eighth of a second is more than enough."""
+
+    def best(*command: str) -> float:
+        spent = []
+        for _ in range(5):
+            start = time.perf_counter()
+            subprocess.run(command, capture_output=True, check=True)
+            spent.append(time.perf_counter() - start)
+        return min(spent)
+
+    bare = best(sys.executable, "-c", "pass")
+    assert best(sys.executable, "-m", "deepwell.cli.main", "--version") - bare < 0.125
+
+
+def test_the_documentation_is_made_from_the_options() -> None:
+    assert (ROOT / "docs/cli.md").read_text(encoding="utf-8") == docs.render(), "run: make docs"
