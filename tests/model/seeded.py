@@ -21,9 +21,15 @@ YARN = {
     "mscale": 0.707,
     "mscale_all_dim": 0.707,
 }
-_BASE: dict[str, Any] = dict(vocab_size=320, hidden_size=64, num_hidden_layers=3, max_position_embeddings=512)
-_MLA = dict(num_attention_heads=4, num_key_value_heads=4, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8)
-_MOE = dict(intermediate_size=96, moe_intermediate_size=32, first_k_dense_replace=1, v_head_dim=24)
+_BASE: dict[str, Any] = {"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 3, "max_position_embeddings": 512}
+_MLA = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+}
+_MOE = {"intermediate_size": 96, "moe_intermediate_size": 32, "first_k_dense_replace": 1, "v_head_dim": 24}
 
 CONFIGS: dict[str, Any] = {
     "llama": lambda: LlamaConfig(

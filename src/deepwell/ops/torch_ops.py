@@ -17,6 +17,8 @@ from torch import Tensor
 
 from deepwell.ops.base import BLOCK_TOKENS, Batch, GqaShape, MlaShape, Rotation, Routing
 
+ATTENTION_CHUNK = 128
+
 
 class RouterLoad(msgspec.Struct, frozen=True):
     """What training needs of one MoE layer: tokens per expert, and every score with the choice it led to."""
@@ -39,6 +41,7 @@ class TorchOps:
         self.positions_T = torch.arange(self.length, device=tokens_BS.device).repeat(self.batch)
         self.loads: list[RouterLoad] = []
         self._rotations: dict[Rotation, tuple[Tensor, Tensor]] = {}
+        self._masks: dict[tuple[int, int], Tensor] = {}
 
     def embed(self, table: Tensor) -> Tensor:
         return F.embedding(self.tokens_T, table)
@@ -125,8 +128,26 @@ class TorchOps:
         return x.view(self.batch, self.length, heads, -1).transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        out_BHSV = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        """Causal attention, a chunk of queries at a time over the keys up to its end.
+
+        Half the products of the full square, and twice as fast as torch's fused kernel on a CPU at small heads.
+        """
+        q, k, v = q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
+        outs = []
+        for start in range(0, self.length, ATTENTION_CHUNK):
+            stop = min(start + ATTENTION_CHUNK, self.length)
+            mask_QS = self._mask(start, stop).to(q.dtype).expand(len(q), -1, -1)
+            scores = torch.baddbmm(mask_QS, q[:, start:stop], k[:, :, :stop], alpha=scale)
+            outs.append(scores.softmax(-1) @ v[:, :stop])
+        out_BHSV = torch.cat(outs, dim=1).view(self.batch, -1, self.length, v.shape[-1])
         return out_BHSV.transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def _mask(self, start: int, stop: int) -> Tensor:
+        """0 where a query of [start, stop) may look at a key of [0, stop), minus infinity where not."""
+        if (start, stop) not in self._masks:
+            hidden = torch.full((stop - start, stop), float("-inf"), device=self.tokens_T.device)
+            self._masks[start, stop] = hidden.triu(start + 1)
+        return self._masks[start, stop]
 
 
 class PagedTorchOps(TorchOps):
