@@ -1,0 +1,76 @@
+/** The settings, checked while they are typed and remembered as soon as they are right. */
+
+import type { App } from "./app";
+import { openDialog } from "./dialogs";
+import { h } from "./dom";
+import { DEFAULTS, FIELDS, type Field, type Mode, problem } from "./settings";
+
+export function settingsDialog(app: App, mode: Mode): void {
+  const { settings } = app;
+  const content = h("div", { class: "settings" });
+  const build = (): void => {
+    content.replaceChildren(
+      ...(mode === "chat" ? [systemBox(app)] : []),
+      h("h3", {}, mode === "chat" ? "Sampling in chats" : "Sampling in completions"),
+      h("p", { class: "hint" }, "Empty fields leave the choice to the server."),
+      h("div", { class: "fields" }, ...FIELDS.filter((field) => !field.more).map((field) => input(app, mode, field))),
+      h("details", {}, h("summary", {}, "More"),
+        h("div", { class: "fields" }, ...FIELDS.filter((field) => field.more).map((field) => input(app, mode, field)))),
+      h("h3", {}, "Server"),
+      keyBox(app),
+      h("div", { class: "row end" }, h("button", { type: "button", class: "quiet", onclick: reset }, "Restore defaults")),
+    );
+  };
+  const reset = (): void => {
+    settings[mode] = { ...DEFAULTS[mode] };
+    if (mode === "chat") settings.system = DEFAULTS.system;
+    app.saveSettings();
+    build();
+  };
+  build();
+  openDialog("Settings", content);
+}
+
+function input(app: App, mode: Mode, field: Field): HTMLElement {
+  const id = `setting-${field.key}`;
+  const wrong = h("span", { class: "field-error", id: `${id}-error`, role: "alert" });
+  const attributes = { id, "aria-describedby": `${id}-help ${id}-error`, placeholder: "server's choice", autocomplete: "off" };
+  const box =
+    field.kind === "lines"
+      ? h("textarea", { ...attributes, rows: "2", class: "code" })
+      : h("input", { ...attributes, type: "text", inputmode: field.kind === "integer" ? "numeric" : "decimal" });
+  const typed = app.settings[mode];
+  box.value = typed[field.key] ?? "";
+  box.addEventListener("input", () => {
+    const said = problem(field, box.value);
+    wrong.textContent = said ?? "";
+    box.setAttribute("aria-invalid", String(said !== null));
+    if (said !== null) return;
+    typed[field.key] = box.value;
+    app.saveSettings();
+  });
+  const label = h("label", { for: id }, field.label);
+  return h("div", { class: "field" }, label, box, h("span", { class: "hint", id: `${id}-help` }, field.help), wrong);
+}
+
+function systemBox(app: App): HTMLElement {
+  const box = h("textarea", { id: "setting-system", rows: "3", placeholder: "How the model should behave, in every chat." });
+  box.value = app.settings.system;
+  box.addEventListener("input", () => {
+    app.settings.system = box.value;
+    app.saveSettings();
+  });
+  return h("div", { class: "field" }, h("label", { for: "setting-system" }, "System prompt"), box);
+}
+
+function keyBox(app: App): HTMLElement {
+  const box = h("input", { id: "setting-key", type: "password", autocomplete: "off", placeholder: "not needed on an open server" });
+  box.value = app.settings.apiKey;
+  box.addEventListener("change", () => {
+    app.settings.apiKey = box.value.trim();
+    app.saveSettings();
+    void app.connection.check();
+  });
+  const help = h("span", { class: "hint" }, "Kept in this browser and sent only to this server.");
+  return h("div", { class: "field" }, h("label", { for: "setting-key" }, "API key"), box, help);
+}
