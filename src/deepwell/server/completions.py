@@ -1,0 +1,122 @@
+"""POST /v1/completions: a text continued, or a gap filled in the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deepwell.chat import render_fim, render_text
+from deepwell.engine.types import Delta, TokenLogprob
+from deepwell.errors import RequestError
+from deepwell.server.answers import finish_of, respond
+from deepwell.server.body import read_body
+from deepwell.server.logprobs import TextLogprobsWriter, TokenBytes
+from deepwell.server.protocol import CompletionRequest
+from deepwell.server.replies import Head, TextChoice, TextCompletion, TextLogprobs, Usage, usage_of
+from deepwell.server.rules import check_common, max_tokens_of, prompt_of, sampling_of
+from deepwell.server.service import Service
+
+
+async def completions(request: Request) -> Response:
+    """Continue a prompt."""
+    service: Service = request.app.state.service
+    timer = service.metrics.request()
+    asked = await read_body(request, CompletionRequest, service.limits.max_body_bytes)
+    check_common(asked, service)
+    prompt = prompt_of(asked, service)
+    check_completion(asked, prompt)
+    tokens = await _tokens(prompt, asked.suffix, service)
+    max_tokens = max_tokens_of(asked.max_tokens, len(tokens), service)
+    prompt_logprobs = asked.logprobs if asked.echo else None
+    head = service.head(asked.model)
+    stream = service.submit(head, tokens, sampling_of(asked, max_tokens, asked.logprobs, prompt_logprobs))
+    writer = TextWriter(
+        head,
+        service.tokenizer.token_bytes,
+        echo=_echoed(prompt, service) if asked.echo else "",
+        hidden=1 if isinstance(prompt, str) and service.tokenizer.bos is not None else 0,
+        with_usage=asked.stream_options is not None and bool(asked.stream_options.include_usage),
+        usage_chunk=service.limits.usage_chunk,
+    )
+    return await respond(request, stream, writer, timer, bool(asked.stream), service.limits.keep_alive_seconds)
+
+
+def check_completion(asked: CompletionRequest, prompt: str | tuple[int, ...]) -> None:
+    """Pairs of fields. Raises RequestError."""
+    if asked.max_tokens == 0 and not asked.echo:
+        raise RequestError("max_tokens must be at least 1; 0 is only allowed with echo: true", "max_tokens")
+    if asked.suffix is not None and not isinstance(prompt, str):
+        raise RequestError("suffix needs a prompt given as text, not as token ids", "suffix")
+    if asked.suffix is not None and asked.echo and asked.logprobs is not None:
+        raise RequestError("echo with logprobs cannot be combined with suffix", "logprobs")
+
+
+class TextWriter:
+    """OpenAI's older shape. `echo` is put in front of the answer; the first `hidden` prompt tokens are not shown."""
+
+    def __init__(
+        self,
+        head: Head,
+        token_bytes: TokenBytes,
+        *,
+        echo: str = "",
+        hidden: int = 0,
+        with_usage: bool = False,
+        usage_chunk: bool = False,
+    ) -> None:
+        self._head = msgspec.structs.asdict(head)
+        self._logprobs = TextLogprobsWriter(token_bytes)
+        self._echo = echo
+        self._hidden = hidden
+        self._usage_chunk = with_usage and usage_chunk
+        self._no_usage: UnsetType | None = None if with_usage else UNSET
+
+    def chunks(self, delta: Delta) -> Iterator[TextCompletion]:
+        """See Writer."""
+        text, tokens = self._echo + delta.text, self._shown(delta)
+        self._echo = ""
+        if text or tokens:
+            yield self._chunk([TextChoice(text=text, logprobs=self._written(tokens))], self._no_usage)
+        if delta.finish_reason is not None:
+            usage = usage_of(delta.usage) if delta.usage else None
+            yield self._chunk([TextChoice(text="", finish_reason=finish_of(delta.finish_reason))], usage)
+            if self._usage_chunk:
+                yield self._chunk([], usage)
+
+    def answer(self, whole: Delta) -> TextCompletion:
+        """See Writer."""
+        assert whole.finish_reason is not None
+        assert whole.usage is not None
+        choice = TextChoice(
+            text=self._echo + whole.text,
+            logprobs=self._written(self._shown(whole)),
+            finish_reason=finish_of(whole.finish_reason),
+        )
+        return self._chunk([choice], usage_of(whole.usage))
+
+    def _shown(self, delta: Delta) -> tuple[TokenLogprob, ...]:
+        return delta.prompt_logprobs[self._hidden :] + delta.logprobs
+
+    def _written(self, tokens: tuple[TokenLogprob, ...]) -> TextLogprobs | None:
+        return self._logprobs.write(tokens) if tokens else None
+
+    def _chunk(self, choices: list[TextChoice], usage: Usage | UnsetType | None) -> TextCompletion:
+        return TextCompletion(**self._head, choices=choices, usage=usage)
+
+
+async def _tokens(prompt: str | tuple[int, ...], suffix: str | None, service: Service) -> tuple[int, ...]:
+    if not isinstance(prompt, str):
+        return prompt
+    if suffix is None:
+        return await service.tokens(partial(render_text, prompt, service.tokenizer), len(prompt), "prompt")
+    render = partial(render_fim, prompt, suffix, service.tokenizer)
+    return await service.tokens(render, len(prompt) + len(suffix), "prompt")
+
+
+def _echoed(prompt: str | tuple[int, ...], service: Service) -> str:
+    return prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt)

@@ -1,0 +1,95 @@
+"""From exceptions to DeepSeek's error bodies and status codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deepwell.errors import EngineStopped, QueueFull, RequestError
+
+INVALID = "invalid_request_error"
+OVERLOADED = "server_overloaded"
+INTERNAL = "internal_server_error"
+RETRY_AFTER_STOP = 5
+"""Seconds a client should wait when this server is going down."""
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """What went wrong; `param` names the field at fault, when there is one."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class BodyTooLarge(Exception):
+    """The request's body is longer than the server reads."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the request body is larger than the {limit} bytes this server accepts")
+
+
+def error_body(message: str, kind: str, param: str | None = None) -> ErrorBody:
+    """An error whose type and code are both `kind`, as DeepSeek's are."""
+    return ErrorBody(ErrorDetail(message, kind, param, kind))
+
+
+class JsonResponse(Response):
+    """A msgspec struct as JSON."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return msgspec.json.encode(content)
+
+
+def _invalid(_: Request, error: Exception) -> Response:
+    param = error.param if isinstance(error, RequestError) else None
+    return JsonResponse(error_body(str(error), INVALID, param), status_code=400)
+
+
+def _too_large(_: Request, error: Exception) -> Response:
+    headers = {"Connection": "close"}
+    return JsonResponse(error_body(str(error), INVALID), status_code=413, headers=headers)
+
+
+def _overloaded(_: Request, error: Exception) -> Response:
+    seconds = error.retry_after if isinstance(error, QueueFull) else RETRY_AFTER_STOP
+    headers = {"Retry-After": str(seconds)}
+    return JsonResponse(error_body(str(error), OVERLOADED), status_code=503, headers=headers)
+
+
+def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = {
+        404: f"there is nothing at {request.url.path}; /openapi.json lists the endpoints",
+        405: f"{request.method} is not allowed at {request.url.path}",
+    }.get(error.status_code, error.detail)
+    return JsonResponse(error_body(message, INVALID), status_code=error.status_code, headers=error.headers)
+
+
+def _internal(_: Request, __: Exception) -> Response:
+    body = error_body("the server failed to answer; its log says why", INTERNAL)
+    return JsonResponse(body, status_code=500)
+
+
+HANDLERS: dict[Any, Any] = {
+    RequestError: _invalid,
+    BodyTooLarge: _too_large,
+    QueueFull: _overloaded,
+    EngineStopped: _overloaded,
+    HTTPException: _http,
+    Exception: _internal,
+}
+"""Starlette's table of exception handlers."""

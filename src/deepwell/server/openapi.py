@@ -1,0 +1,59 @@
+"""/openapi.json: the endpoints, and the schemas of the very structs that validate requests and encode answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from deepwell import __version__
+from deepwell.server.errors import ErrorBody
+from deepwell.server.protocol import ChatRequest, CompletionRequest
+from deepwell.server.replies import ChatChunk, ChatCompletion, ModelList, TextCompletion
+
+ERRORS = {
+    "400": "The request is malformed or a field has a value that is not allowed; the message names it.",
+    "413": "The body is too large.",
+    "500": "The server failed.",
+    "503": "The queue is full or the server is stopping; retry after the seconds in Retry-After.",
+}
+
+
+def openapi() -> dict[str, Any]:
+    """The OpenAPI 3.1 document."""
+    types = (ChatRequest, CompletionRequest, ChatCompletion, ChatChunk, TextCompletion, ModelList, ErrorBody)
+    _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Deepwell", "version": __version__},
+        "paths": {
+            "/v1/chat/completions": _post("Answer a conversation.", ChatRequest, ChatCompletion, ChatChunk),
+            "/v1/completions": _post(
+                "Continue a text, or fill a gap in it.", CompletionRequest, TextCompletion, TextCompletion
+            ),
+            "/v1/models": _get("The model names that requests may use.", _json(ModelList)),
+            "/health": _get("Whether the server takes requests.", {"application/json": {}}),
+            "/metrics": _get("Metrics in Prometheus' text format.", {"text/plain": {}}),
+        },
+        "components": {"schemas": schemas},
+    }
+
+
+def _post(text: str, body: type, answer: type, chunk: type) -> dict[str, Any]:
+    content = _json(answer) | {"text/event-stream": {"schema": _ref(chunk)}}
+    responses: dict[str, Any] = {"200": {"description": "The answer, whole or streamed.", "content": content}}
+    responses |= {code: {"description": words, "content": _json(ErrorBody)} for code, words in ERRORS.items()}
+    asked = {"required": True, "content": _json(body)}
+    return {"post": {"summary": text, "requestBody": asked, "responses": responses}}
+
+
+def _get(text: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {"get": {"summary": text, "responses": {"200": {"description": text, "content": content}}}}
+
+
+def _json(kind: type) -> dict[str, Any]:
+    return {"application/json": {"schema": _ref(kind)}}
+
+
+def _ref(kind: type) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}

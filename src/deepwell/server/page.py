@@ -1,0 +1,38 @@
+"""The chat page: the files that the web build left in static/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+STATIC = Path(__file__).parent / "static"
+NO_PAGE = "Deepwell is running. The chat page is not built; the API is at /v1, listed in /openapi.json.\n"
+
+
+def page_routes(folder: Path = STATIC) -> list[BaseRoute]:
+    """A route for each file and folder of the build, and / for its index.html; a plain sentence if there is none."""
+    index = folder / "index.html"
+    if not index.is_file():
+        return [Route("/", _missing)]
+    routes: list[BaseRoute] = [_file("/", index)]
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            routes.append(Mount(f"/{entry.name}", StaticFiles(directory=entry)))
+        else:
+            routes.append(_file(f"/{entry.name}", entry))
+    return routes
+
+
+def _file(path: str, file: Path) -> Route:
+    async def answer(_: Request) -> Response:
+        return FileResponse(file, headers={"Cache-Control": "no-cache"})
+
+    return Route(path, answer)
+
+
+async def _missing(_: Request) -> Response:
+    return PlainTextResponse(NO_PAGE)

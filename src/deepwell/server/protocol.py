@@ -1,0 +1,134 @@
+"""Request bodies: every field once, with its type, bounds, and in words what is allowed.
+
+The words are both the description in /openapi.json and the hint in an error message ("temperature must be ...").
+Fields that are not listed are ignored, as DeepSeek does.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from deepwell.engine.types import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS
+from deepwell.engine.validate import MAX_LISTED_TOKENS, MAX_STOP_CHARACTERS
+
+MAX_INT = 2**31 - 1
+
+Role = Annotated[str, Meta(extra_json_schema={"enum": ["system", "user", "assistant", "tool"]})]
+TokenId = Annotated[int, Meta(ge=0, le=MAX_INT)]
+Tokens = Annotated[int, Meta(ge=1, le=MAX_INT)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+StopStrings = Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)]
+
+
+class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of a message; only text so far."""
+
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["text"]})]
+    text: str | None = None
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn of the conversation. `prefix` on a last assistant message has the model continue it."""
+
+    role: Role
+    content: str | list[ContentPart] | None = None
+    prefix: bool | None = None
+    tool_calls: list[Any] | None = None
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`include_usage` adds `usage: null` to the chunks before the last one, which always carries the usage."""
+
+    include_usage: bool | None = None
+
+
+class Kind(msgspec.Struct, frozen=True, kw_only=True):
+    """An object whose `type` says what it asks for."""
+
+    type: str
+
+
+class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What both completion endpoints share."""
+
+    model: Annotated[str, Meta(description="a text, one of those listed at /v1/models")]
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=2)] | None,
+        Meta(description="a number from 0 to 2; 0 always takes the most likely token"),
+    ] = None
+    top_p: Annotated[Annotated[float, Meta(gt=0, le=1)] | None, Meta(description="a number above 0 and up to 1")] = None
+    top_k: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_INT)] | None, Meta(description="an integer of at least 0; 0 keeps all tokens")
+    ] = None
+    min_p: Annotated[Annotated[float, Meta(ge=0, le=1)] | None, Meta(description="a number from 0 to 1")] = None
+    presence_penalty: Annotated[Penalty | None, Meta(description="a number from -2 to 2")] = None
+    frequency_penalty: Annotated[Penalty | None, Meta(description="a number from -2 to 2")] = None
+    repetition_penalty: Annotated[
+        Annotated[float, Meta(ge=0.01, le=10)] | None, Meta(description="a number from 0.01 to 10; 1 is neutral")
+    ] = None
+    logit_bias: Annotated[
+        dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None,
+        Meta(description="an object from token ids to numbers from -100 to 100"),
+    ] = None
+    seed: Annotated[
+        Annotated[int, Meta(ge=0, le=2**63 - 1)] | None, Meta(description="an integer from 0 to 2^63-1")
+    ] = None
+    stop: Annotated[
+        StopString | StopStrings | None,
+        Meta(
+            description=f"a text or a list of up to {MAX_STOP_STRINGS} texts of up to {MAX_STOP_CHARACTERS} characters"
+        ),
+    ] = None
+    stop_token_ids: Annotated[
+        Annotated[list[TokenId], Meta(max_length=MAX_LISTED_TOKENS)] | None,
+        Meta(description=f"a list of up to {MAX_LISTED_TOKENS} token ids"),
+    ] = None
+    ignore_eos: Annotated[bool | None, Meta(description="true or false")] = None
+    n: Annotated[Annotated[int, Meta(ge=1, le=1)] | None, Meta(description="1: a request has one answer")] = None
+    stream: Annotated[bool | None, Meta(description="true or false")] = None
+    stream_options: Annotated[
+        StreamOptions | None, Meta(description='an object such as {"include_usage": true}, with stream: true only')
+    ] = None
+
+
+class ChatRequest(SamplingFields, frozen=True, kw_only=True):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[
+        list[ChatMessage], Meta(min_length=1, description="a list of at least one message with role and content")
+    ]
+    max_tokens: Annotated[
+        Tokens | None, Meta(description="an integer of at least 1 that fits the context with the prompt")
+    ] = None
+    max_completion_tokens: Annotated[
+        Tokens | None, Meta(description="an integer of at least 1; OpenAI's newer name of max_tokens, which wins")
+    ] = None
+    logprobs: Annotated[bool | None, Meta(description="true or false")] = None
+    top_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None,
+        Meta(description=f"an integer from 0 to {MAX_TOP_LOGPROBS}, with logprobs: true only"),
+    ] = None
+    thinking: Annotated[Kind | None, Meta(description='an object such as {"type": "disabled"}')] = None
+    response_format: Annotated[Kind | None, Meta(description='an object such as {"type": "text"}')] = None
+    tools: Annotated[list[Any] | None, Meta(description="a list")] = None
+    tool_choice: Annotated[str | dict[str, Any] | None, Meta(description='"none" or "auto"')] = None
+
+
+class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
+    """Body of POST /v1/completions."""
+
+    prompt: Annotated[str | list[Any], Meta(description="a text or a list of token ids")]
+    suffix: Annotated[str | None, Meta(description="a text: the model fills the gap between prompt and suffix")] = None
+    max_tokens: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_INT)] | None,
+        Meta(description="an integer of at least 1 that fits the context with the prompt; 0 with echo: true only"),
+    ] = None
+    logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None,
+        Meta(description=f"an integer from 0 to {MAX_TOP_LOGPROBS}"),
+    ] = None
+    echo: Annotated[bool | None, Meta(description="true or false")] = None

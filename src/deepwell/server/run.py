@@ -1,0 +1,112 @@
+"""The server process: a socket, uvicorn, and an end in which no stream is cut off without a word."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from deepwell.errors import ConfigError
+from deepwell.server.app import create_app
+from deepwell.server.service import Service
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve(
+    service: Service,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    on_ready: Callable[[str], None] | None = None,
+    access_log: bool = False,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then let running answers end within the engine's drain time.
+
+    `port` 0 takes a free one; `on_ready` gets the base address (http://127.0.0.1:8000) once requests are answered.
+    Raises ConfigError if the address cannot be listened on.
+    """
+    Server(service, host, port, on_ready, access_log).run()
+
+
+class Server(uvicorn.Server):
+    """A listening server. `address` is its base URL; `run` serves until a signal, or until `should_exit` is set."""
+
+    def __init__(
+        self,
+        service: Service,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        on_ready: Callable[[str], None] | None = None,
+        access_log: bool = False,
+    ) -> None:
+        self._service, self._on_ready = service, on_ready
+        self._listener = _listen(host, port)
+        self.address = _address(self._listener)
+        config = uvicorn.Config(
+            create_app(service),
+            lifespan="on",
+            ws="none",
+            log_level=logging.INFO if access_log else logging.WARNING,
+            access_log=access_log,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=service.limits.shutdown_seconds,
+        )
+        super().__init__(config)
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on the socket made at construction."""
+        super().run(sockets or [self._listener])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; tells `on_ready`."""
+        await super().startup(sockets)
+        if self._on_ready is not None:
+            self._on_ready(self.address)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, with the engine draining meanwhile.
+
+        uvicorn stops the application only after its connections end, and they end when the engine drains.
+        """
+        drained = self._service.stop()
+        await super().shutdown(sockets)
+        await drained
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, which raises the signal again at the end; but a drained server has ended well."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from None
+    return listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
