@@ -1,5 +1,5 @@
 # Everything runs in a virtual environment that the first call makes; later calls find it ready.
-# On a bare Debian 12: apt-get install python3.11-venv git make g++ (cmake, ninja and node come from PyPI).
+# A bare Debian 12 needs: apt-get install python3.11-venv git make g++ (cmake, ninja and node come from PyPI).
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -13,6 +13,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml $(shell find native -type f 2>/dev/null)
 STATIC := src/deepwell/server/static
 NPM := cd web && export PATH="$(abspath $(BIN)):$$PATH" && npm
+# Python's C headers: the system's, or else Debian's package unpacked inside the environment.
+HEADERS := $(abspath $(VENV))/headers
+BUILD = include=$$(native/python-headers.sh $(BIN)/python $(HEADERS)) && \
+  CPLUS_INCLUDE_PATH="$(HEADERS)/usr/include" CMAKE_ARGS="-DPython_INCLUDE_DIR=$$include $(CMAKE_ARGS)"
 SECONDS_SINCE = $$(( $$(date +%s) - start ))
 
 export CXX
@@ -75,13 +79,15 @@ $(BIN)/python:
 # Editable, so that a changed .py file needs no install; a changed C++ file does.
 $(VENV)/.core: $(SOURCES) | $(BIN)/python
 	$(CHECK_COMPILER)
-	$(PIP) install --quiet --editable .
+	@echo "== installing into $(VENV)"
+	@$(BUILD) $(PIP) install --quiet --editable .
 	@touch $@
 
 $(VENV)/.dev: $(SOURCES) constraints-ci.txt | $(BIN)/python
 	$(CHECK_COMPILER)
-	$(if $(TORCH_INDEX),$(PIP) install --quiet --index-url $(TORCH_INDEX) --constraint constraints-ci.txt torch)
-	$(PIP) install --quiet --constraint constraints-ci.txt --editable '.[dev]'
+	@echo "== installing into $(VENV), with torch and the tools of development"
+	$(if $(TORCH_INDEX),@$(PIP) install --quiet --index-url $(TORCH_INDEX) --constraint constraints-ci.txt torch)
+	@$(BUILD) $(PIP) install --quiet --constraint constraints-ci.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.core
 
 web/node_modules/.ready: web/package-lock.json | $(VENV)/.dev
