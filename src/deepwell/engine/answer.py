@@ -1,0 +1,106 @@
+"""One live request: from rows of logits to the pieces of its answer."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwell.engine.detokenize import Detokenizer
+from deepwell.engine.sampling import Sampler, largest, log_softmax
+from deepwell.engine.scheduler import SequenceState
+from deepwell.engine.types import Delta, FinishReason, Request, TokenLogprob, Usage
+from deepwell.weights.tokenizer import Tokenizer
+
+
+class Answer:
+    """The sampler, the text and the log-probabilities of one request, beside its scheduled `sequence`."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer, *, seed: int, vocab_size: int, capacity: int) -> None:
+        """`seed` is used where the request names none. `capacity` bounds prompt and answer together, in tokens."""
+        sampling = request.sampling
+        self.request = request
+        self.sequence = SequenceState(request.id, request.prompt, sampling.prompt_logprobs is not None)
+        self.generated = 0
+        self._tokenizer = tokenizer
+        self._capacity = capacity
+        self._sampler = Sampler(sampling, seed, request.prompt, vocab_size)
+        self._text = Detokenizer(sampling.stop)
+        self._ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else {*tokenizer.eos})
+        self._prompt_logprobs: list[TokenLogprob] = []
+        if sampling.prompt_logprobs is not None:
+            first = request.prompt[0]
+            self._prompt_logprobs.append(TokenLogprob(first, tokenizer.token_bytes(first), None))
+
+    def advance(self, rows_LV: NDArray[np.float32], first: int) -> Delta | None:
+        """Take the logits after positions `first`, `first` + 1, ...; the piece that they give, if any.
+
+        The last row may be the end of all known tokens; then a token is chosen and appended to the sequence.
+        """
+        self._score(rows_LV, first)
+        if first + len(rows_LV) < len(self.sequence.tokens):
+            return None
+        if self.request.sampling.max_tokens == 0:
+            return self.end("length")
+        logits_V = rows_LV[-1]
+        token = self._sampler.sample(logits_V)
+        self.sequence.tokens.append(token)
+        self.generated += 1
+        wanted = self.request.sampling.logprobs
+        logprobs = () if wanted is None else (self._logprob(logits_V, token, wanted),)
+        return self._piece(token, logprobs)
+
+    def end(self, reason: FinishReason, error: str | None = None) -> Delta:
+        """The last piece, with whatever text is still held."""
+        return self._delta("", (), (), reason, error)
+
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self.request.prompt),
+            cached_tokens=self.sequence.cached_tokens or 0,
+            completion_tokens=self.generated,
+        )
+
+    def _score(self, rows_LV: NDArray[np.float32], first: int) -> None:
+        """Log-probabilities of the prompt's tokens that the rows predict."""
+        wanted = self.request.sampling.prompt_logprobs
+        if wanted is None:
+            return
+        predicted = self.request.prompt[first + 1 : first + 1 + len(rows_LV)]
+        for logits_V, token in zip(rows_LV, predicted, strict=False):
+            self._prompt_logprobs.append(self._logprob(logits_V, token, wanted))
+
+    def _piece(self, token: int, logprobs: tuple[TokenLogprob, ...]) -> Delta:
+        """The piece for a new token. A token that ends the answer adds no text."""
+        if token in self._ends:
+            return self._delta("", (token,), logprobs, "stop")
+        text = "" if self._tokenizer.is_special(token) else self._text.push(self._tokenizer.token_bytes(token))
+        reason: FinishReason | None = None
+        if self._text.stopped:
+            reason = "stop"
+        elif self.generated == self.request.sampling.max_tokens or len(self.sequence.tokens) >= self._capacity:
+            reason = "length"
+        return self._delta(text, (token,), logprobs, reason)
+
+    def _delta(
+        self,
+        text: str,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...],
+        reason: FinishReason | None,
+        error: str | None = None,
+    ) -> Delta:
+        prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, []
+        return Delta(
+            text=text + (self._text.finish() if reason else ""),
+            token_ids=token_ids,
+            logprobs=logprobs,
+            prompt_logprobs=tuple(prompt_logprobs),
+            finish_reason=reason,
+            usage=self.usage() if reason else None,
+            error=error,
+        )
+
+    def _logprob(self, logits_V: NDArray[np.float32], token: int, count: int) -> TokenLogprob:
+        logprobs_V = log_softmax(logits_V)
+        top = tuple((int(id), float(logprobs_V[id])) for id in largest(logits_V, count))
+        return TokenLogprob(token, self._tokenizer.token_bytes(token), float(logprobs_V[token]), top)

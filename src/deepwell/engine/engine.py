@@ -1,0 +1,186 @@
+"""The engine beside an event loop: one thread steps the core, streams carry the pieces back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TypeVar
+
+import msgspec
+
+from deepwell.engine.core import EngineConfig, EngineCore, EngineStats
+from deepwell.engine.runner import Runner
+from deepwell.engine.types import Delta, Request, Usage
+from deepwell.errors import EngineStopped
+from deepwell.weights.tokenizer import Tokenizer
+
+__all__ = ["AsyncEngine", "EngineConfig", "EngineStats", "Stream"]
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_Command = Request | str | None
+"""To the engine's thread: add a request, abort an id, or end."""
+
+
+class Stream:
+    """The pieces of one answer, for one reader on the event loop. The last has `finish_reason` and `usage`.
+
+    Cancelling a wait for the next piece aborts the request: wrap the wait in a task (asyncio.wait) to put a time limit
+    on it. Leaving the `async with` block, or `aclose`, aborts too, unless the answer is complete.
+    """
+
+    def __init__(self, request: Request, commands: queue.SimpleQueue[_Command]) -> None:
+        self.request = request
+        self._commands = commands
+        self._pieces: asyncio.Queue[Delta] = asyncio.Queue()
+        self._ended = self._aborted = self._read = False
+
+    def abort(self) -> None:
+        """End the request soon; its last piece then says "abort". Nothing happens if it has ended."""
+        if not (self._ended or self._aborted):
+            self._aborted = True
+            self._commands.put(self.request.id)
+
+    async def aclose(self) -> None:
+        self.abort()
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._read:
+            raise StopAsyncIteration
+        try:
+            delta = await self._pieces.get()
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+        self._read = delta.finish_reason is not None
+        return delta
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def deliver(self, delta: Delta) -> None:
+        """Called by the engine, on the event loop."""
+        self._ended = delta.finish_reason is not None
+        self._pieces.put_nowait(delta)
+
+
+class AsyncEngine:
+    """Many requests at once over one model. Every method but `stats` belongs to one event loop."""
+
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
+        self.config = config or EngineConfig()
+        self._core = EngineCore(runner, tokenizer, self.config)
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._streams: dict[str, Stream] = {}
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._empty = asyncio.Event()
+        self._refusal: str | None = "the engine has not been started"
+
+    def start(self) -> None:
+        """Start the engine's thread. Raises EngineStopped if it was started before."""
+        if self._thread is not None:
+            raise EngineStopped("an engine can be started only once")
+        self._refusal = None
+        self._thread = threading.Thread(target=self._serve, name="deepwell-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> Stream:
+        """Queue a request. Raises RequestError, QueueFull or EngineStopped at once."""
+        if self._refusal is not None:
+            raise EngineStopped(self._refusal)
+        self._core.check(request, self._streams.keys())
+        self._loop = asyncio.get_running_loop()
+        stream = self._streams[request.id] = Stream(request, self._commands)
+        self._empty.clear()
+        self._commands.put(request)
+        return stream
+
+    async def stop(self) -> None:
+        """Refuse new requests, let the live ones finish for `drain_seconds`, abort the rest, end the thread."""
+        self._refusal = self._refusal or "the engine is stopping and takes no more requests"
+        if self._thread is None:
+            return
+        if self._streams:
+            try:
+                await asyncio.wait_for(self._empty.wait(), self.config.drain_seconds)
+            except TimeoutError:
+                for stream in self._streams.values():
+                    stream.abort()
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def stats(self) -> EngineStats:
+        """A snapshot; requests on their way to the engine's thread count as waiting."""
+        stats = self._core.stats()
+        waiting = max(stats.waiting, len(self._streams) - stats.running)
+        return msgspec.structs.replace(stats, waiting=waiting)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if a block is leaked. For an idle or stopped engine."""
+        self._core.check_integrity()
+
+    def _serve(self) -> None:
+        """The thread: obey commands, step, and wait for a command when there is nothing to do."""
+        try:
+            while self._obey():
+                self._post(self._core.step())
+        except Exception as error:
+            _log.exception("the engine's thread failed")
+            self._refusal = f"the engine failed: {type(error).__name__}: {error}"
+            self._call(self._fail_all, self._refusal)
+
+    def _obey(self) -> bool:
+        """Carry out all commands that are there; when idle, wait for one. False at the end."""
+        while not self._commands.empty() or not self._core.live:
+            command = self._commands.get()
+            if command is None:
+                return False
+            if isinstance(command, Request):
+                self._core.add(command)
+            elif (last := self._core.abort(command)) is not None:
+                self._post([(command, last)])
+        return True
+
+    def _post(self, pieces: list[tuple[str, Delta]]) -> None:
+        if pieces:
+            self._call(self._deliver, pieces)
+
+    def _call(self, function: Callable[[_T], None], argument: _T) -> None:
+        """Run a function on the event loop. If that is closed, nobody is left to read, so everything is aborted."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, argument)
+        except RuntimeError:
+            _log.warning("the event loop is closed; %d requests are aborted", len(self._core.live))
+            for id in list(self._core.live):
+                self._core.abort(id)
+            self._streams.clear()
+
+    def _deliver(self, pieces: list[tuple[str, Delta]]) -> None:
+        for id, delta in pieces:
+            self._streams[id].deliver(delta)
+            if delta.finish_reason is not None:
+                del self._streams[id]
+        if not self._streams:
+            self._empty.set()
+
+    def _fail_all(self, message: str) -> None:
+        lost = []
+        for id, stream in self._streams.items():
+            usage = Usage(prompt_tokens=len(stream.request.prompt), cached_tokens=0, completion_tokens=0)
+            lost.append((id, Delta(finish_reason="error", usage=usage, error=message)))
+        self._deliver(lost)
