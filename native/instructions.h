@@ -1,0 +1,135 @@
+// The instructions of a plan. Their operands have been checked by Program.
+#pragma once
+#include <algorithm>
+
+#include "kernels.h"
+#include "pool.h"
+#include "program.h"
+
+namespace deepwell {
+
+// One matrix times some rows; lists of such jobs run as one parallel phase.
+struct LinearJob {
+  Tiles weight;
+  const float* const* x;
+  float* const* y;
+  int rows;
+  const float* bias;
+};
+void run_jobs(const std::vector<LinearJob>& jobs);
+
+// Splits rows over the threads unless the work (in rough operations per row) is too small to be worth it.
+template <class F>
+void each_row(int rows, size_t cost, F&& f) {
+  const size_t chunk = std::max<size_t>(1, 16384 / std::max<size_t>(1, cost));
+  parallel(static_cast<int>(ceil_div(rows, chunk)), [&](int unit) {
+    const int first = static_cast<int>(unit * chunk), last = static_cast<int>(std::min<size_t>(rows, first + chunk));
+    for (int t = first; t < last; ++t) f(t);
+  });
+}
+
+struct Embed : Instruction {
+  Embed(MatrixPtr t, View o) : table(std::move(t)), out(o) {}
+  void run(Step& step) const override;
+  MatrixPtr table;
+  View out;
+};
+
+struct RmsNorm : Instruction {
+  RmsNorm(View i, VectorPtr w, float e, View o) : x(i), weight(std::move(w)), eps(e), out(o) {}
+  void run(Step& step) const override;
+  View x;
+  VectorPtr weight;
+  float eps;
+  View out;
+};
+
+struct Linear : Instruction {
+  Linear(View i, MatrixPtr w, VectorPtr b, View o) : x(i), weight(std::move(w)), bias(std::move(b)), out(o) {}
+  void run(Step& step) const override;
+  View x;
+  MatrixPtr weight;
+  VectorPtr bias;
+  View out;
+};
+
+struct Concat : Instruction {
+  Concat(std::vector<View> i, View o) : xs(std::move(i)), out(o) {}
+  void run(Step& step) const override;
+  std::vector<View> xs;
+  View out;
+};
+
+struct Add : Instruction {
+  Add(View a, View b, View o) : x(a), y(b), out(o) {}
+  void run(Step& step) const override;
+  View x, y, out;
+};
+
+struct Rope : Instruction {
+  Rope(View i, int h, int r, int w, bool p, View o) : x(i), heads(h), rotation(r), width(w), interleaved(p), out(o) {}
+  void run(Step& step) const override;
+  View x;
+  int heads, rotation, width;
+  bool interleaved;
+  View out;
+};
+
+struct Swiglu : Instruction {
+  Swiglu(View i, View o) : x(i), out(o) {}
+  void run(Step& step) const override;
+  View x, out;
+};
+
+struct Select : Instruction {
+  Select(View i, View o) : x(i), out(o) {}
+  void run(Step& step) const override;
+  View x, out;
+};
+
+struct Gqa : Instruction {
+  Gqa(View q_, View k_, View v_, int l, GqaShape s, View o) : q(q_), k(k_), v(v_), layer(l), shape(s), out(o) {}
+  void run(Step& step) const override;
+  View q, k, v;
+  int layer;
+  GqaShape shape;
+  View out;
+
+ private:
+  void store(const Step& step) const;
+};
+
+// `absorbed` holds per head [q_nope through k_b | q_rope]; `weighted` the attention-weighted latents.
+struct Mla : Instruction {
+  Mla(View q_, View c, View r, MatrixPtr k, MatrixPtr v, int l, MlaShape s, View a, View w, View o)
+      : q(q_), latent(c), k_rope(r), k_b(std::move(k)), v_b(std::move(v)), layer(l), shape(s), absorbed(a),
+        weighted(w), out(o) {}
+  void run(Step& step) const override;
+  View q, latent, k_rope;
+  MatrixPtr k_b, v_b;
+  int layer;
+  MlaShape shape;
+  View absorbed, weighted, out;
+
+ private:
+  void store(const Step& step) const;
+  void absorb(const Step& step) const;
+  void attend(const Step& step) const;
+  void expand(const Step& step) const;
+};
+
+// Scratch: logits (experts), hidden (top_k * 2F), active (top_k * F) and results (top_k * D) floats per row.
+struct Moe : Instruction {
+  Moe(View i, MatrixPtr r, VectorPtr b, MatrixPtr g, MatrixPtr d, Routing o, View lo, View hi, View ac, View re, View ou)
+      : x(i), router(std::move(r)), bias(std::move(b)), gate_up(std::move(g)), down(std::move(d)), routing(o),
+        logits(lo), hidden(hi), active(ac), results(re), out(ou) {}
+  void run(Step& step) const override;
+  View x;
+  MatrixPtr router;
+  VectorPtr bias;
+  MatrixPtr gate_up, down;
+  Routing routing;
+  View logits, hidden, active, results, out;
+};
+
+}  // namespace deepwell

@@ -1,0 +1,66 @@
+// The table of kernels that exists once per instruction set. Plain data only: the files that implement it are compiled
+// for different machines and must not share inline code with the rest.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace deepwell {
+
+enum class Storage : int { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt4 = 3 };
+
+// One matrix in tiles of 16 output rows; see matrix.h for the layout.
+struct Tiles {
+  const uint8_t* data;
+  size_t tile_bytes;
+  int rows;
+  int cols;
+  Storage storage;
+};
+
+// Attention of `heads` query heads that share one key/value head, for one token that sees `length` tokens.
+struct GqaTask {
+  const float* q;  // heads x head_dim, contiguous
+  float* out;      // heads x head_dim, contiguous
+  const float* pages;
+  const int32_t* table;
+  size_t page_floats;
+  size_t k_offset;  // of this head's keys in a page: [head_dim][64]
+  size_t v_offset;  // of this head's values in a page: [64][head_dim]
+  int length;
+  int heads;
+  int head_dim;
+  float scale;
+};
+
+// Attention of `heads` absorbed query heads over latent rows [latent | rope], for one token that sees `length` tokens.
+struct MlaTask {
+  const float* q;  // heads x (latent + rope), contiguous
+  float* out;      // heads x latent, contiguous
+  const float* pages;
+  const int32_t* table;
+  size_t page_floats;
+  int length;
+  int heads;
+  int latent;
+  int rope;
+  float scale;
+};
+
+struct Kernels {
+  const char* name;
+  // y[m][n] = sum over k of w[n][k] * x[m][k] (+ bias[n]) for the rows n of tiles [first, last).
+  void (*linear)(const Tiles& w, int first, int last, const float* const* x, float* const* y, int rows,
+                 const float* bias);
+  void (*rms_norm)(const float* x, const float* weight, float* y, int n, float eps);
+  void (*add)(const float* x, const float* y, float* out, int n);
+  void (*swiglu)(const float* gate, const float* up, float* out, int n);
+  void (*softmax)(const float* x, float* out, int n);
+  void (*sigmoid)(const float* x, float* out, int n);
+  void (*exp)(const float* x, float* out, int n);
+  // out[i] = sum over j, in order, of w[j] * xs[j][i].
+  void (*combine)(const float* const* xs, const float* w, int count, float* out, int n);
+  void (*gqa)(const GqaTask& task);
+  void (*mla)(const MlaTask& task);
+};
+
+}  // namespace deepwell

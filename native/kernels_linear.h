@@ -1,0 +1,165 @@
+// y = W x for one to many rows of x at once. Each output is one chain of fused multiply-adds over the columns, in order
+// (int8, int4: one chain per group of 32, then times the scale into the running total), whatever the number of rows.
+#pragma once
+#include "kernels.h"
+#include "simd.h"
+
+namespace deepwell {
+namespace DEEPWELL_ISA {
+
+constexpr int kCols = 32;  // columns of a group
+
+// What a storage is: columns in a 64-byte vector of words, and how column I of a word becomes a float.
+struct Float32 {
+  static constexpr int per_word = 1, group_bytes = 2048;
+  static constexpr bool scaled = false;
+  template <int I> static DW_INLINE Vec unpack(Word w) { return as_float(w); }
+};
+struct Bfloat16 {
+  static constexpr int per_word = 2, group_bytes = 1024;
+  static constexpr bool scaled = false;
+  template <int I> static DW_INLINE Vec unpack(Word w) {
+    if constexpr (I == 0) return as_float(shift_left<16>(w));
+    else return as_float(high_half(w));
+  }
+};
+struct Int8 {
+  static constexpr int per_word = 4, group_bytes = 512;
+  static constexpr bool scaled = true;
+  template <int I> static DW_INLINE Vec unpack(Word w) { return signed_byte<I>(w); }
+};
+struct Int4 {
+  static constexpr int per_word = 8, group_bytes = 256;
+  static constexpr bool scaled = true;
+  template <int I> static DW_INLINE Vec unpack(Word w) { return nibble_minus_8<I % 4 * 8 + I / 4 * 4>(w); }
+};
+
+template <class S>
+DW_INLINE size_t group_at(int g) {
+  if constexpr (!S::scaled) return (size_t)g * S::group_bytes;
+  else return (size_t)(g / 2) * (64 + 2 * S::group_bytes) + 64 + (size_t)(g % 2) * S::group_bytes;
+}
+template <class S>
+DW_INLINE size_t scales_at(int g) {
+  return (size_t)(g / 2) * (64 + 2 * S::group_bytes) + (size_t)(g % 2) * 32;
+}
+
+// acc[m][n] += the group's columns of tile n times those of row m.
+template <class S, int M, int N>
+DW_INLINE void add_group(const uint8_t* w, size_t tile_bytes, const float* const (&x)[M], Vec (&acc)[M][N]) {
+  constexpr int step = S::per_word < 4 ? 4 : S::per_word;  // columns per turn of the loop
+  for (int k = 0; k < kCols; k += step, w += step / S::per_word * 64) {
+    unroll<step / S::per_word>([&](auto j) {
+      Word words[N];
+      unroll<N>([&](auto n) { words[n] = load_word(w + n * tile_bytes + j * 64); });
+      unroll<S::per_word>([&](auto i) {
+        Vec v[N];
+        unroll<N>([&](auto n) { v[n] = S::template unpack<i.value>(words[n]); });
+        unroll<M>([&](auto m) {
+          const Vec b = fill(x[m][k + j * S::per_word + i]);
+          unroll<N>([&](auto n) { acc[m][n] = fma(v[n], b, acc[m][n]); });
+        });
+      });
+    });
+  }
+}
+
+// One group with its scale, if it has one.
+template <class S, int M, int N>
+DW_INLINE void add_scaled(const uint8_t* tile, size_t tile_bytes, int g, const float* const (&x)[M],
+                          Vec (&total)[M][N]) {
+  if constexpr (!S::scaled) {
+    add_group<S, M, N>(tile + group_at<S>(g), tile_bytes, x, total);
+  } else {
+    Vec part[M][N];
+    unroll<M>([&](auto m) { unroll<N>([&](auto n) { part[m][n] = zero(); }); });
+    add_group<S, M, N>(tile + group_at<S>(g), tile_bytes, x, part);
+    unroll<N>([&](auto n) {
+      const Vec scale = load_half(tile + n * tile_bytes + scales_at<S>(g));
+      unroll<M>([&](auto m) { total[m][n] = fma(part[m][n], scale, total[m][n]); });
+    });
+  }
+}
+
+// N tiles from `first` on, M rows. `tail` holds each row's last, incomplete group, filled up with zeros.
+template <class S, int M, int N>
+void tile_block(const Tiles& w, int first, const float* const* rows, const float (*tail)[kCols], float* const* y,
+                const float* bias) {
+  const uint8_t* tile = w.data + (size_t)first * w.tile_bytes;
+  Vec total[M][N];
+  unroll<M>([&](auto m) { unroll<N>([&](auto n) { total[m][n] = zero(); }); });
+  const float* x[M];
+  unroll<M>([&](auto m) { x[m] = rows[m]; });
+  const int groups = w.cols / kCols;
+  for (int g = 0; g < groups; ++g) {
+    add_scaled<S, M, N>(tile, w.tile_bytes, g, x, total);
+    unroll<M>([&](auto m) { x[m] += kCols; });
+  }
+  if (w.cols % kCols) {
+    unroll<M>([&](auto m) { x[m] = tail[m]; });
+    add_scaled<S, M, N>(tile, w.tile_bytes, groups, x, total);
+  }
+  unroll<N>([&](auto n) {
+    const int row = (first + n) * 16, left = w.rows - row < 16 ? w.rows - row : 16;
+    const Vec b = bias ? load_first(bias + row, left) : zero();
+    unroll<M>([&](auto m) {
+      const Vec r = bias ? total[m][n] + b : total[m][n];
+      if (left == 16) store(y[m] + row, r);
+      else store_first(y[m] + row, r, left);
+    });
+  });
+}
+
+template <class S, int M, int N>
+void tile_range(const Tiles& w, int first, int last, const float* const* x, float* const* y, const float* bias) {
+  float tail[M][kCols];
+  const int whole = w.cols / kCols * kCols;
+  if (whole < w.cols)
+    for (int m = 0; m < M; ++m)
+      for (int k = 0; k < kCols; ++k) tail[m][k] = whole + k < w.cols ? x[m][whole + k] : 0.0f;
+  for (; first + N <= last; first += N) tile_block<S, M, N>(w, first, x, tail, y, bias);
+  for (; first < last; ++first) tile_block<S, M, 1>(w, first, x, tail, y, bias);
+}
+
+// Rows at once and tiles at once: as many accumulators as the registers hold beside the operands.
+#if defined(DEEPWELL_USE_AVX512)
+constexpr int kMaxRows = 8;
+constexpr int tiles_at_once(int rows) { return rows == 1 ? 8 : rows <= 4 ? 4 : 2; }
+#elif defined(DEEPWELL_USE_AVX2)
+constexpr int kMaxRows = 6;
+constexpr int tiles_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+#elif defined(DEEPWELL_USE_NEON)
+constexpr int kMaxRows = 6;
+constexpr int tiles_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+#else
+constexpr int kMaxRows = 4;
+constexpr int tiles_at_once(int) { return 1; }
+#endif
+
+template <class S, int M>
+void some_rows(int m, const Tiles& w, int first, int last, const float* const* x, float* const* y, const float* bias) {
+  if (m == M) tile_range<S, M, tiles_at_once(M)>(w, first, last, x, y, bias);
+  else if constexpr (M > 1) some_rows<S, M - 1>(m, w, first, last, x, y, bias);
+}
+
+template <class S>
+void all_rows(const Tiles& w, int first, int last, const float* const* x, float* const* y, int rows,
+              const float* bias) {
+  for (int m = 0; m < rows; m += kMaxRows) {
+    const int n = rows - m < kMaxRows ? rows - m : kMaxRows;
+    some_rows<S, kMaxRows>(n, w, first, last, x + m, y + m, bias);
+  }
+}
+
+inline void linear(const Tiles& w, int first, int last, const float* const* x, float* const* y, int rows,
+                   const float* bias) {
+  switch (w.storage) {
+    case Storage::kFloat32: return all_rows<Float32>(w, first, last, x, y, rows, bias);
+    case Storage::kBfloat16: return all_rows<Bfloat16>(w, first, last, x, y, rows, bias);
+    case Storage::kInt8: return all_rows<Int8>(w, first, last, x, y, rows, bias);
+    case Storage::kInt4: return all_rows<Int4>(w, first, last, x, y, rows, bias);
+  }
+}
+
+}  // namespace DEEPWELL_ISA
+}  // namespace deepwell

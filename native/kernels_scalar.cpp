@@ -1,0 +1,2 @@
+#define DEEPWELL_ISA scalar
+#include "kernels_table.h"

@@ -1,0 +1,18 @@
+// Included once per instruction set, with DEEPWELL_ISA defined: compiles the kernels for it and lists them.
+#pragma once
+#include "kernels_attention.h"
+#include "kernels_linear.h"
+#include "kernels_rows.h"
+
+#define DEEPWELL_NAME_(x) #x
+#define DEEPWELL_NAME(x) DEEPWELL_NAME_(x)
+
+namespace deepwell {
+namespace DEEPWELL_ISA {
+
+extern const Kernels table;
+const Kernels table = {DEEPWELL_NAME(DEEPWELL_ISA), linear, rms_norm, add, swiglu, softmax, sigmoid, exp_row, combine,
+                       gqa, mla};
+
+}  // namespace DEEPWELL_ISA
+}  // namespace deepwell

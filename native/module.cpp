@@ -1,0 +1,146 @@
+// Python's view of the native backend: deepwell._native.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "isa.h"
+#include "pool.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace deepwell {
+namespace {
+
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+struct Output {
+  float* data;
+  nb::object array;
+};
+
+Output new_array(size_t rows, size_t cols) {
+  float* data = new float[rows * cols];
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return {data, nb::cast(Result(data, {rows, cols}, owner))};
+}
+
+void fill(Matrix& m, int index, int row_start, const Floats2& values) {
+  require(static_cast<int>(values.shape(1)) == m.cols(), "the rows have " + std::to_string(values.shape(1)) +
+          " columns, the matrix has " + std::to_string(m.cols()));
+  const int rows = static_cast<int>(values.shape(0));
+  nb::gil_scoped_release release;
+  m.fill(index, row_start, rows, values.data());
+}
+
+nb::object dequantize(const Matrix& m, int index) {
+  require(index >= 0 && index < m.count(), "matrix index " + std::to_string(index) + " is out of range");
+  Output out = new_array(m.rows(), m.cols());
+  for (int r = 0; r < m.rows(); ++r) m.read_row(index, r, out.data + static_cast<size_t>(r) * m.cols());
+  return out.array;
+}
+
+nb::object run(Program& program, const Ints& tokens, const Ints& positions, const Ints& sequence, const Table& table,
+               const Ints& selected, const Cache& cache) {
+  require(tokens.size() == positions.size() && tokens.size() == sequence.size(),
+          "tokens, positions and sequence must have the same length");
+  const Batch batch{tokens.data(), positions.data(), sequence.data(), table.data(), selected.data(),
+                    static_cast<int>(tokens.size()), static_cast<int>(table.shape(0)),
+                    static_cast<int>(table.shape(1)), static_cast<int>(selected.size())};
+  Output out = new_array(selected.size(), program.logits_width());
+  {
+    nb::gil_scoped_release release;
+    program.run(batch, cache, out.data);
+  }
+  return out.array;
+}
+
+void bind_data(nb::module_& m) {
+  nb::class_<Matrix>(m, "Matrix")
+      .def("__init__", [](Matrix* self, int count, int rows, int cols, const std::string& storage) {
+        new (self) Matrix(count, rows, cols, parse_storage(storage));
+      }, "count"_a, "rows"_a, "cols"_a, "storage"_a)
+      .def("fill", &fill, "index"_a, "row_start"_a, "values"_a)
+      .def("dequantize", &dequantize, "index"_a = 0)
+      .def_prop_ro("count", &Matrix::count)
+      .def_prop_ro("rows", &Matrix::rows)
+      .def_prop_ro("cols", &Matrix::cols)
+      .def_prop_ro("storage", [](const Matrix& x) { return storage_name(x.storage()); })
+      .def_prop_ro("nbytes", &Matrix::nbytes);
+  nb::class_<Vector>(m, "Vector")
+      .def("__init__", [](Vector* self, const Floats& values) {
+        new (self) Vector{{values.data(), values.data() + values.size()}};
+      }, "values"_a)
+      .def_prop_ro("size", &Vector::size);
+  nb::class_<Cache>(m, "Cache")
+      .def(nb::init<const std::vector<int>&, int>(), "layer_widths"_a, "blocks"_a)
+      .def_prop_ro("blocks", &Cache::blocks)
+      .def_prop_ro("layer_widths", &Cache::layer_widths)
+      .def_prop_ro("nbytes", &Cache::nbytes);
+  nb::class_<View>(m, "View")
+      .def_ro("width", &View::width)
+      .def_ro("selected", &View::selected);
+}
+
+void bind_program(nb::module_& m) {
+  nb::class_<Program>(m, "Program")
+      .def(nb::init<>())
+      .def("embed", &Program::embed, "table"_a)
+      .def("rms_norm", &Program::rms_norm, "x"_a, "weight"_a, "eps"_a)
+      .def("linear", &Program::linear, "x"_a, "weight"_a, "bias"_a.none())
+      .def("split", &Program::split, "x"_a, "widths"_a)
+      .def("concat", &Program::concat, "xs"_a)
+      .def("add", &Program::add, "x"_a, "y"_a)
+      .def("rope", [](Program& p, View x, int heads, std::vector<float> inv_freq, bool interleaved, float magnitude) {
+        return p.rope(x, heads, {std::move(inv_freq), interleaved, magnitude});
+      }, "x"_a, "heads"_a, "inv_freq"_a, "interleaved"_a, "magnitude"_a)
+      .def("gqa", [](Program& p, View q, View k, View v, int layer, int heads, int kv_heads, int head_dim,
+                     float scale) { return p.gqa(q, k, v, layer, {heads, kv_heads, head_dim, scale}); },
+           "q"_a, "k"_a, "v"_a, "layer"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a)
+      .def("mla", [](Program& p, View q, View latent, View k_rope, MatrixPtr k_b, MatrixPtr v_b, int layer, int heads,
+                     int nope, int rope, int value, float scale) {
+        return p.mla(q, latent, k_rope, k_b, v_b, layer, {heads, nope, rope, value, latent.width, scale});
+      }, "q"_a, "latent"_a, "k_rope"_a, "k_b"_a, "v_b"_a, "layer"_a, "heads"_a, "nope"_a, "rope"_a, "value"_a,
+         "scale"_a)
+      .def("swiglu", &Program::swiglu, "gate_up"_a)
+      .def("moe", [](Program& p, View x, MatrixPtr router, VectorPtr bias, MatrixPtr gate_up, MatrixPtr down,
+                     int top_k, bool softmax, const std::string& method, int n_group, int topk_group, bool normalize,
+                     float scale) {
+        require(router != nullptr, "the router is missing");
+        const Routing r{router->rows(), top_k, softmax, parse_method(method), n_group, topk_group, normalize, scale};
+        return p.moe(x, router, bias, gate_up, down, r);
+      }, "x"_a, "router"_a, "bias"_a.none(), "gate_up"_a, "down"_a, "top_k"_a, "softmax"_a, "method"_a, "n_group"_a,
+         "topk_group"_a, "normalize"_a, "scale"_a)
+      .def("select", &Program::select, "x"_a)
+      .def("finish", &Program::finish, "logits"_a)
+      .def_prop_ro("logits_width", &Program::logits_width)
+      .def("run", &run, "tokens"_a, "positions"_a, "sequence"_a, "block_table"_a, "selected"_a, "cache"_a);
+}
+
+}  // namespace
+}  // namespace deepwell
+
+NB_MODULE(_native, m) {
+  using namespace deepwell;
+  m.doc() = "Deepwell's kernels and plans for CPUs.";
+  m.def("isa", &isa, "The instruction set in use.");
+  m.def("available_isas", &available_isas, "Instruction sets this machine can run, best first.");
+  m.def("set_isa", &set_isa, "name"_a, "Force an instruction set.");
+  m.def("threads", &threads, "Threads a step uses.");
+  m.def("set_threads", &set_threads, "n"_a, "Choose how many threads a step uses, 1 to 1024.");
+  m.def("exp", [](const Floats& x) {
+    Output out = new_array(1, x.size());
+    kernels().exp(x.data(), out.data, static_cast<int>(x.size()));
+    return out.array;
+  }, "x"_a, "The exponential the kernels use; a row of results.");
+  bind_data(m);
+  bind_program(m);
+}

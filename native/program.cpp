@@ -1,0 +1,305 @@
+#include "program.h"
+
+#include <atomic>
+#include <cmath>
+
+#include "instructions.h"
+
+namespace deepwell {
+
+namespace {
+
+std::atomic<uint64_t> programs{0};
+
+std::string number(int n) { return std::to_string(n); }
+
+void check_width(const View& v, int width, const std::string& what) {
+  require(v.width == width, what + " has " + number(v.width) + " columns, expected " + number(width));
+}
+
+void check_shape(const MatrixPtr& m, int count, int rows, int cols, const std::string& what) {
+  require(m != nullptr, what + " is missing");
+  const bool ok = m->count() == count && (rows < 0 || m->rows() == rows) && m->cols() == cols;
+  require(ok, what + " is " + number(m->count()) + " x " + number(m->rows()) + " x " + number(m->cols()) +
+                  ", expected " + number(count) + " x " + (rows < 0 ? "any" : number(rows)) + " x " + number(cols));
+}
+
+void check_vector(const VectorPtr& v, int size, const std::string& what) {
+  require(v != nullptr, what + " is missing");
+  require(v->size() == size, what + " has " + number(v->size()) + " values, expected " + number(size));
+}
+
+Angles angles_of(const Rotation& rotation, const Batch& batch) {
+  Angles a;
+  const size_t pairs = rotation.inv_freq.size();
+  a.cosine.resize(batch.rows * pairs);
+  a.sine.resize(batch.rows * pairs);
+  each_row(batch.rows, 64 * pairs, [&](int t) {
+    for (size_t i = 0; i < pairs; ++i) {
+      const float angle = static_cast<float>(batch.positions[t]) * rotation.inv_freq[i];
+      a.cosine[t * pairs + i] = static_cast<float>(std::cos(static_cast<double>(angle)) * rotation.magnitude);
+      a.sine[t * pairs + i] = static_cast<float>(std::sin(static_cast<double>(angle)) * rotation.magnitude);
+    }
+  });
+  return a;
+}
+
+}  // namespace
+
+Program::Program() : id_(++programs) {}
+
+// ---- recording
+
+void Program::check_open() const { require(logits_ < 0, "the plan is finished; record another one"); }
+
+void Program::check_view(const View& v, const char* what) const {
+  check_open();
+  require(v.program == id_, std::string(what) + " belongs to another plan");
+}
+
+View Program::buffer(int width, bool selected) {
+  check_open();
+  buffers_.push_back({width, selected, round_up(width, kLanes), 0, -1, -1});
+  return {id_, static_cast<int>(buffers_.size()) - 1, 0, width, selected};
+}
+
+template <class T, class... Args>
+void Program::record(std::vector<View> uses, Args&&... args) {
+  const int now = static_cast<int>(instructions_.size());
+  instructions_.push_back(std::make_unique<T>(std::forward<Args>(args)...));
+  for (const View& v : uses) {
+    BufferPlan& b = buffers_[v.buffer];
+    if (b.first < 0) b.first = now;
+    b.last = now;
+  }
+}
+
+void Program::use_layer(int layer, int width) {
+  require(layer >= 0, "layer " + number(layer) + " is negative");
+  for (const LayerUse& use : layers_) require(use.layer != layer, "layer " + number(layer) + " is used twice");
+  layers_.push_back({layer, width});
+}
+
+View Program::embed(MatrixPtr table) {
+  check_shape(table, 1, -1, table ? table->cols() : 0, "the embedding table");
+  vocabulary_ = vocabulary_ ? std::min(vocabulary_, table->rows()) : table->rows();
+  const View out = buffer(table->cols(), false);
+  record<Embed>({out}, table, out);
+  return out;
+}
+
+View Program::rms_norm(View x, VectorPtr weight, float eps) {
+  check_view(x, "the input of rms_norm");
+  check_vector(weight, x.width, "the weight of rms_norm");
+  const View out = buffer(x.width, x.selected);
+  record<RmsNorm>({x, out}, x, weight, eps, out);
+  return out;
+}
+
+View Program::linear(View x, MatrixPtr weight, VectorPtr bias) {
+  check_view(x, "the input of linear");
+  check_shape(weight, 1, -1, x.width, "the weight of linear");
+  if (bias) check_vector(bias, weight->rows(), "the bias of linear");
+  const View out = buffer(weight->rows(), x.selected);
+  record<Linear>({x, out}, x, weight, bias, out);
+  return out;
+}
+
+std::vector<View> Program::split(View x, const std::vector<int>& widths) {
+  check_view(x, "the input of split");
+  std::vector<View> parts;
+  int offset = 0;
+  for (int width : widths) {
+    require(width >= 1 && width <= x.width - offset, "split widths do not fit in " + number(x.width) + " columns");
+    parts.push_back({id_, x.buffer, x.offset + offset, width, x.selected});
+    offset += width;
+  }
+  require(offset == x.width, "split widths add up to " + number(offset) + ", not " + number(x.width));
+  return parts;
+}
+
+View Program::concat(const std::vector<View>& xs) {
+  require(!xs.empty(), "concat needs at least one piece");
+  int width = 0;
+  for (const View& x : xs) {
+    check_view(x, "a piece of concat");
+    require(x.selected == xs[0].selected, "concat cannot mix all rows with selected rows");
+    width += x.width;
+  }
+  const View out = buffer(width, xs[0].selected);
+  std::vector<View> uses = xs;
+  uses.push_back(out);
+  record<Concat>(uses, xs, out);
+  return out;
+}
+
+View Program::add(View x, View y) {
+  check_view(x, "the first input of add");
+  check_view(y, "the second input of add");
+  check_width(y, x.width, "the second input of add");
+  require(x.selected == y.selected, "add cannot mix all rows with selected rows");
+  const View out = buffer(x.width, x.selected);
+  record<Add>({x, y, out}, x, y, out);
+  return out;
+}
+
+View Program::rope(View x, int heads, const Rotation& rotation) {
+  check_view(x, "the input of rope");
+  require(!x.selected, "rope works on all rows, before select");
+  const int width = 2 * static_cast<int>(rotation.inv_freq.size());
+  require(heads >= 1 && x.width % heads == 0 && width >= 2 && width <= x.width / heads,
+          "rope cannot rotate " + number(width) + " columns of " + number(heads) + " heads in " + number(x.width));
+  int index = 0;
+  while (index < static_cast<int>(rotations_.size()) && !(rotations_[index] == rotation)) ++index;
+  if (index == static_cast<int>(rotations_.size())) rotations_.push_back(rotation);
+  const View out = buffer(x.width, false);
+  record<Rope>({x, out}, x, heads, index, width, rotation.interleaved, out);
+  return out;
+}
+
+View Program::gqa(View q, View k, View v, int layer, const GqaShape& s) {
+  check_view(q, "the queries of gqa");
+  check_view(k, "the keys of gqa");
+  check_view(v, "the values of gqa");
+  require(!q.selected && !k.selected && !v.selected, "gqa works on all rows, before select");
+  require(s.heads >= 1 && s.kv_heads >= 1 && s.head_dim >= 1 && s.heads % s.kv_heads == 0,
+          "gqa cannot share " + number(s.kv_heads) + " key heads among " + number(s.heads) + " query heads");
+  check_width(q, s.heads * s.head_dim, "the queries of gqa");
+  check_width(k, s.kv_heads * s.head_dim, "the keys of gqa");
+  check_width(v, s.kv_heads * s.head_dim, "the values of gqa");
+  use_layer(layer, 2 * s.kv_heads * s.head_dim);
+  const View out = buffer(s.heads * s.head_dim, false);
+  record<Gqa>({q, k, v, out}, q, k, v, layer, s, out);
+  return out;
+}
+
+View Program::mla(View q, View latent, View k_rope, MatrixPtr k_b, MatrixPtr v_b, int layer, const MlaShape& s) {
+  check_view(q, "the queries of mla");
+  check_view(latent, "the latent of mla");
+  check_view(k_rope, "the rotated key of mla");
+  require(!q.selected && !latent.selected && !k_rope.selected, "mla works on all rows, before select");
+  require(s.heads >= 1 && s.nope >= 1 && s.rope >= 1 && s.value >= 1 && s.latent >= 1, "mla needs positive widths");
+  check_width(q, s.heads * (s.nope + s.rope), "the queries of mla");
+  check_width(latent, s.latent, "the latent of mla");
+  check_width(k_rope, s.rope, "the rotated key of mla");
+  check_shape(k_b, s.heads, s.latent, s.nope, "the key half of kv_b");
+  check_shape(v_b, s.heads, s.value, s.latent, "the value half of kv_b");
+  use_layer(layer, s.latent + s.rope);
+  const View absorbed = buffer(s.heads * (s.latent + s.rope), false), weighted = buffer(s.heads * s.latent, false);
+  const View out = buffer(s.heads * s.value, false);
+  record<Mla>({q, latent, k_rope, absorbed, weighted, out}, q, latent, k_rope, k_b, v_b, layer, s, absorbed, weighted,
+              out);
+  return out;
+}
+
+View Program::swiglu(View x) {
+  check_view(x, "the input of swiglu");
+  require(x.width % 2 == 0, "swiglu needs an even number of columns, not " + number(x.width));
+  const View out = buffer(x.width / 2, x.selected);
+  record<Swiglu>({x, out}, x, out);
+  return out;
+}
+
+View Program::moe(View x, MatrixPtr router, VectorPtr bias, MatrixPtr gate_up, MatrixPtr down, const Routing& r) {
+  check_view(x, "the input of moe");
+  check(r);
+  check_shape(router, 1, r.experts, x.width, "the router");
+  if (bias) {
+    require(r.method == Method::kNoauxTc, "only noaux_tc routing takes a bias");
+    check_vector(bias, r.experts, "the router's bias");
+  }
+  require(down != nullptr, "the experts' down matrix is missing");
+  check_shape(gate_up, r.experts, 2 * down->cols(), x.width, "the experts' gate and up matrix");
+  check_shape(down, r.experts, -1, down->cols(), "the experts' down matrix");
+  const int f = down->cols(), d = down->rows();
+  const View logits = buffer(r.experts, x.selected), hidden = buffer(r.top_k * 2 * f, x.selected);
+  const View active = buffer(r.top_k * f, x.selected), results = buffer(r.top_k * d, x.selected);
+  const View out = buffer(d, x.selected);
+  record<Moe>({x, logits, hidden, active, results, out}, x, router, bias, gate_up, down, r, logits, hidden, active,
+              results, out);
+  return out;
+}
+
+View Program::select(View x) {
+  check_view(x, "the input of select");
+  require(!x.selected, "these rows are selected already");
+  const View out = buffer(x.width, true);
+  record<Select>({x, out}, x, out);
+  return out;
+}
+
+// ---- placing
+
+void Program::finish(View logits) {
+  check_view(logits, "the logits");
+  BufferPlan& b = buffers_[logits.buffer];
+  require(logits.selected, "the logits must be of the selected rows: call select first");
+  require(logits.width == b.width, "the logits must be a whole result, not a part of one");
+  require(vocabulary_ > 0, "a plan needs an embedding");
+  logits_ = logits.buffer;
+  b.stride = b.width;
+  row_floats_ = place_buffers(false);
+  selected_floats_ = place_buffers(true);
+}
+
+// Each buffer takes the lowest place that is free for as long as it is used. Returns the floats per row needed.
+size_t Program::place_buffers(bool selected) {
+  size_t end = 0;
+  std::vector<BufferPlan*> placed;
+  for (BufferPlan& b : buffers_) {
+    if (b.selected != selected || &b == &buffers_[logits_]) continue;
+    b.place = 0;
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (const BufferPlan* o : placed) {
+        const bool together = o->first <= b.last && b.first <= o->last;
+        if (together && b.place < o->place + o->stride && o->place < b.place + b.stride) {
+          b.place = o->place + o->stride;
+          moved = true;
+        }
+      }
+    }
+    placed.push_back(&b);
+    end = std::max(end, b.place + b.stride);
+  }
+  return end;
+}
+
+// ---- running
+
+int Program::logits_width() const {
+  require(logits_ >= 0, "the plan is not finished");
+  return buffers_[logits_].width;
+}
+
+void Program::check_cache(const Cache& cache) const {
+  for (const LayerUse& use : layers_) {
+    const auto& widths = cache.layer_widths();
+    require(use.layer < static_cast<int>(widths.size()),
+            "the cache has " + number(static_cast<int>(widths.size())) + " layers, the plan uses layer " +
+                number(use.layer));
+    require(widths[use.layer] == use.width, "layer " + number(use.layer) + " of the cache is " +
+            number(widths[use.layer]) + " wide, the plan needs " + number(use.width));
+  }
+}
+
+void Program::run(const Batch& batch, const Cache& cache, float* logits) {
+  logits_width();
+  check_cache(cache);
+  check(batch, vocabulary_, cache.blocks());
+  std::lock_guard<std::mutex> lock(running_);
+  const size_t floats = row_floats_ * batch.rows + selected_floats_ * batch.wanted;
+  if (arena_.size() < floats * sizeof(float)) arena_ = Buffer(floats * sizeof(float), true);
+
+  Step step{batch, cache, {}, {}};
+  float* selected = arena_.floats() + row_floats_ * batch.rows;
+  for (const BufferPlan& b : buffers_) {
+    const int rows = b.selected ? batch.wanted : batch.rows;
+    float* base = b.selected ? selected : arena_.floats();
+    step.buffers.push_back({&b == &buffers_[logits_] ? logits : base + b.place * rows, b.stride, rows});
+  }
+  for (const Rotation& r : rotations_) step.angles.push_back(angles_of(r, batch));
+  for (const auto& instruction : instructions_) instruction->run(step);
+}
+
+}  // namespace deepwell

@@ -1,0 +1,137 @@
+// A plan of one decoder step: instructions recorded once, over buffers whose number of rows is known only at run time.
+//
+// A View names columns [offset, offset + width) of a buffer; its rows are the step's tokens, or, after `select`, the rows
+// whose logits are wanted. Recording methods check every width and return the view of the result. `finish` gives each
+// buffer a place in an arena, reusing the place of results that nobody reads any more. `run` executes a step.
+#pragma once
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "batch.h"
+#include "cache.h"
+#include "matrix.h"
+#include "routing.h"
+
+namespace deepwell {
+
+struct View {
+  uint64_t program;
+  int buffer;
+  int offset;
+  int width;
+  bool selected;
+};
+
+struct Rotation {
+  std::vector<float> inv_freq;
+  bool interleaved;
+  float magnitude;
+  bool operator==(const Rotation& o) const {
+    return inv_freq == o.inv_freq && interleaved == o.interleaved && magnitude == o.magnitude;
+  }
+};
+
+struct GqaShape {
+  int heads, kv_heads, head_dim;
+  float scale;
+};
+
+struct MlaShape {
+  int heads, nope, rope, value, latent;
+  float scale;
+};
+
+// A view at run time.
+struct Rows {
+  float* base;
+  size_t stride;
+  int count;
+  float* operator[](int row) const { return base + row * stride; }
+};
+
+// Cosines and sines of the step's positions: [row][pair].
+struct Angles {
+  std::vector<float> cosine, sine;
+};
+
+struct Step {
+  const Batch& batch;
+  const Cache& cache;
+  std::vector<Rows> buffers;
+  std::vector<Angles> angles;
+
+  Rows rows(const View& v) const {
+    const Rows& b = buffers[v.buffer];
+    return {b.base + v.offset, b.stride, b.count};
+  }
+};
+
+class Instruction {
+ public:
+  virtual ~Instruction() = default;
+  virtual void run(Step& step) const = 0;
+  std::vector<int> buffers;  // read, written or used as scratch
+};
+
+using MatrixPtr = std::shared_ptr<const Matrix>;
+using VectorPtr = std::shared_ptr<const Vector>;
+
+class Program {
+ public:
+  Program();
+
+  View embed(MatrixPtr table);
+  View rms_norm(View x, VectorPtr weight, float eps);
+  View linear(View x, MatrixPtr weight, VectorPtr bias);
+  std::vector<View> split(View x, const std::vector<int>& widths);
+  View concat(const std::vector<View>& xs);
+  View add(View x, View y);
+  View rope(View x, int heads, const Rotation& rotation);
+  View gqa(View q, View k, View v, int layer, const GqaShape& shape);
+  View mla(View q, View latent, View k_rope, MatrixPtr k_b, MatrixPtr v_b, int layer, const MlaShape& shape);
+  View swiglu(View gate_up);
+  View moe(View x, MatrixPtr router, VectorPtr bias, MatrixPtr gate_up, MatrixPtr down, const Routing& routing);
+  View select(View x);
+
+  void finish(View logits);
+  int logits_width() const;
+
+  // Writes logits (batch.wanted rows of logits_width()). Raises for a bad batch or a cache of another shape.
+  void run(const Batch& batch, const Cache& cache, float* logits);
+
+ private:
+  struct BufferPlan {
+    int width;
+    bool selected;
+    size_t stride;   // floats between rows
+    size_t place;    // floats per row before it in its arena
+    int first, last; // instructions that use it
+  };
+  struct LayerUse {
+    int layer, width;
+  };
+
+  View buffer(int width, bool selected);
+  template <class T, class... Args>
+  void record(std::vector<View> uses, Args&&... args);
+  void check_view(const View& v, const char* what) const;
+  void check_open() const;
+  void use_layer(int layer, int width);
+  size_t place_buffers(bool selected);
+  void check_cache(const Cache& cache) const;
+
+  const uint64_t id_;
+  std::vector<BufferPlan> buffers_;
+  std::vector<std::unique_ptr<Instruction>> instructions_;
+  std::vector<Rotation> rotations_;
+  std::vector<LayerUse> layers_;
+  int vocabulary_ = 0;
+  int logits_ = -1;
+  size_t row_floats_ = 0, selected_floats_ = 0;  // arena floats per row of each kind
+  Buffer arena_;
+  std::mutex running_;
+};
+
+}  // namespace deepwell

@@ -1,0 +1,158 @@
+"""The native backend: the decoder runs once over symbolic arrays, and C++ then executes the recorded plan.
+
+    recorder = Recorder()
+    plan = recorder.finish(decoder.logits(recorder, decoder.hidden(recorder)))
+    cache = Cache(layer_widths, blocks)
+    logits_LV = plan.run(batch, cache)
+
+A plan is a list of instructions, one per operation, over buffers whose width is known and whose rows are the step's
+tokens (after `select`, the selected rows). Every width is checked while recording. `finish` lays the buffers into one
+arena, reusing the place of results nobody reads any more. `run` checks the batch, then executes without the GIL.
+
+Weights are `Matrix` (float32, bfloat16, int8 or int4 in groups of 32 columns; native/matrix.h states layout and
+rounding), `Vector` (float32) and `KvB`. All arithmetic is float32; every instruction set gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwell import _native
+from deepwell._native import Cache, Matrix, View, available_isas, isa, set_isa, set_threads, threads
+from deepwell.ops.base import Batch, GqaShape, MlaShape, Rotation, Routing
+
+__all__ = [
+    "Cache",
+    "KvB",
+    "Matrix",
+    "Plan",
+    "Recorder",
+    "Storage",
+    "Vector",
+    "available_isas",
+    "isa",
+    "set_isa",
+    "set_threads",
+    "threads",
+    "vector",
+]
+
+Storage = Literal["float32", "bfloat16", "int8", "int4"]
+Vector = _native.Vector
+
+
+def vector(values: NDArray[Any]) -> Vector:
+    """A norm's weight or a bias, kept in float32."""
+    return Vector(np.ascontiguousarray(values, dtype=np.float32))
+
+
+class KvB:
+    """MLA's kv_b (heads·(nope+value), latent), split per head for absorbed attention.
+
+    `k_b` holds per head the transposed key half (latent, nope), `v_b` the value half (value, latent). Quantised storage
+    groups the columns of these two, so the key half is grouped along nope.
+    """
+
+    def __init__(self, heads: int, nope: int, value: int, latent: int, storage: Storage) -> None:
+        self.nope, self.value = nope, value
+        self.k_b = Matrix(heads, latent, nope, storage)
+        self.v_b = Matrix(heads, value, latent, storage)
+
+    @property
+    def nbytes(self) -> int:
+        return self.k_b.nbytes + self.v_b.nbytes
+
+    def fill(self, head: int, values: NDArray[np.float32]) -> None:
+        """Pack whole heads from `head` on: values is (n·(nope+value), latent), as checkpoints store it."""
+        per_head = values.reshape(-1, self.nope + self.value, values.shape[-1])
+        for i, w in enumerate(per_head):
+            self.k_b.fill(head + i, 0, np.ascontiguousarray(w[: self.nope].T))
+            self.v_b.fill(head + i, 0, np.ascontiguousarray(w[self.nope :]))
+
+
+class Plan:
+    """A recorded decoder step. One call runs it; calls take turns."""
+
+    def __init__(self, program: _native.Program) -> None:
+        self._program = program
+
+    @property
+    def logits_width(self) -> int:
+        return self._program.logits_width
+
+    def run(self, batch: Batch, cache: Cache) -> NDArray[np.float32]:
+        """Extend the cache by the batch's tokens and return logits_LV. Raises ValueError for a bad batch."""
+        return self._program.run(
+            batch.tokens_T, batch.positions_T, batch.sequence_T, batch.block_table_SP, batch.selected_L, cache
+        )
+
+
+class Recorder:
+    """`Ops` that notes what is done instead of doing it. One recorder makes one plan."""
+
+    def __init__(self) -> None:
+        self._program = _native.Program()
+
+    def finish(self, logits: View) -> Plan:
+        """Close the plan; `logits` is its result, the whole of an operation on selected rows."""
+        self._program.finish(logits)
+        return Plan(self._program)
+
+    def embed(self, table: Matrix) -> View:
+        return self._program.embed(table)
+
+    def rms_norm(self, x: View, weight: Vector, eps: float) -> View:
+        return self._program.rms_norm(x, weight, eps)
+
+    def linear(self, x: View, weight: Matrix, bias: Vector | None = None) -> View:
+        return self._program.linear(x, weight, bias)
+
+    def split(self, x: View, widths: Sequence[int]) -> tuple[View, ...]:
+        return tuple(self._program.split(x, list(widths)))
+
+    def concat(self, xs: Sequence[View]) -> View:
+        return self._program.concat(list(xs))
+
+    def add(self, x: View, y: View) -> View:
+        return self._program.add(x, y)
+
+    def rope(self, x: View, heads: int, rotation: Rotation) -> View:
+        interleaved = rotation.layout == "interleaved"
+        return self._program.rope(x, heads, list(rotation.inv_freq), interleaved, rotation.magnitude)
+
+    def gqa(self, q: View, k: View, v: View, layer: int, shape: GqaShape) -> View:
+        return self._program.gqa(q, k, v, layer, shape.heads, shape.kv_heads, shape.head_dim, shape.scale)
+
+    def mla(self, q: View, latent: View, k_rope: View, kv_b: KvB, layer: int, shape: MlaShape) -> View:
+        s = shape
+        return self._program.mla(
+            q, latent, k_rope, kv_b.k_b, kv_b.v_b, layer, s.heads, s.nope, s.rope, s.value, s.scale
+        )
+
+    def swiglu(self, gate_up: View) -> View:
+        return self._program.swiglu(gate_up)
+
+    def moe(
+        self,
+        x: View,
+        router: Matrix,
+        bias: Vector | None,
+        gate_up: Matrix,
+        down: Matrix,
+        routing: Routing,
+        layer: int,
+    ) -> View:
+        r = routing
+        if router.rows != r.experts:
+            raise ValueError(f"the router has {router.rows} rows, the routing {r.experts} experts")
+        softmax = r.scoring == "softmax"
+        return self._program.moe(
+            x, router, bias, gate_up, down, r.top_k, softmax, r.method, r.n_group, r.topk_group, r.normalize, r.scale
+        )
+
+    def select(self, x: View) -> View:
+        return self._program.select(x)
