@@ -2,13 +2,15 @@
 
 Flags, environment variables, keys of deepwell.toml and docs/cli.md all derive from the structs below. A value is looked
 for on the command line, then in the environment (DEEPWELL_MAX_TOKENS), then in the command's table of the TOML file
-([serve]), then at that file's top level (for every command that has the option), and else is the default.
+([serve]), then at that file's top level (for every command that loads a model and has the option), and else is the
+default. Commands that load no model name theirs alone: DEEPWELL_TRAIN_CONTEXT, and only the table [train].
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -62,6 +64,14 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
 
     host: Annotated[str, Meta(description="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1"
     port: Annotated[Port, Meta(description="Port to listen on; 0 takes a free one.")] = 8000
+    name: Annotated[
+        str | None, Meta(description="Model name that clients ask for; the checkpoint's own if left out.")
+    ] = None
+    max_running: Annotated[Positive, Meta(description="Requests answered together.")] = 64
+    max_waiting: Annotated[Count, Meta(description="Requests that may wait; the next one is refused at once.")] = 64
+    token_budget: Annotated[
+        Positive, Meta(description="Tokens computed per step; less answers others sooner, more reads prompts faster.")
+    ] = 512
 
 
 class SamplingOptions(EngineOptions, frozen=True, kw_only=True):
@@ -72,7 +82,9 @@ class SamplingOptions(EngineOptions, frozen=True, kw_only=True):
         Annotated[float, Meta(ge=0, le=2)],
         Meta(description="Randomness; 0 always takes the most likely token."),
     ] = 0.0
-    top_p: Annotated[Share, Meta(description="Sample from the likeliest tokens that hold this share.")] = 1.0
+    top_p: Annotated[
+        Annotated[float, Meta(gt=0, le=1)], Meta(description="Sample from the likeliest tokens that hold this share.")
+    ] = 1.0
     top_k: Annotated[Count, Meta(description="Sample from this many likeliest tokens; 0 for all.")] = 0
     min_p: Annotated[Share, Meta(description="Drop tokens below this share of the likeliest one.")] = 0.0
     repetition_penalty: Annotated[
@@ -151,21 +163,15 @@ class CompletionOptions(msgspec.Struct, frozen=True, kw_only=True):
     shell: Annotated[Literal["bash", "zsh", "fish"], Meta(description="The shell to write for.", extra=ARGUMENT | ONCE)]
 
 
-GROUPS: dict[str, type[msgspec.Struct]] = {
-    "serve": ServeOptions,
-    "chat": ChatOptions,
-    "generate": GenerateOptions,
-    "bench": BenchOptions,
-    "doctor": DoctorOptions,
-    "completion": CompletionOptions,
-}
-"""The options of each command, in the order in which help and documentation list them."""
+Groups = Mapping[str, type[msgspec.Struct]]
+"""The options of each command, by its name."""
 
 
 class Option(msgspec.Struct, frozen=True):
     """One option as flags, parsers and documentation see it. `allowed` says in words which values it takes."""
 
     name: str
+    env: str
     help: str
     allowed: str
     default: Any
@@ -181,10 +187,6 @@ class Option(msgspec.Struct, frozen=True):
         return "--" + self.name.replace("_", "-")
 
     @property
-    def env(self) -> str:
-        return ENV_PREFIX + self.name.upper()
-
-    @property
     def required(self) -> bool:
         return self.default is msgspec.NODEFAULT
 
@@ -192,26 +194,35 @@ class Option(msgspec.Struct, frozen=True):
 G = TypeVar("G", bound=msgspec.Struct)
 
 
-def options_of(group: type[msgspec.Struct]) -> tuple[Option, ...]:
+@cache
+def options_of(command: str, group: type[msgspec.Struct]) -> tuple[Option, ...]:
     """The options of a command, in the order of its struct (shared ones first)."""
     described = inspect.type_info(group)
     assert isinstance(described, inspect.StructType)
+    prefix = ENV_PREFIX if _shares(group) else f"{ENV_PREFIX}{command.upper()}_"
     return tuple(
-        _option(field, plain.type) for field, plain in zip(described.fields, msgspec.structs.fields(group), strict=True)
+        _option(field, plain.type, prefix)
+        for field, plain in zip(described.fields, msgspec.structs.fields(group), strict=True)
     )
 
 
-def resolve(command: str, flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None = None) -> Any:
+def resolve(
+    groups: Groups,
+    command: str,
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    config: Path | None = None,
+) -> Any:
     """The options struct of `command`, from the given flags (by option name), the environment and a TOML file.
 
     `config` None reads deepwell.toml of the current folder if there is one. Raises ConfigError naming the source, the
     option and what is allowed.
     """
-    group = GROUPS[command]
-    tables = read_config(config)
+    group = groups[command]
+    file = read_config(groups, config)
     values: dict[str, object] = {}
-    for option in options_of(group):
-        for source, value in _settings(command, option, flags, environ, tables):
+    for option in options_of(command, group):
+        for source, value in _settings(command, option, flags, environ, file):
             values[option.name] = _converted(source, option, value)
             break
         else:
@@ -221,14 +232,14 @@ def resolve(command: str, flags: Mapping[str, object], environ: Mapping[str, str
 
 
 class ConfigFile(msgspec.Struct, frozen=True):
-    """The content of a deepwell.toml: keys for every command, and a table per command."""
+    """The content of a deepwell.toml: keys for every command that loads a model, and a table per command."""
 
     path: Path
     shared: dict[str, object] = {}
     tables: dict[str, dict[str, object]] = {}
 
 
-def read_config(path: Path | None) -> ConfigFile:
+def read_config(groups: Groups, path: Path | None) -> ConfigFile:
     """Read and check the keys of a TOML file; values are checked by the command that uses them."""
     chosen = path or Path(DEFAULT_CONFIG)
     if path is None and not chosen.is_file():
@@ -239,18 +250,24 @@ def read_config(path: Path | None) -> ConfigFile:
         raise ConfigError(f"cannot read {chosen}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{chosen} is not valid TOML: {error}") from None
-    keys = {command: _keys(group) for command, group in GROUPS.items()}
+    keys = {command: _keys(command, group) for command, group in groups.items()}
+    everywhere = {key for command, group in groups.items() if _shares(group) for key in keys[command]}
     tables = {name: value for name, value in content.items() if isinstance(value, dict)}
     shared = {name: value for name, value in content.items() if name not in tables}
     _check_names(f"{chosen}: table", tables, [command for command in keys if keys[command]])
-    _check_names(f"{chosen}: key", shared, sorted(set().union(*keys.values())))
+    _check_names(f"{chosen}: key", shared, sorted(everywhere))
     for command, table in tables.items():
         _check_names(f"{chosen}: key of [{command}]", table, keys[command])
     return ConfigFile(chosen, shared, tables)
 
 
-def _keys(group: type[msgspec.Struct]) -> list[str]:
-    return [option.name for option in options_of(group) if not option.once]
+def _shares(group: type[msgspec.Struct]) -> bool:
+    """Whether the command's options have the same names and meaning as those of other commands."""
+    return issubclass(group, EngineOptions)
+
+
+def _keys(command: str, group: type[msgspec.Struct]) -> list[str]:
+    return [option.name for option in options_of(command, group) if not option.once]
 
 
 def _check_names(where: str, given: Mapping[str, object], allowed: list[str]) -> None:
@@ -272,7 +289,7 @@ def _settings(
         yield f"environment variable {option.env}", text.split(",") if option.repeats else text
     if option.name in config.tables.get(command, {}):
         yield f"{config.path}: [{command}] {option.name}", config.tables[command][option.name]
-    if option.name in config.shared:
+    if option.name in config.shared and option.env == ENV_PREFIX + option.name.upper():
         yield f"{config.path}: {option.name}", config.shared[option.name]
 
 
@@ -289,13 +306,14 @@ def _path(kind: type[Any], value: object) -> Path:
     return Path(value).expanduser()
 
 
-def _option(field: inspect.Field, annotated: Any) -> Option:
+def _option(field: inspect.Field, annotated: Any, prefix: str) -> Option:
     meta = field.type
     assert isinstance(meta, inspect.Metadata), f"{field.name} has no help text"
     marks = meta.extra or {}
     kind = _inner(meta.type)
     return Option(
         name=field.name,
+        env=prefix + field.name.upper(),
         help=(meta.extra_json_schema or {})["description"],
         allowed=_allowed(kind),
         default=field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory(),

@@ -7,8 +7,9 @@ import subprocess
 import pytest
 
 from deepwell.cli import completion
+from deepwell.cli.commands import GROUPS
 from deepwell.cli.main import main
-from deepwell.options import GROUPS, options_of
+from deepwell.options import options_of
 
 
 def complete(*words: str) -> list[str]:
@@ -52,7 +53,7 @@ def test_scripts_name_every_command_and_flag(shell: str, capsys: pytest.CaptureF
     script = capsys.readouterr().out
     for command, group in GROUPS.items():
         assert command in script
-        for option in options_of(group):
+        for option in options_of(command, group):
             if not option.argument:
                 assert (f"-l {option.flag[2:]}" if shell == "fish" else option.flag) in script
     assert script.count("'") % 2 == 0

@@ -12,8 +12,9 @@ import pytest
 
 from deepwell import __version__
 from deepwell.cli import docs
+from deepwell.cli.commands import GROUPS
 from deepwell.cli.main import main
-from deepwell.options import GROUPS, GenerateOptions, options_of
+from deepwell.options import GenerateOptions, options_of
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("numpy", "tokenizers", "starlette", "uvicorn", "rich", "torch", "transformers")
@@ -49,7 +50,7 @@ def test_help_of_a_command_teaches(command: str, capsys: pytest.CaptureFixture[s
     shown = " ".join(capsys.readouterr().out.split())
     assert left.value.code == 0
     assert f"deepwell {command}" in shown.split("Examples:")[1], "an example calls the command"
-    for option in options_of(GROUPS[command]):
+    for option in options_of(command, GROUPS[command]):
         assert (option.name.upper() if option.argument else option.flag) in shown
         assert " ".join(option.help.rstrip(".").split()) in shown
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from deepwell.cli.commands import GROUPS
 from deepwell.errors import ConfigError
-from deepwell.options import GROUPS, EngineOptions, ServeOptions, options_of, resolve
+from deepwell.options import EngineOptions, ServeOptions, options_of, resolve
 
 
 def toml(folder: Path, text: str) -> Path:
@@ -19,7 +20,7 @@ def toml(folder: Path, text: str) -> Path:
 
 def test_defaults_need_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    options = resolve("serve", {}, {})
+    options = resolve(GROUPS, "serve", {}, {})
     assert isinstance(options, ServeOptions)
     assert (options.host, options.port, options.model, options.dtype) == ("127.0.0.1", 8000, None, "auto")
 
@@ -27,24 +28,24 @@ def test_defaults_need_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_flag_beats_environment_beats_table_beats_top_level_beats_default(tmp_path: Path) -> None:
     config = toml(tmp_path, "port = 1\nthreads = 1\ndtype = 'int8'\ncontext = 11\n[serve]\nport = 2\nthreads = 2\n")
     environ = {"DEEPWELL_PORT": "3", "DEEPWELL_THREADS": "3", "HOME": "/"}
-    options = resolve("serve", {"port": "4"}, environ, config)
+    options = resolve(GROUPS, "serve", {"port": "4"}, environ, config)
     assert options.port == 4, "flag"
     assert options.threads == 3, "environment"
-    assert resolve("serve", {}, {}, config).port == 2, "table of the command"
+    assert resolve(GROUPS, "serve", {}, {}, config).port == 2, "table of the command"
     assert options.dtype == "int8", "top level"
     assert options.host == "127.0.0.1", "default"
-    assert resolve("generate", {"prompt": "x"}, {}, config).threads == 1, "a table is for its own command only"
+    assert resolve(GROUPS, "generate", {"prompt": "x"}, {}, config).threads == 1, "a table is for its own command only"
 
 
 def test_the_toml_file_of_the_current_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deepwell.toml").write_text("[serve]\nhost = '0.0.0.0'\n")
-    assert resolve("serve", {}, {}).host == "0.0.0.0"
+    assert resolve(GROUPS, "serve", {}, {}).host == "0.0.0.0"
 
 
 def test_types_are_converted_from_text() -> None:
     environ = {"DEEPWELL_TEMPERATURE": "0.5", "DEEPWELL_STOP": "a,b", "DEEPWELL_MODEL": "~/models/x"}
-    options = resolve("generate", {"prompt": "x", "json": True, "seed": "7"}, environ)
+    options = resolve(GROUPS, "generate", {"prompt": "x", "json": True, "seed": "7"}, environ)
     assert (options.temperature, options.stop, options.seed, options.json) == (0.5, ("a", "b"), 7, True)
     assert options.model == Path("~/models/x").expanduser()
 
@@ -77,35 +78,42 @@ def test_errors_name_the_source_the_option_and_what_is_allowed(
     tmp_path: Path, flags: dict[str, object], environ: dict[str, str], text: str, said: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        resolve("serve", flags, environ, toml(tmp_path, text))
+        resolve(GROUPS, "serve", flags, environ, toml(tmp_path, text))
     assert all(part in str(caught.value) for part in said), str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["nan", "-1", "2.1", "inf", "warm"])
 def test_numbers_outside_their_bounds_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--temperature: must be a number from 0 to 2, not"):
-        resolve("generate", {"prompt": "x", "temperature": text}, {})
+        resolve(GROUPS, "generate", {"prompt": "x", "temperature": text}, {})
+
+
+def test_a_command_that_loads_no_model_has_names_of_its_own(tmp_path: Path) -> None:
+    config = toml(tmp_path, "context = 4096\n[train]\nseed = 5\n")
+    environ = {"DEEPWELL_CONTEXT": "8192", "DEEPWELL_TRAIN_TOKENS": "1000"}
+    options = resolve(GROUPS, "train", {}, environ, config)
+    assert (options.context, options.tokens, options.seed) == (512, 1000, 5)
 
 
 def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: No such file"):
-        resolve("serve", {}, {}, tmp_path / "none.toml")
+        resolve(GROUPS, "serve", {}, {}, tmp_path / "none.toml")
 
 
 def test_a_config_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(b"host = '\xff'")
     with pytest.raises(ConfigError, match=r"bad.toml is not valid TOML"):
-        resolve("serve", {}, {}, path)
+        resolve(GROUPS, "serve", {}, {}, path)
 
 
 def test_a_required_argument_is_asked_for() -> None:
     with pytest.raises(ConfigError, match="generate needs PROMPT"):
-        resolve("generate", {}, {})
+        resolve(GROUPS, "generate", {}, {})
 
 
 def test_what_belongs_to_one_call_is_not_taken_from_the_environment() -> None:
-    assert resolve("generate", {"prompt": "x"}, {"DEEPWELL_JSON": "true", "DEEPWELL_PROMPT": "y"}).json is False
+    assert resolve(GROUPS, "generate", {"prompt": "x"}, {"DEEPWELL_JSON": "true", "DEEPWELL_PROMPT": "y"}).json is False
 
 
 @pytest.mark.parametrize("command", GROUPS)
@@ -114,11 +122,11 @@ def test_every_option_is_documented_frozen_and_has_one_meaning(command: str) -> 
     assert group.__struct_config__.frozen
     assert group.__doc__
     assert "Examples:" in group.__doc__
-    for option in options_of(group):
+    for option in options_of(command, group):
         assert option.help.endswith("."), option.name
-        for other in GROUPS.values():
-            same = [o for o in options_of(other) if o.name == option.name and not o.once]
-            assert all(o.type == option.type for o in same), f"{option.name} has two types: its variable is ambiguous"
+        for name, other in GROUPS.items():
+            same = [o for o in options_of(name, other) if o.env == option.env and not o.once]
+            assert all(o.type == option.type for o in same), f"{option.env} has two types"
 
 
 def test_options_cannot_be_changed_after_the_fact() -> None:
@@ -127,7 +135,7 @@ def test_options_cannot_be_changed_after_the_fact() -> None:
 
 
 def test_defaults_satisfy_their_own_bounds() -> None:
-    for group in GROUPS.values():
-        for option in options_of(group):
+    for command, group in GROUPS.items():
+        for option in options_of(command, group):
             if not option.required:
                 assert msgspec.convert(option.default, option.type) == option.default

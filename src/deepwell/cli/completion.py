@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from deepwell.cli.commands import GROUPS
 from deepwell.cli.parser import summary
-from deepwell.options import GROUPS, CompletionOptions, Option, options_of
+from deepwell.options import CompletionOptions, Option, options_of
 
 
 def run(options: CompletionOptions) -> int:
@@ -86,7 +87,7 @@ def fish() -> str:
 
 
 def _commands() -> list[tuple[str, tuple[Option, ...]]]:
-    return [(command, options_of(group)) for command, group in GROUPS.items()]
+    return [(command, options_of(command, group)) for command, group in GROUPS.items()]
 
 
 def _zsh_spec(option: Option) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import msgspec
 
+from deepwell.cli.commands import GROUPS
 from deepwell.cli.parser import CONFIG_ENV, details, summary
-from deepwell.options import DEFAULT_CONFIG, GROUPS, Option, options_of
+from deepwell.options import DEFAULT_CONFIG, Option, options_of
 
 _INTRODUCTION = f"""\
 # The command line
@@ -16,7 +17,7 @@ This page is made from `src/deepwell/options.py` by `make docs`; do not edit it.
 
 An option is looked for on the command line, then in the environment (`DEEPWELL_MAX_TOKENS`), then in a TOML file, and
 else has its default. The TOML file is `{DEFAULT_CONFIG}` in the current folder, or the one named by `--config` or
-`{CONFIG_ENV}`. Its top level holds for every command that has the option, a table for one command:
+`{CONFIG_ENV}`. Its top level holds for every command that loads a model, a table for one command:
 
 ```toml
 threads = 4
@@ -37,7 +38,7 @@ def render() -> str:
 
 def _section(command: str, group: type[msgspec.Struct]) -> str:
     table = ["| Option | Allowed | Default | Environment, TOML key | Meaning |", "|---|---|---|---|---|"]
-    table += ["| " + " | ".join(_cells(option)) + " |" for option in options_of(group)]
+    table += ["| " + " | ".join(_cells(option)) + " |" for option in options_of(command, group)]
     return f"## deepwell {command}\n\n{summary(group)}.\n\n```\n{details(group)}\n```\n\n" + "\n".join(table)
 
 

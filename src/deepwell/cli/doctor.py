@@ -14,9 +14,10 @@ from pathlib import Path
 import msgspec
 
 from deepwell import __version__
+from deepwell.cli.commands import GROUPS
 from deepwell.cli.machine import Machine, inspect_machine
 from deepwell.cli.parser import CONFIG_ENV
-from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, GROUPS, DoctorOptions, options_of
+from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, DoctorOptions, options_of
 
 _EXTRAS = ("train", "gpu", "cluster")
 _ISA_ENV = ENV_PREFIX + "ISA"
@@ -70,7 +71,9 @@ def examine(environ: Mapping[str, str]) -> Report:
     machine = inspect_machine()
     native = _native()
     extras = {name: _extra(name) for name in _EXTRAS}
-    known = {option.env for group in GROUPS.values() for option in options_of(group) if not option.once}
+    known = {
+        option.env for command, group in GROUPS.items() for option in options_of(command, group) if not option.once
+    }
     known |= {CONFIG_ENV, _ISA_ENV}
     set_here = {name: value for name, value in sorted(environ.items()) if name.startswith(ENV_PREFIX)}
     config = Path(environ.get(CONFIG_ENV) or DEFAULT_CONFIG)

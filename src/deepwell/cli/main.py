@@ -38,7 +38,7 @@ def _run(args: list[str]) -> int:
         return 0
     # Imported here so that --version costs nothing.
     from deepwell.cli import parser
-    from deepwell.options import GROUPS
+    from deepwell.cli.commands import GROUPS
 
     if not args or args[0] in ("-h", "--help", "help"):
         print(parser.overview())

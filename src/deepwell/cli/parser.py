@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, GROUPS, Option, options_of, resolve
+from deepwell.cli.commands import GROUPS
+from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, Option, options_of, resolve
 
 CONFIG_ENV = ENV_PREFIX + "CONFIG"
 
@@ -19,7 +20,7 @@ def read_options(command: str, args: Sequence[str], environ: Mapping[str, str]) 
     """The options struct of `command`. Wrong flags end the process with code 2, as argparse does."""
     flags = vars(build(command).parse_intermixed_args(args))
     config = flags.pop("config", environ.get(CONFIG_ENV))
-    return resolve(command, flags, environ, Path(config) if config else None)
+    return resolve(GROUPS, command, flags, environ, Path(config) if config else None)
 
 
 def overview() -> str:
@@ -50,12 +51,12 @@ def details(group: type[msgspec.Struct]) -> str:
 def build(command: str) -> ArgumentParser:
     """A parser that leaves every value as text and every option not given out of its result."""
     group = GROUPS[command]
-    options = options_of(group)
+    options = options_of(command, group)
     configurable = any(not option.once for option in options)
     parser = ArgumentParser(
         prog=f"deepwell {command}",
         description=summary(group) + ".",
-        epilog=details(group) + (_sources() if configurable else ""),
+        epilog=details(group) + (_sources(options) if configurable else ""),
         formatter_class=RawDescriptionHelpFormatter,
         argument_default=SUPPRESS,
         allow_abbrev=False,
@@ -78,10 +79,9 @@ def placeholder(option: Option) -> str:
     return {"integer": "N", "number": "X", "path": "PATH"}.get(word, "TEXT")
 
 
-def _sources() -> str:
-    return (
-        f"\n\nOptions can also be set as {ENV_PREFIX}<NAME> in the environment or in {DEFAULT_CONFIG}: see docs/cli.md."
-    )
+def _sources(options: Sequence[Option]) -> str:
+    example = next(option.env for option in options if not (option.once or option.argument))
+    return f"\n\nOptions can also be set in the environment ({example}) or in {DEFAULT_CONFIG}: see docs/cli.md."
 
 
 def _add_argument(parser: ArgumentParser, option: Option) -> None:

@@ -1,0 +1,26 @@
+"""The commands and their options: the one list that parsing, help, completion and documentation walk."""
+
+from __future__ import annotations
+
+import msgspec
+
+from deepwell.options import (
+    BenchOptions,
+    ChatOptions,
+    CompletionOptions,
+    DoctorOptions,
+    GenerateOptions,
+    ServeOptions,
+)
+from deepwell.train.config import TrainConfig
+
+GROUPS: dict[str, type[msgspec.Struct]] = {
+    "serve": ServeOptions,
+    "chat": ChatOptions,
+    "generate": GenerateOptions,
+    "train": TrainConfig,
+    "bench": BenchOptions,
+    "doctor": DoctorOptions,
+    "completion": CompletionOptions,
+}
+"""In the order in which help and documentation list them. `deepwell.cli.<name>` runs a command."""
