@@ -6,6 +6,8 @@ export default defineConfig({
     outDir: "../src/deepwell/server/static",
     emptyOutDir: true,
     target: "es2022",
+    // Browsers that know light-dark(); older targets would have it rewritten.
+    cssTarget: ["chrome123", "firefox120", "safari17.5"],
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
   },

@@ -15,7 +15,7 @@ import {
 import { announce, byId, h, icon } from "./dom";
 import { CHAT_EXAMPLES } from "./examples";
 import { Generation, type Outcome, type Progress, sentence } from "./generation";
-import { type Actions, type MessageView, autosize, messageView, sends } from "./message-view";
+import { type Actions, type MessageView, autosize, messageView, onTouch, sends } from "./message-view";
 import { toast } from "./notices";
 import { sampling } from "./settings";
 
@@ -54,7 +54,7 @@ export class Chat implements Actions {
 
   newChat(): void {
     this.open(emptyConversation(Date.now()));
-    this.box.focus();
+    if (!onTouch()) this.box.focus();
   }
 
   stop(): boolean {
@@ -196,7 +196,8 @@ export class Chat implements Actions {
     byId("empty").hidden = path.length > 0;
     if (path.length === 0) byId("empty").replaceChildren(this.emptyState());
     this.showComposer();
-    this.follow(false);
+    if (path.length > 0) this.follow(false);
+    else this.scroller.scrollTop = 0;
   }
 
   private showComposer(): void {

@@ -12,8 +12,8 @@ import { sampling } from "./settings";
 const STORE = "deepwell.draft";
 
 export class Complete {
-  private readonly prefix = editor("prefix", "def fibonacci(n):", "8");
-  private readonly suffix = editor("suffix", "Leave empty to simply go on writing.", "3");
+  private readonly prefix = editor("prefix", "def fibonacci(n):", "5");
+  private readonly suffix = editor("suffix", "Leave empty to simply go on writing.", "2");
   private readonly middle = h("pre", { id: "middle", tabindex: "0", role: "region", "aria-label": "Completion", hidden: true });
   private readonly run = h("button", { type: "button", class: "primary", onclick: () => this.toggle() });
   private readonly result = h("div", { class: "result-tools" });
@@ -26,7 +26,7 @@ export class Complete {
     element: HTMLElement,
     openSettings: () => void,
   ) {
-    const settings = h("button", { type: "button", class: "quiet", onclick: openSettings }, icon("sliders"), "Sampling");
+    const settings = h("button", { type: "button", class: "quiet sampling", onclick: openSettings }, icon("sliders"), "Sampling");
     element.append(
       h("div", { class: "complete-column" },
         h("div", { class: "row wrap examples" }, h("span", { class: "hint" }, "Try"), ...this.examples()),
@@ -42,10 +42,10 @@ export class Complete {
     this.showButtons();
   }
 
-  focus(): void {
+  /** Fits the boxes to their texts, which a hidden box cannot measure. */
+  fit(): void {
     autosize(this.prefix);
     autosize(this.suffix);
-    this.prefix.focus();
   }
 
   stop(): boolean {
@@ -133,7 +133,7 @@ export class Complete {
         this.prefix.value = prefix;
         this.suffix.value = suffix;
         this.keep();
-        this.focus();
+        this.fit();
         void this.complete();
       };
       return h("button", { type: "button", class: "chip", onclick: use }, title);

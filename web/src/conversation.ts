@@ -67,7 +67,8 @@ export function append(
 /** Shows the branch through `id`, down to its newest end. */
 export function show(conversation: Conversation, id: string): void {
   let leaf = id;
-  for (;;) {
+  // Bounded: the chain in an imported file may go round.
+  for (let depth = 0; depth < conversation.messages.length; depth++) {
     const child = conversation.messages.findLast((message) => message.parent === leaf);
     if (!child) break;
     leaf = child.id;

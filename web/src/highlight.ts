@@ -36,15 +36,24 @@ class DomEmitter {
     this.top.appendChild(document.createTextNode(text));
   }
 
-  startScope(scope: string): void {
+  openNode(scope: string): void {
     const span = document.createElement("span");
     span.className = `hl-${scope.split(".", 1)[0]}`;
     this.top.appendChild(span);
     this.open.push(span);
   }
 
+  closeNode(): void {
+    if (this.open.length > 1) this.open.pop();
+  }
+
+  // highlight.js calls both pairs of names.
+  startScope(scope: string): void {
+    this.openNode(scope);
+  }
+
   endScope(): void {
-    this.open.pop();
+    this.closeNode();
   }
 
   __addSublanguage(emitter: unknown): void {

@@ -11,6 +11,7 @@ import { Complete } from "./complete";
 import { shortcutsDialog } from "./dialogs";
 import { byId, h, iconButton } from "./dom";
 import { History } from "./history";
+import { onTouch } from "./message-view";
 import { banner, notice, toast } from "./notices";
 import type { Mode } from "./settings";
 import { settingsDialog } from "./settings-dialog";
@@ -50,7 +51,7 @@ class Page {
     );
     byId("scrim").addEventListener("click", () => this.showSidebar(false));
     for (const mode of ["chat", "complete"] as const) {
-      byId(`tab-${mode}`).addEventListener("click", () => this.setMode(mode));
+      byId(`mode-${mode}`).addEventListener("click", () => this.setMode(mode));
     }
     byId("model").addEventListener("change", (event) => {
       this.app.settings.model = (event.target as HTMLSelectElement).value;
@@ -63,11 +64,12 @@ class Page {
     this.mode = mode;
     for (const each of ["chat", "complete"] as const) {
       byId(each).hidden = each !== mode;
-      byId(`tab-${each}`).setAttribute("aria-selected", String(each === mode));
+      byId(`mode-${each}`).setAttribute("aria-pressed", String(each === mode));
     }
     document.body.dataset["mode"] = mode;
-    if (mode === "complete") this.complete.focus();
-    else byId("composer-text").focus();
+    this.complete.fit();
+    // On a phone the focus would bring up the keyboard over the page.
+    if (!onTouch()) byId(mode === "chat" ? "composer-text" : "prefix").focus();
     if (!chosen) return;
     this.app.settings.mode = mode;
     this.app.saveSettings();

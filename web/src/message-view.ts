@@ -96,6 +96,7 @@ class AssistantView implements MessageView {
   private readonly thinking = h("details", { class: "thought", hidden: true }, h("summary", {}, "Thought"), this.thought);
   private readonly wait = h("div", { class: "wait", hidden: true });
   private readonly foot = h("div", { class: "tools" });
+  private musing = false;
 
   constructor(
     message: Message,
@@ -121,12 +122,15 @@ class AssistantView implements MessageView {
 
   private think(message: Message, running: boolean): void {
     const reasoning = message.reasoning ?? "";
-    if (reasoning && this.thinking.hidden) this.thinking.open = running && !message.text;
-    if (running && message.text && !this.thinking.hidden && this.thought.textContent !== reasoning) this.thinking.open = false;
+    const musing = running && !message.text;
+    if (reasoning && this.thinking.hidden) this.thinking.open = musing;
+    // Folded once, when the answer begins: whoever opens it again keeps it open.
+    else if (this.musing && !musing) this.thinking.open = false;
+    this.musing = musing;
     this.thinking.hidden = !reasoning;
     if (this.thought.textContent !== reasoning) this.thought.textContent = reasoning;
     const summary = this.thinking.querySelector("summary");
-    if (summary) summary.textContent = running && !message.text ? "Thinking…" : "Thought";
+    if (summary) summary.textContent = musing ? "Thinking…" : "Thought";
   }
 
   private finish(message: Message, stats: HTMLElement | null): void {
@@ -166,7 +170,11 @@ export function ripple(): HTMLElement {
 /** Whether this key press sends a text: Enter alone, but not while composing, and not on a touch keyboard. */
 export function sends(event: KeyboardEvent): boolean {
   const plain = event.key === "Enter" && !event.shiftKey && !event.isComposing;
-  return plain && !matchMedia("(hover: none) and (pointer: coarse)").matches;
+  return plain && !onTouch();
+}
+
+export function onTouch(): boolean {
+  return matchMedia("(hover: none) and (pointer: coarse)").matches;
 }
 
 /** Grows a text box with its text, up to the limit in the style sheet. */

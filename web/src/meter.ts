@@ -5,7 +5,7 @@ import type { Usage } from "./api";
 export interface Stats {
   /** Milliseconds from asking to the first token; null when none came. */
   first: number | null;
-  /** Tokens a second between the first and the last token; null with fewer than two moments to compare. */
+  /** Tokens a second between the first and the last token; null when they came almost at once. */
   rate: number | null;
   /** Generated tokens. Exact from the server's usage; otherwise the number of pieces received. */
   tokens: number;
@@ -13,6 +13,9 @@ export interface Stats {
   prompt: number | null;
   hit: number | null;
 }
+
+/** A shorter time than this measures the network's packets, not the model. */
+const MIN_ELAPSED_MS = 20;
 
 export class Meter {
   private firstAt: number | null = null;
@@ -33,7 +36,7 @@ export class Meter {
     const elapsed = this.firstAt === null ? 0 : this.lastAt - this.firstAt;
     return {
       first: this.firstAt === null ? null : this.firstAt - this.askedAt,
-      rate: elapsed > 0 && tokens > 1 ? ((tokens - 1) * 1000) / elapsed : null,
+      rate: elapsed >= MIN_ELAPSED_MS && tokens > 1 ? ((tokens - 1) * 1000) / elapsed : null,
       tokens,
       exact: usage !== null,
       prompt: usage?.prompt ?? null,

@@ -72,5 +72,9 @@ function keyBox(app: App): HTMLElement {
     void app.connection.check();
   });
   const help = h("span", { class: "hint" }, "Kept in this browser and sent only to this server.");
-  return h("div", { class: "field" }, h("label", { for: "setting-key" }, "API key"), box, help);
+  const onsubmit = (event: Event): void => {
+    event.preventDefault();
+    box.blur();
+  };
+  return h("form", { class: "field", onsubmit }, h("label", { for: "setting-key" }, "API key"), box, help);
 }

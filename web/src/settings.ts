@@ -35,7 +35,7 @@ export const FIELDS: readonly Field[] = [
   { kind: "number", key: "min_p", label: "Min-p", min: 0, max: 1, more: true, help: "Drops tokens below this share of the likeliest." },
   { kind: "number", key: "presence_penalty", label: "Presence penalty", min: -2, max: 2, more: true, help: "Above 0 favours new words." },
   { kind: "number", key: "frequency_penalty", label: "Frequency penalty", min: -2, max: 2, more: true, help: "Above 0 avoids frequent words." },
-  { kind: "number", key: "repetition_penalty", label: "Repetition penalty", min: 0, max: 2, above: true, more: true, help: "Above 1 avoids repeating." },
+  { kind: "number", key: "repetition_penalty", label: "Repetition penalty", min: 0.01, max: 10, more: true, help: "Above 1 avoids repeating." },
   { kind: "lines", key: "stop", label: "Stop texts", maxLines: 16, more: true, help: "One a line, \\n for a line end. The answer ends before any of them." },
 ];
 

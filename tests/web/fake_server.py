@@ -1,0 +1,213 @@
+"""A scripted stand-in for Deepwell's API on loopback, serving the built page under the policy the page promises to obey.
+
+The last user message picks the script: a word of `SCRIPTS` anywhere in it, otherwise a plain echo.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+STATIC = Path(__file__).parents[2] / "src" / "deepwell" / "server" / "static"
+
+POLICY = (
+    "default-src 'self'; base-uri 'none'; object-src 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+USAGE = {
+    "prompt_tokens": 96,
+    "completion_tokens": 12,
+    "total_tokens": 108,
+    "prompt_cache_hit_tokens": 64,
+    "prompt_cache_miss_tokens": 32,
+}
+MARKDOWN = """## Reversing
+
+A **list** can be turned round in place; see [the manual](https://docs.python.org/3/) and `reversed`.
+
+```python
+def reverse(items):
+    \"\"\"Turn a list round.\"\"\"
+    for i in range(len(items) // 2):
+        items[i], items[-1 - i] = items[-1 - i], items[i]
+    return items  # the same list
+```
+
+| way | cost |
+|:----|-----:|
+| in place | n / 2 swaps |
+| copy | n moves |
+
+1. first
+2. second
+   - nested
+"""
+INJECTION = """<script>window.hacked = 1</script>
+<img src=x onerror="window.hacked = 2">
+
+Inline <b onmouseover="window.hacked=3">bold</b> and [a link](javascript:window.hacked=4) and
+![picture](https://evil.example/pixel.png) &lt;script&gt; <svg/onload=window.hacked=5>
+
+```html
+<script>window.hacked = 6</script>
+```
+
+```"><img/src=x/onerror=window.hacked=7>
+</code></pre><script>window.hacked = 8</script>
+```
+
+<iframe srcdoc="<script>parent.hacked = 9</script>"></iframe>
+"""
+
+Piece = dict[str, Any] | str | float
+
+
+@dataclass
+class Fake:
+    """A running server. `bodies` are the JSON bodies of the POSTs so far, `ended` counts streams that were let go."""
+
+    url: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    asked: dict[str, int] = field(default_factory=dict)
+    abandoned: int = 0
+    models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "deepwell-tiny", "object": "model"}])
+
+    def reset(self) -> None:
+        self.bodies.clear()
+        self.asked.clear()
+        self.abandoned = 0
+        self.models = [{"id": "deepwell-tiny", "object": "model"}]
+
+
+def words(text: str) -> list[Piece]:
+    parts = [part for part in text.replace(" ", " \0").split("\0") if part]
+    return [{"content": part} for part in parts]
+
+
+def slow() -> list[Piece]:
+    return [piece for n in range(200) for piece in (f"drop {n} ", 0.05)]
+
+
+SCRIPTS: dict[str, Callable[[], list[Piece]]] = {
+    "slow": lambda: [{"content": piece} if isinstance(piece, str) else piece for piece in slow()],
+    "markdown": lambda: words(MARKDOWN),
+    "inject": lambda: words(INJECTION),
+    "think": lambda: [{"reasoning_content": "Let me see."}, 0.2, *words("Thought through.")],
+    "queue": lambda: [": keep-alive\n\n", 1.0, ": keep-alive\n\n", *words("At last.")],
+    "cut": lambda: [*words("Half an ans"), 0.1, {"cut": True}],
+    "long": lambda: words("\n\n".join(f"Paragraph {n} of a long answer." for n in range(60))),
+    "pause": lambda: [*words("Water finds "), 0.4, *words("its own way downhill."), 0.4],
+}
+
+
+class Api:
+    """The endpoints; every POST body is kept for the tests to look at."""
+
+    def __init__(self, fake: Fake) -> None:
+        self.fake = fake
+
+    async def models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": self.fake.models})
+
+    async def chat(self, request: Request) -> Response:
+        body = await request.json()
+        self.fake.bodies.append(body)
+        text = next(m["content"] for m in reversed(body["messages"]) if m["role"] == "user")
+        times = self.fake.asked[text] = self.fake.asked.get(text, 0) + 1
+        if "busy" in text and times == 1:
+            error = {"message": "The queue is full.", "type": "rate_limit_error", "param": None, "code": "rate_limit"}
+            return JSONResponse({"error": error}, 429, {"Retry-After": "2"})
+        script = next((make for word, make in SCRIPTS.items() if word in text), None)
+        pieces = script() if script else words(f"Answer {times} to: {text}")
+        return StreamingResponse(self.stream(pieces, "chat"), media_type="text/event-stream")
+
+    async def completions(self, request: Request) -> Response:
+        body = await request.json()
+        self.fake.bodies.append(body)
+        text = "middle()\n" if body.get("suffix") else "    return n\n"
+        pieces = slow() if "slow" in body["prompt"] else [text]
+        return StreamingResponse(self.stream(pieces, "text"), media_type="text/event-stream")
+
+    async def stream(self, pieces: list[Piece], shape: str) -> AsyncIterator[str]:
+        try:
+            for piece in pieces:
+                if isinstance(piece, float):
+                    await asyncio.sleep(piece)
+                elif isinstance(piece, str) and piece.startswith(":"):
+                    yield piece
+                elif isinstance(piece, dict) and "cut" in piece:
+                    raise ConnectionError("scripted cut")
+                else:
+                    yield chunk(choice(piece, shape))
+            last = choice({"content": ""} if shape == "chat" else "", shape) | {"finish_reason": "stop"}
+            yield chunk(last, USAGE)
+            yield "data: [DONE]\n\n"
+        except asyncio.CancelledError:
+            self.fake.abandoned += 1
+            raise
+
+
+def choice(piece: Piece, shape: str) -> dict[str, Any]:
+    return {"index": 0, "finish_reason": None} | ({"delta": piece} if shape == "chat" else {"text": piece})
+
+
+def chunk(of: dict[str, Any], usage: dict[str, int] | None = None) -> str:
+    body: dict[str, Any] = {"id": "1", "object": "chunk", "choices": [of]}
+    return f"data: {json.dumps(body | ({'usage': usage} if usage else {}))}\n\n"
+
+
+class PolicyHeader:
+    """Adds the Content-Security-Policy to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
+
+
+def start(fake: Fake) -> Callable[[], None]:
+    """Serves `fake` on a free port and sets its url; returns what stops it."""
+    api = Api(fake)
+    routes = [
+        Route("/v1/models", api.models),
+        Route("/v1/chat/completions", api.chat, methods=["POST"]),
+        Route("/v1/completions", api.completions, methods=["POST"]),
+        Mount("/", StaticFiles(directory=STATIC, html=True)),
+    ]
+    app = Starlette(routes=routes, middleware=[Middleware(PolicyHeader)])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    fake.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    def stop() -> None:
+        server.should_exit = True
+        thread.join(timeout=10)
+        listener.close()
+
+    return stop
