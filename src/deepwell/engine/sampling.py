@@ -95,6 +95,8 @@ def largest(values_V: NDArray[np.floating], count: int) -> NDArray[np.int64]:
     The `count`-th largest of the maxima of fixed chunks is never above the `count`-th largest value, so it leaves few
     candidates to sort.
     """
+    if count == 0:
+        return np.zeros(0, np.int64)
     starts = np.arange(0, len(values_V), _CHUNK)
     if count >= len(values_V):
         ids_N = np.arange(len(values_V))
