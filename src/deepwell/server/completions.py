@@ -31,7 +31,7 @@ async def completions(request: Request) -> Response:
     prompt = prompt_of(asked, service)
     check_completion(asked, prompt)
     tokens = await _tokens(prompt, asked.suffix, service)
-    max_tokens = max_tokens_of(asked.max_tokens, len(tokens), service)
+    max_tokens = max_tokens_of(asked.max_tokens, len(tokens), "prompt", service)
     prompt_logprobs = asked.logprobs if asked.echo else None
     head = service.head(asked.model)
     stream = service.submit(head, tokens, sampling_of(asked, max_tokens, asked.logprobs, prompt_logprobs))

@@ -79,9 +79,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     stop: Annotated[
         StopString | StopStrings | None,
-        Meta(
-            description=f"a text or a list of up to {MAX_STOP_STRINGS} texts of up to {MAX_STOP_CHARACTERS} characters"
-        ),
+        Meta(description=f"a text or up to {MAX_STOP_STRINGS} texts, of 1 to {MAX_STOP_CHARACTERS} characters each"),
     ] = None
     stop_token_ids: Annotated[
         Annotated[list[TokenId], Meta(max_length=MAX_LISTED_TOKENS)] | None,

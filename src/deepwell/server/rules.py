@@ -59,15 +59,18 @@ def prompt_of(asked: CompletionRequest, service: Service) -> str | tuple[int, ..
     return tuple(prompt)
 
 
-def max_tokens_of(wanted: int | None, prompt: int, service: Service) -> int:
-    """How many tokens the answer to a prompt of `prompt` tokens may have. Raises RequestError if it cannot fit."""
+def max_tokens_of(wanted: int | None, prompt: int, param: str, service: Service) -> int:
+    """How many tokens the answer to a prompt of `prompt` tokens, given as `param`, may have.
+
+    Raises RequestError if it cannot fit.
+    """
     room = service.context - prompt
     if prompt == 0:
-        raise RequestError("the prompt must have at least one token", "prompt")
+        raise RequestError("the prompt must have at least one token", param)
     if room < 0 or (room == 0 and wanted != 0):
         raise RequestError(
             f"the prompt has {prompt} tokens, which leaves no room for an answer in the context of {service.context}",
-            "messages" if wanted is None else "max_tokens",
+            param,
         )
     if wanted is None:
         return min(room, service.limits.default_max_tokens)

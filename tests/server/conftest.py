@@ -1,0 +1,18 @@
+"""The server that most tests talk to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from serving import CONTEXT, client_of, make_service, says
+from starlette.testclient import TestClient
+
+from fakes import FakeRunner
+
+
+@pytest.fixture
+def client() -> Iterator[TestClient]:
+    """A client of a server whose model answers chats with "Hello, wörld 🐳."."""
+    with client_of(make_service(FakeRunner(context=CONTEXT, next_token=says("Hello, wörld 🐳.")))) as client:
+        yield client
