@@ -1,0 +1,129 @@
+"""The operations of `deepwell.ops` in numpy float64, straight from their formulas: what every backend is held against.
+
+Written for clarity: attention keeps whole keys and values per sequence position and never pages; routing sorts.
+Weights are plain arrays; kv_b is (heads·(nope+value), latent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwell.ops.base import BLOCK_TOKENS, Batch, GqaShape, MlaShape, Rotation, Routing
+
+Array = NDArray[np.float64]
+Cache = dict[tuple[int, int, int], Array]
+"""(layer, page, slot) to what is kept of a token."""
+
+
+class Float64Ops:
+    def __init__(self, batch: Batch, cache: Cache) -> None:
+        self.batch, self.cache = batch, cache
+
+    def embed(self, table: Array) -> Array:
+        return table[self.batch.tokens_T]
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        return x @ weight.T + (0 if bias is None else bias)
+
+    def split(self, x: Array, widths: Sequence[int]) -> tuple[Array, ...]:
+        return tuple(np.split(x, np.cumsum(widths)[:-1], axis=-1))
+
+    def concat(self, xs: Sequence[Array]) -> Array:
+        return np.concatenate(list(xs), axis=-1)
+
+    def add(self, x: Array, y: Array) -> Array:
+        return x + y
+
+    def rope(self, x: Array, heads: int, rotation: Rotation) -> Array:
+        x = x.reshape(len(x), heads, -1).copy()
+        inv_freq = np.array(rotation.inv_freq, dtype=np.float32)
+        angle = (self.batch.positions_T.astype(np.float32)[:, None] * inv_freq).astype(np.float64)[:, None]
+        turn = np.exp(1j * angle) * rotation.magnitude
+        part = x[..., x.shape[-1] - rotation.width :]
+        half = rotation.width // 2
+        pairs = (slice(0, None, 2), slice(1, None, 2))
+        first, second = pairs if rotation.layout == "interleaved" else (slice(0, half), slice(half, None))
+        turned = (part[..., first] + 1j * part[..., second]) * turn
+        part[..., first], part[..., second] = turned.real, turned.imag
+        return x.reshape(len(x), -1)
+
+    def gqa(self, q: Array, k: Array, v: Array, layer: int, shape: GqaShape) -> Array:
+        kept = self._keep(layer, np.concatenate([k, v], axis=-1))
+        out = np.empty_like(q)
+        for t, past in enumerate(kept):
+            keys, values = (a.reshape(len(past), shape.kv_heads, -1) for a in np.split(past, 2, axis=-1))
+            for h in range(shape.heads):
+                cols = slice(h * shape.head_dim, (h + 1) * shape.head_dim)
+                group = h // (shape.heads // shape.kv_heads)
+                out[t, cols] = softmax(keys[:, group] @ q[t, cols] * shape.scale) @ values[:, group]
+        return out
+
+    def mla(self, q: Array, latent: Array, k_rope: Array, kv_b: Array, layer: int, shape: MlaShape) -> Array:
+        kept = self._keep(layer, np.concatenate([latent, k_rope], axis=-1))
+        out = np.empty((len(q), shape.heads * shape.value))
+        per_head = kv_b.reshape(shape.heads, shape.nope + shape.value, shape.latent)
+        for t, past in enumerate(kept):
+            for h, (w, query) in enumerate(zip(per_head, q[t].reshape(shape.heads, -1), strict=True)):
+                expanded = past[:, : shape.latent] @ w.T
+                keys = np.concatenate([expanded[:, : shape.nope], past[:, shape.latent :]], axis=-1)
+                out[t, h * shape.value : (h + 1) * shape.value] = (
+                    softmax(keys @ query * shape.scale) @ expanded[:, shape.nope :]
+                )
+        return out
+
+    def swiglu(self, gate_up: Array) -> Array:
+        gate, up = np.split(gate_up, 2, axis=-1)
+        return gate / (1 + np.exp(-gate)) * up
+
+    def moe(
+        self, x: Array, router: Array, bias: Array | None, gate_up: Array, down: Array, routing: Routing, layer: int
+    ) -> Array:
+        rows = [choose(row @ router.T, bias, routing) for row in x]
+        return np.stack(
+            [
+                sum(w * (down[e] @ self.swiglu(row @ gate_up[e].T)) for e, w in choices)
+                for row, choices in zip(x, rows, strict=True)
+            ]
+        )
+
+    def select(self, x: Array) -> Array:
+        return x[self.batch.selected_L]
+
+    def _keep(self, layer: int, rows: Array) -> list[Array]:
+        """Store each row, then give back, per row, what its sequence has kept up to and including it."""
+        b = self.batch
+        slots = [
+            [(layer, int(b.block_table_SP[s, p // BLOCK_TOKENS]), p % BLOCK_TOKENS) for p in range(end + 1)]
+            for s, end in zip(b.sequence_T, b.positions_T, strict=True)
+        ]
+        for row, past in zip(rows, slots, strict=True):
+            self.cache[past[-1]] = row
+        return [np.stack([self.cache[slot] for slot in past]) for past in slots]
+
+
+def softmax(x: Array) -> Array:
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def choose(logits: Array, bias: Any, routing: Routing) -> list[tuple[int, float]]:
+    """(expert, weight) pairs from the best down."""
+    s = softmax(logits) if routing.scoring == "softmax" else 1 / (1 + np.exp(-logits))
+    c = s + bias if bias is not None else s
+    allowed = set(range(routing.experts))
+    if routing.method != "greedy":
+        size = routing.experts // routing.n_group
+        best = 2 if routing.method == "noaux_tc" else 1
+        score = [sum(sorted(c[g * size : (g + 1) * size])[-best:]) for g in range(routing.n_group)]
+        groups = sorted(range(routing.n_group), key=lambda g: (-score[g], g))[: routing.topk_group]
+        allowed = {e for e in allowed if e // size in groups}
+    chosen = sorted(allowed, key=lambda e: (-c[e], e))[: routing.top_k]
+    total = sum(s[e] for e in chosen) + 1e-20 if routing.normalize else 1.0
+    return [(e, s[e] / total * routing.scale) for e in chosen]
