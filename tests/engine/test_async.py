@@ -1,0 +1,234 @@
+"""The engine beside an event loop: streams end once, cancelled ones free their blocks, a stop is clean."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from deepwell.engine import AsyncEngine, Delta, EngineConfig, EngineCore, Request, SamplingParams, Stream
+from deepwell.errors import EngineStopped, QueueFull, RequestError
+from deepwell.ops.base import Batch
+from fakes import FakeRunner, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+
+
+def request(id: str, length: int = 100, max_tokens: int = 20, **sampling: object) -> Request:
+    prompt = tuple(20 + (7 * place) % 290 for place in range(length))
+    params = SamplingParams(max_tokens=max_tokens, seed=3, ignore_eos=True, **sampling)
+    return Request(id=id, prompt=prompt, sampling=params)
+
+
+@asynccontextmanager
+async def running(runner: FakeRunner | None = None, **config: object) -> AsyncIterator[AsyncEngine]:
+    """A started engine that must end without a leaked block."""
+    runner = runner or FakeRunner()
+    engine = AsyncEngine(runner, TOKENIZER, EngineConfig(**config))
+    engine.start()
+    yield engine
+    await asyncio.wait_for(engine.stop(), 20)
+    engine.check_integrity()
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.blocks_free) == (0, 0, stats.blocks_total)
+    assert runner.violations == []
+
+
+async def read(stream: Stream) -> list[Delta]:
+    return [delta async for delta in stream]
+
+
+async def settled(engine: AsyncEngine) -> None:
+    """Wait until nothing is live."""
+    async with asyncio.timeout(10):
+        while engine.stats().running or engine.stats().waiting:
+            await asyncio.sleep(0.005)
+
+
+async def test_many_streams_give_what_the_core_gives() -> None:
+    requests = [request(str(i), length=10 + 9 * i, max_tokens=5 + i) for i in range(40)]
+    async with running() as engine:
+        answers = await asyncio.gather(*(read(engine.submit(r)) for r in requests))
+        for r, deltas in zip(requests, answers, strict=True):
+            alone = list(EngineCore(FakeRunner(), TOKENIZER).generate(r))
+            assert [d.text for d in deltas] == [d.text for d in alone]
+            assert [d.token_ids for d in deltas] == [d.token_ids for d in alone]
+            assert [d.finish_reason for d in deltas] == [None] * (len(deltas) - 1) + ["length"]
+        assert engine.stats().finished["length"] == 40
+
+
+async def test_a_finished_stream_stays_finished() -> None:
+    async with running() as engine:
+        stream = engine.submit(request("a", max_tokens=2))
+        assert len(await read(stream)) == 2
+        assert await read(stream) == []
+        stream.abort()
+        await stream.aclose()
+        again = engine.submit(request("a", max_tokens=2))
+        assert len(await read(again)) == 2
+        assert engine.stats().aborted == 0
+
+
+async def test_abort_ends_the_stream_and_frees_the_blocks() -> None:
+    async with running(FakeRunner(delay=0.005)) as engine:
+        stream = engine.submit(request("a", max_tokens=10_000))
+        await anext(stream)
+        stream.abort()
+        stream.abort()
+        *_, last = await read(stream)
+        assert last.finish_reason == "abort"
+        assert last.usage is not None
+        assert 1 <= last.usage.completion_tokens < 100
+        assert engine.stats().aborted == 1
+        assert engine.stats().blocks_free == engine.stats().blocks_total
+
+
+async def test_a_cancelled_reader_aborts_its_request() -> None:
+    async with running(FakeRunner(delay=0.005)) as engine:
+        reader = asyncio.create_task(read(engine.submit(request("a", max_tokens=10_000))))
+        other = asyncio.create_task(read(engine.submit(request("b", max_tokens=30))))
+        await asyncio.sleep(0.05)
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        assert (await other)[-1].finish_reason == "length"
+        await settled(engine)
+        assert engine.stats().finished == {"stop": 0, "length": 1, "abort": 1, "error": 0}
+
+
+async def test_leaving_the_block_aborts() -> None:
+    async with running(FakeRunner(delay=0.005)) as engine:
+        async with engine.submit(request("a", max_tokens=10_000)) as stream:
+            async for _ in stream:
+                break
+        await settled(engine)
+        assert engine.stats().aborted == 1
+
+
+async def test_a_waiting_request_can_be_aborted() -> None:
+    async with running(FakeRunner(delay=0.005), max_running=1) as engine:
+        first = asyncio.create_task(read(engine.submit(request("a", max_tokens=50))))
+        second = engine.submit(request("b"))
+        second.abort()
+        (last,) = await read(second)
+        assert last.finish_reason == "abort"
+        assert (await first)[-1].finish_reason == "length"
+
+
+async def test_admission_is_bounded_and_recovers() -> None:
+    """200 clients at once on 4 places and a queue of 8."""
+    async with running(FakeRunner(delay=0.001), max_running=4, max_waiting=8) as engine:
+        streams, refused = [], 0
+        for index in range(200):
+            try:
+                streams.append(engine.submit(request(str(index))))
+            except QueueFull:
+                refused += 1
+        assert (len(streams), refused) == (12, 188)
+        assert engine.stats().waiting + engine.stats().running == 12
+        assert all(deltas[-1].finish_reason == "length" for deltas in await asyncio.gather(*map(read, streams)))
+        assert (await read(engine.submit(request("late"))))[-1].finish_reason == "length"
+
+
+async def test_a_bad_request_is_refused_at_once() -> None:
+    async with running() as engine:
+        with pytest.raises(RequestError) as caught:
+            engine.submit(request("a", length=5000))
+        assert caught.value.param == "prompt"
+        stream = engine.submit(request("b"))
+        with pytest.raises(RequestError, match="'b' is live"):
+            engine.submit(request("b"))
+        await read(stream)
+
+
+async def test_submitting_does_not_wait_for_a_step() -> None:
+    async with running(FakeRunner(delay=0.3)) as engine:
+        first = engine.submit(request("a", max_tokens=1))
+        await asyncio.sleep(0.1)
+        begun = time.perf_counter()
+        second = engine.submit(request("b", max_tokens=1))
+        engine.stats()
+        assert time.perf_counter() - begun < 0.1
+        await asyncio.gather(read(first), read(second))
+
+
+async def test_stop_lets_live_requests_finish() -> None:
+    async with running(FakeRunner(delay=0.005)) as engine:
+        reader = asyncio.create_task(read(engine.submit(request("a", max_tokens=20))))
+        await asyncio.sleep(0.02)
+        stopping = asyncio.create_task(engine.stop())
+        await asyncio.sleep(0)
+        with pytest.raises(EngineStopped, match="stopping"):
+            engine.submit(request("b"))
+        await stopping
+        assert (await reader)[-1].finish_reason == "length"
+
+
+async def test_stop_aborts_what_does_not_finish_in_time() -> None:
+    async with running(FakeRunner(delay=0.01), drain_seconds=0.1, max_running=2) as engine:
+        readers = [asyncio.create_task(read(engine.submit(request(id, max_tokens=3000)))) for id in "abc"]
+        await asyncio.sleep(0.05)
+        begun = time.perf_counter()
+        await engine.stop()
+        assert time.perf_counter() - begun < 2
+        for deltas in await asyncio.gather(*readers):
+            assert deltas[-1].finish_reason == "abort"
+    assert not [thread for thread in threading.enumerate() if thread.name == "deepwell-engine"]
+
+
+async def test_stop_is_safe_twice_and_unstarted() -> None:
+    engine = AsyncEngine(FakeRunner(), TOKENIZER)
+    with pytest.raises(EngineStopped, match="not been started"):
+        engine.submit(request("a"))
+    await engine.stop()
+    async with running() as engine:
+        await asyncio.gather(engine.stop(), engine.stop())
+        with pytest.raises(EngineStopped, match="only once"):
+            engine.start()
+
+
+async def test_a_failing_step_is_told_and_the_engine_lives_on() -> None:
+    calls = []
+
+    def fail(batch: Batch) -> None:
+        calls.append(batch)
+        if len(calls) == 2:
+            raise RuntimeError("broken step")
+
+    async with running(FakeRunner(fail=fail)) as engine:
+        *_, last = await read(engine.submit(request("a")))
+        assert (last.finish_reason, last.error) == ("error", "RuntimeError: broken step")
+        *_, last = await read(engine.submit(request("b")))
+        assert last.finish_reason == "length"
+
+
+async def test_a_failing_engine_tells_every_stream_and_refuses_more() -> None:
+    """A fault of the engine itself, outside of any request."""
+    engine = AsyncEngine(FakeRunner(), TOKENIZER)
+    engine._core.step = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    engine.start()
+    streams = [engine.submit(request(id)) for id in "ab"]
+    for deltas in await asyncio.gather(*map(read, streams)):
+        assert deltas[-1].finish_reason == "error"
+        assert "ZeroDivisionError" in (deltas[-1].error or "")
+    with pytest.raises(EngineStopped, match="the engine failed"):
+        engine.submit(request("c"))
+    await engine.stop()
+
+
+def test_a_closed_event_loop_frees_everything() -> None:
+    engine = AsyncEngine(FakeRunner(delay=0.005), TOKENIZER)
+    engine.start()
+
+    async def leave() -> None:
+        await anext(engine.submit(request("a", max_tokens=3000)))
+
+    asyncio.run(leave())
+    deadline = time.perf_counter() + 10
+    while engine.stats().running and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    asyncio.run(engine.stop())
+    engine.check_integrity()
+    assert engine.stats().aborted == 1
