@@ -116,6 +116,5 @@ def make(name: str, seed: int = 0) -> PreTrainedModel:
 
 def save(name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
     """Save that model as a checkpoint in `folder` and return it, with the values the file holds, in float32."""
-    model = make(name, seed).to(dtype)
-    model.save_pretrained(folder, **options)
-    return model.float()
+    make(name, seed).to(dtype).save_pretrained(folder, **options)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

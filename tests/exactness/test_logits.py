@@ -1,0 +1,98 @@
+"""The native backend against transformers: logits of whole prompts, and greedy continuations of 200 tokens."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import seeded
+import torch
+
+from deepwell.engine.core import EngineCore
+from deepwell.engine.load import NativeRunner
+from deepwell.engine.types import Request, SamplingParams
+from deepwell.model import Decoder, Param
+from deepwell.ops import native
+from deepwell.ops.base import Batch, MlaShape
+from deepwell.ops.torch_ops import TorchOps
+from deepwell.weights.checkpoint import Checkpoint
+from fakes import tiny_tokenizer
+
+BOUND = 1e-4
+
+
+def whole_prompt(tokens: np.ndarray) -> Batch:
+    rows = np.arange(len(tokens), dtype=np.int32)
+    table_SP = np.arange(-(-len(tokens) // 64), dtype=np.int32)[None]
+    return Batch(tokens.astype(np.int32), rows, np.zeros_like(rows), table_SP, rows)
+
+
+@pytest.mark.parametrize("name", seeded.CONFIGS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_logits(name: str, seed: int, tmp_path: Path) -> None:
+    reference = seeded.save(name, tmp_path, seed)
+    tokens = np.random.default_rng(seed).integers(0, 320, 150 + 37 * seed)
+    logits = NativeRunner(Checkpoint(tmp_path), "float32", blocks=8).run(whole_prompt(tokens))
+    with torch.no_grad():
+        wanted = reference(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    assert np.abs(logits - wanted).max() < BOUND
+
+
+@pytest.mark.parametrize("name", ["llama-gqa-linear", "v2-lite", "v2", "v3"])
+def test_greedy_continuation(name: str, tmp_path: Path) -> None:
+    reference = seeded.save(name, tmp_path)
+    prompt = np.random.default_rng(3).integers(0, 320, 40)
+    core = EngineCore(NativeRunner(Checkpoint(tmp_path), "float32", blocks=8), tiny_tokenizer())
+    sampling = SamplingParams(max_tokens=200, temperature=0.0, ignore_eos=True)
+    request = Request(id="greedy", prompt=tuple(int(t) for t in prompt), sampling=sampling)
+    ours = [token for delta in core.generate(request) for token in delta.token_ids]
+    with torch.no_grad():
+        out = reference.generate(
+            torch.from_numpy(prompt)[None], max_new_tokens=200, min_new_tokens=200, do_sample=False, eos_token_id=None
+        )
+    assert ours == out[0, 40:].tolist()
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_half_precision_checkpoints_are_read_exactly(stored: torch.dtype, tmp_path: Path) -> None:
+    """bfloat16 weights stay as they are, float16 widens: both compute what transformers does in float32."""
+    reference = seeded.save("v3", tmp_path, dtype=stored)
+    tokens = np.random.default_rng(4).integers(0, 320, 100)
+    runner = NativeRunner(Checkpoint(tmp_path), "auto", blocks=8)
+    assert runner.dtype == ("bfloat16" if stored == torch.bfloat16 else "float32")
+    with torch.no_grad():
+        wanted = reference(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    assert np.abs(runner.run(whole_prompt(tokens)) - wanted).max() < BOUND
+
+
+def dequantised(checkpoint: Checkpoint, param: Param, dtype: native.Storage) -> torch.Tensor:
+    """The values a quantised parameter stands for, by quantising it apart from the runner."""
+    if param.kind in ("vector", "router"):
+        return torch.from_numpy(checkpoint.whole(param))
+    if param.kind == "kv_b":
+        shape = checkpoint.config.attention
+        assert isinstance(shape, MlaShape)
+        packed = native.KvB(shape.heads, shape.nope, shape.value, shape.latent, dtype)
+        packed.fill(0, checkpoint.whole(param))
+        heads = [(packed.k_b.dequantize(h).T, packed.v_b.dequantize(h)) for h in range(shape.heads)]
+        return torch.from_numpy(np.concatenate([part for head in heads for part in head]))
+    values = checkpoint.whole(param).reshape(-1, *param.shape[-2:])
+    matrix = native.Matrix(*values.shape, dtype)
+    for index, one in enumerate(values):
+        matrix.fill(index, 0, one)
+    return torch.from_numpy(np.stack([matrix.dequantize(i) for i in range(len(values))]).reshape(param.shape))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["llama-gqa-linear", "v3"])
+def test_quantised_logits_are_those_of_the_dequantised_weights(
+    name: str, dtype: native.Storage, tmp_path: Path
+) -> None:
+    seeded.save(name, tmp_path)
+    checkpoint, tokens = Checkpoint(tmp_path), np.random.default_rng(5).integers(0, 320, 100)
+    logits = NativeRunner(checkpoint, dtype, blocks=8).run(whole_prompt(tokens))
+    weights = {p.key: dequantised(checkpoint, p, dtype) for p in checkpoint.params}
+    ops, decoder = TorchOps(torch.from_numpy(tokens)[None]), Decoder(checkpoint.config, weights)
+    wanted = decoder.logits(ops, decoder.hidden(ops)).numpy()
+    assert np.abs(logits - wanted).max() < BOUND
+    plain = NativeRunner(checkpoint, "float32", blocks=8).run(whole_prompt(tokens))
+    assert np.abs(logits - plain).max() > BOUND, "the weights were not quantised at all"
