@@ -5,7 +5,7 @@ from __future__ import annotations
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
-FIM_BEGIN, FIM_HOLE, FIM_END = "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"
+FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 
 
 def render_text(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -18,10 +18,15 @@ def render_fim(prefix: str, suffix: str, tokenizer: Tokenizer) -> tuple[int, ...
 
     Raises RequestError if the tokenizer lacks the fill-in-the-middle tokens.
     """
-    begin, hole, end = (tokenizer.special(spelling) for spelling in (FIM_BEGIN, FIM_HOLE, FIM_END))
+    begin, hole, end = map(tokenizer.special, FIM_TOKENS)
     if begin is None or hole is None or end is None:
         raise RequestError("this model has no fill-in-the-middle tokens, so suffix is not allowed", "suffix")
     return (*_bos(tokenizer), begin, *tokenizer.encode(prefix), hole, *tokenizer.encode(suffix), end)
+
+
+def fills_gaps(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer has the fill-in-the-middle tokens."""
+    return None not in map(tokenizer.special, FIM_TOKENS)
 
 
 def _bos(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deepwell.chat import fills_gaps
 from deepwell.server.chat_completions import chat_completions
 from deepwell.server.completions import completions
 from deepwell.server.errors import HANDLERS, JsonResponse
@@ -59,8 +61,7 @@ def create_app(service: Service) -> Starlette:
 async def models(request: Request) -> Response:
     """The model names that requests may use."""
     service: Service = request.app.state.service
-    cards = [ModelCard(id=name, created=service.created, max_model_len=service.context) for name in service.names]
-    return JsonResponse(ModelList(data=cards))
+    return JsonResponse(ModelList(data=[_card(name, service) for name in service.names]))
 
 
 async def health(request: Request) -> Response:
@@ -80,6 +81,15 @@ async def metrics(request: Request) -> Response:
 async def openapi_document(_: Request) -> Response:
     """The OpenAPI document."""
     return JsonResponse(openapi())
+
+
+def _card(name: str, service: Service) -> ModelCard:
+    capabilities: list[Literal["completion", "chat", "fim"]] = ["completion"]
+    if service.chats:
+        capabilities.append("chat")
+    if fills_gaps(service.tokenizer):
+        capabilities.append("fim")
+    return ModelCard(id=name, created=service.created, context_length=service.context, capabilities=capabilities)
 
 
 class CountRequests:

@@ -41,7 +41,7 @@ async def chat_completions(request: Request) -> Response:
     check_chat(asked)
     messages = messages_of(asked)
     render = partial(render_chat, messages, service.tokenizer, service.chat_format)
-    prompt = await service.tokens(render, sum(len(message.content) for message in messages), "messages")
+    prompt = await service.tokens(render, [message.content for message in messages], "messages")
     wanted = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
     max_tokens = max_tokens_of(wanted, len(prompt), "messages", service)
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from deepwell.errors import EngineStopped, QueueFull, RequestError
 
 INVALID = "invalid_request_error"
-OVERLOADED = "server_overloaded"
+BUSY = "rate_limit_error"
+STOPPING = "server_overloaded"
 INTERNAL = "internal_server_error"
 RETRY_AFTER_STOP = 5
 """Seconds a client should wait when this server is going down."""
@@ -60,14 +61,18 @@ def _invalid(_: Request, error: Exception) -> Response:
 
 
 def _too_large(_: Request, error: Exception) -> Response:
-    headers = {"Connection": "close"}
-    return JsonResponse(error_body(str(error), INVALID), status_code=413, headers=headers)
+    return JsonResponse(error_body(str(error), INVALID), status_code=413)
 
 
-def _overloaded(_: Request, error: Exception) -> Response:
-    seconds = error.retry_after if isinstance(error, QueueFull) else RETRY_AFTER_STOP
-    headers = {"Retry-After": str(seconds)}
-    return JsonResponse(error_body(str(error), OVERLOADED), status_code=503, headers=headers)
+def _busy(_: Request, error: Exception) -> Response:
+    assert isinstance(error, QueueFull)
+    headers = {"Retry-After": str(error.retry_after)}
+    return JsonResponse(error_body(str(error), BUSY), status_code=429, headers=headers)
+
+
+def _stopping(_: Request, error: Exception) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_STOP)}
+    return JsonResponse(error_body(str(error), STOPPING), status_code=503, headers=headers)
 
 
 def _http(request: Request, error: Exception) -> Response:
@@ -87,8 +92,8 @@ def _internal(_: Request, __: Exception) -> Response:
 HANDLERS: dict[Any, Any] = {
     RequestError: _invalid,
     BodyTooLarge: _too_large,
-    QueueFull: _overloaded,
-    EngineStopped: _overloaded,
+    QueueFull: _busy,
+    EngineStopped: _stopping,
     HTTPException: _http,
     Exception: _internal,
 }

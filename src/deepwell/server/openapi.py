@@ -14,8 +14,9 @@ from deepwell.server.replies import ChatChunk, ChatCompletion, ModelList, TextCo
 ERRORS = {
     "400": "The request is malformed or a field has a value that is not allowed; the message names it.",
     "413": "The body is too large.",
+    "429": "The queue is full; retry after the seconds in Retry-After.",
     "500": "The server failed.",
-    "503": "The queue is full or the server is stopping; retry after the seconds in Retry-After.",
+    "503": "The server is stopping; retry after the seconds in Retry-After.",
 }
 
 

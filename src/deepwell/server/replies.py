@@ -129,11 +129,14 @@ class TextCompletion(Head, frozen=True, kw_only=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """`context_length` is in tokens; `capabilities` says what the model was trained for."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "deepwell"
-    max_model_len: int
+    context_length: int
+    capabilities: list[Literal["completion", "chat", "fim"]]
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,6 +21,8 @@ from deepwell.weights.tokenizer import Tokenizer
 
 IN_LOOP_CHARACTERS = 16_384
 """Longer texts are encoded in a thread, so that other clients do not wait for them."""
+CHARACTERS_PER_TEXT = 64
+"""How many characters take as long to encode as it takes to begin with another text."""
 
 
 class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,13 +43,18 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class Service:
-    """A loaded model behind an engine. `context` is the longest sequence in tokens, `model` the served name."""
+    """A loaded model behind an engine.
+
+    `context` is the longest sequence in tokens, `model` the served name, `chats` whether the model was trained to
+    chat (a base model answers chats too, as best it can), `fingerprint` names its weights and layout.
+    """
 
     engine: AsyncEngine
     tokenizer: Tokenizer
     model: str
     context: int
     aliases: tuple[str, ...] = ()
+    chats: bool = True
     chat_format: str | None = None
     limits: ServerLimits = field(default_factory=ServerLimits)
     fingerprint: bytes = b""
@@ -74,12 +81,13 @@ class Service:
             id=str(uuid.uuid4()), created=int(time.time()), model=model, system_fingerprint=self.system_fingerprint
         )
 
-    async def tokens(self, render: Callable[[], tuple[int, ...]], characters: int, param: str) -> tuple[int, ...]:
-        """The prompt that `render` makes out of `characters` of text, in a thread when that is long work.
+    async def tokens(self, render: Callable[[], tuple[int, ...]], texts: Sequence[str], param: str) -> tuple[int, ...]:
+        """The prompt that `render` makes out of `texts`, in a thread when that is long work.
 
         Raises RequestError, without encoding, for a text that cannot fit the context whatever its tokens.
         """
-        if characters <= IN_LOOP_CHARACTERS:
+        characters = sum(map(len, texts))
+        if characters + len(texts) * CHARACTERS_PER_TEXT <= IN_LOOP_CHARACTERS:
             return render()
         least = characters // self._longest_token
         if least > self.context:
