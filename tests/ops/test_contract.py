@@ -115,7 +115,9 @@ def test_gqa_over_two_steps(backend: Backend, seed: int, shape: tuple[int, int, 
     check(backend, graph, weights, steps, [2 * kv])
 
 
-@pytest.mark.parametrize("shape", [(4, 32, 16, 32, 64), (6, 5, 3, 9, 21), (1, 16, 64, 8, 128), (9, 1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(4, 32, 16, 32, 64), (6, 5, 3, 9, 21), (1, 16, 64, 8, 128), (9, 1, 1, 1, 1)], ids=str
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_mla_over_two_steps(backend: Backend, seed: int, shape: tuple[int, int, int, int, int]) -> None:
     heads, nope, rope, value, latent = shape

@@ -1,0 +1,136 @@
+"""A token's result has the same bits whatever runs beside it, however it is chunked, on any threads or instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from op_backends import NATIVE_BACKENDS, NativeBackend, int32, normal
+
+from deepwell.ops import native
+from deepwell.ops.base import Batch, GqaShape, MlaShape, Rotation, Routing
+
+VOCAB, WIDTH, EXPERTS = 50, 72, 8
+MLA = MlaShape(heads=5, nope=24, rope=8, value=20, latent=40, scale=0.2)
+GQA = GqaShape(heads=6, kv_heads=2, head_dim=18, scale=0.3)
+ROUTING = Routing(EXPERTS, 3, "sigmoid", "noaux_tc", n_group=4, topk_group=2, normalize=True, scale=2.5)
+ROTATION = Rotation((1.0, 0.3, 0.1, 0.03), "interleaved")
+CACHE_WIDTHS = [MLA.latent + MLA.rope, 2 * GQA.kv_heads * GQA.head_dim]
+LENGTHS = [130, 65, 1, 64, 7]
+
+
+def weights() -> dict[str, NDArray[np.float32]]:
+    shapes = {
+        "table": (VOCAB, WIDTH),
+        "q": (MLA.heads * (MLA.nope + MLA.rope), WIDTH),
+        "kv_a": (MLA.latent + MLA.rope, WIDTH),
+        "kv_b": (MLA.heads * (MLA.nope + MLA.value), MLA.latent),
+        "o": (WIDTH, MLA.heads * MLA.value),
+        "qkv": ((GQA.heads + 2 * GQA.kv_heads) * GQA.head_dim, WIDTH),
+        "gqa_o": (WIDTH, GQA.heads * GQA.head_dim),
+        "router": (EXPERTS, WIDTH),
+        "gate_up": (EXPERTS, 2 * 40, WIDTH),
+        "down": (EXPERTS, WIDTH, 40),
+        "head": (90, WIDTH),
+    }
+    made = {name: normal(i, *shape) * shape[-1] ** -0.5 for i, (name, shape) in enumerate(shapes.items())}
+    return made | {"norm": 1 + 0.1 * normal(99, WIDTH), "bias": 0.1 * normal(98, EXPERTS)}
+
+
+def small_model(ops: Any, w: Any) -> Any:
+    """Every operation once: an MLA layer with experts, a GQA layer with a dense feed-forward."""
+    x = ops.embed(w["table"])
+    h = ops.rms_norm(x, w["norm"], 1e-6)
+    latent, k_rope = ops.split(ops.linear(h, w["kv_a"]), (MLA.latent, MLA.rope))
+    q = ops.rope(ops.linear(h, w["q"]), MLA.heads, ROTATION)
+    x = ops.add(x, ops.linear(ops.mla(q, latent, ops.rope(k_rope, 1, ROTATION), w["kv_b"], 0, MLA), w["o"]))
+    h = ops.rms_norm(x, w["norm"], 1e-6)
+    x = ops.add(x, ops.moe(h, w["router"], w["bias"], w["gate_up"], w["down"], ROUTING, 0))
+    h = ops.rms_norm(x, w["norm"], 1e-6)
+    kv = GQA.kv_heads * GQA.head_dim
+    q, k, v = ops.split(ops.linear(h, w["qkv"]), (GQA.heads * GQA.head_dim, kv, kv))
+    k = ops.concat(ops.split(k, (kv // 2, kv // 2)))
+    x = ops.add(x, ops.linear(ops.gqa(q, k, v, 1, GQA), w["gqa_o"]))
+    gate, up = ops.split(ops.linear(x, w["head"]), (45, 45))
+    return ops.swiglu(ops.concat([up, gate]))
+
+
+def tables() -> NDArray[np.int32]:
+    """Three scattered pages for each sequence."""
+    return int32(np.random.default_rng(5).permutation(3 * len(LENGTHS)).reshape(len(LENGTHS), 3))
+
+
+def tokens(sequence: int) -> NDArray[np.int32]:
+    return int32(np.random.default_rng(sequence).integers(0, VOCAB, LENGTHS[sequence]))
+
+
+def step(pieces: Sequence[tuple[int, int, int]]) -> Batch:
+    """(sequence, first, last) pieces packed in this order, all rows selected."""
+    rows = [(s, p) for s, first, last in pieces for p in range(first, last)]
+    return Batch(
+        int32([tokens(s)[p] for s, p in rows]),
+        int32([p for _, p in rows]),
+        int32([s for s, _ in rows]),
+        tables(),
+        int32(range(len(rows))),
+    )
+
+
+def answers(backend: NativeBackend, plan: Sequence[Sequence[tuple[int, int, int]]]) -> dict[tuple[int, int], bytes]:
+    """The bits of every (sequence, position) computed by the steps of a plan."""
+    outs = backend.run(small_model, weights(), [step(pieces) for pieces in plan], CACHE_WIDTHS, MLA)
+    found = {}
+    for pieces, out in zip(plan, outs, strict=True):
+        rows = iter(out)
+        for s, first, last in pieces:
+            for p in range(first, last):
+                found[s, p] = next(rows).tobytes()
+    return found
+
+
+def alone(sequence: int) -> list[list[tuple[int, int, int]]]:
+    return [[(sequence, 0, LENGTHS[sequence])]]
+
+
+ALL_AT_ONCE = [[(s, 0, n) for s, n in enumerate(LENGTHS)]]
+
+
+@pytest.mark.parametrize("backend", NATIVE_BACKENDS, ids=lambda b: b.name)
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])
+def test_neighbours_leave_no_trace(backend: NativeBackend, storage: native.Storage) -> None:
+    backend = NativeBackend(backend.isa, storage)
+    together = answers(backend, ALL_AT_ONCE)
+    for s in range(len(LENGTHS)):
+        for place, bits in answers(backend, alone(s)).items():
+            assert bits == together[place], place
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 63, 64])
+def test_chunks_leave_no_trace(chunk: int) -> None:
+    backend = NATIVE_BACKENDS[0]
+    steps = [
+        [(s, first, min(first + chunk, n)) for s, n in enumerate(LENGTHS) if first < n]
+        for first in range(0, max(LENGTHS), chunk)
+    ]
+    assert answers(backend, steps) == answers(backend, ALL_AT_ONCE)
+
+
+def test_order_in_the_batch_leaves_no_trace() -> None:
+    backend = NATIVE_BACKENDS[0]
+    assert answers(backend, [ALL_AT_ONCE[0][::-1]]) == answers(backend, ALL_AT_ONCE)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_threads_leave_no_trace(threads: int) -> None:
+    isa = NATIVE_BACKENDS[0].isa
+    assert answers(NativeBackend(isa, threads=threads), ALL_AT_ONCE) == answers(NATIVE_BACKENDS[0], ALL_AT_ONCE)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])
+def test_instruction_sets_give_the_same_bits(storage: native.Storage) -> None:
+    first, *others = (answers(NativeBackend(b.isa, storage), ALL_AT_ONCE) for b in NATIVE_BACKENDS)
+    for other in others:
+        assert other == first
