@@ -23,7 +23,7 @@ ARGS = [
 ]
 
 
-# Of the module, not the session: while Playwright runs, its event loop would be in the way of other folders' async tests.
+# Of the module, not the session: Playwright's running event loop would be in the way of other folders' async tests.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():

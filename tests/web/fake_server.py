@@ -1,4 +1,4 @@
-"""A scripted stand-in for Deepwell's API on loopback, serving the built page under the policy the page promises to obey.
+"""A scripted stand-in for Deepwell's API on loopback, serving the built page under the policy it promises to obey.
 
 The last user message picks the script: a word of `SCRIPTS` anywhere in it, otherwise a plain echo.
 """

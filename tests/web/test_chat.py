@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_server import POLICY, Fake
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 
 def say(page: Page, text: str) -> None:
@@ -22,7 +22,7 @@ def answer(page: Page) -> str:
     return last(page).locator(".markdown").inner_text()
 
 
-def last(page: Page):  # type: ignore[no-untyped-def]
+def last(page: Page) -> Locator:
     return page.locator(".message.assistant").last
 
 
@@ -137,7 +137,7 @@ def test_message_and_code_can_be_copied(page: Page, context: BrowserContext) -> 
 def test_copy_works_without_the_clipboard_interface(page: Page, context: BrowserContext) -> None:
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     ask(page, "hello")
-    page.evaluate("navigator.clipboard.writeText = () => Promise.reject(new Error('not on plain http'))")
+    page.evaluate("void (navigator.clipboard.writeText = () => Promise.reject(new Error('not on plain http')))")
     page.get_by_label("Copy answer").click()
     expect(page.locator("#announcer")).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()") == "Answer 1 to: hello"
@@ -239,6 +239,7 @@ def test_conversations_are_renamed_deleted_and_brought_back(page: Page) -> None:
     page.get_by_label("Delete new name").click()
     expect(page.locator("#conversations li")).to_have_count(0)
     page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#conversations .title")).to_have_text("new name")
     page.reload()
     expect(page.locator("#conversations .title")).to_have_text("new name")
 

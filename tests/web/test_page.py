@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from fake_server import Fake
@@ -152,7 +152,7 @@ def luminance(color: str) -> float:
 
 
 @pytest.fixture
-def phone(browser: Browser, fake: Fake) -> Page:
+def phone(browser: Browser, fake: Fake) -> Iterator[Page]:
     context: BrowserContext = browser.new_context(
         base_url=fake.url, viewport={"width": 360, "height": 680}, has_touch=True, is_mobile=True
     )
@@ -206,7 +206,8 @@ def test_the_sidebar_of_a_phone_opens_over_the_page_and_closes(phone: Page) -> N
 def test_every_control_has_a_name(page: Page) -> None:
     say(page, "show markdown")
     nameless = """[...document.querySelectorAll("button, input, select, textarea, [role=img]")]
-        .filter(e => !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)"""
+        .filter(e => !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.length))
+        .map(e => e.outerHTML)"""
     assert page.evaluate(nameless) == []
     page.get_by_label("Settings").click()
     assert page.evaluate(nameless) == []

@@ -61,7 +61,12 @@ export class History {
 
   private async write(change: (store: IDBObjectStore) => IDBRequest): Promise<void> {
     if (!this.database) return;
-    await settled(change(this.database.transaction(STORE, "readwrite").objectStore(STORE)));
+    const transaction = this.database.transaction(STORE, "readwrite");
+    change(transaction.objectStore(STORE));
+    await new Promise<void>((resolve, reject) => {
+      transaction.oncomplete = () => resolve();
+      transaction.onabort = () => reject(transaction.error ?? new Error("The browser's database failed."));
+    });
   }
 }
 
