@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import re
@@ -15,7 +14,7 @@ import msgspec
 
 from deepwell import __version__
 from deepwell.cli.commands import GROUPS
-from deepwell.cli.machine import Machine, inspect_machine
+from deepwell.cli.machine import Machine, default_threads, inspect_machine
 from deepwell.cli.parser import CONFIG_ENV
 from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, DoctorOptions, options_of
 
@@ -93,11 +92,6 @@ def examine(environ: Mapping[str, str]) -> Report:
         extras=extras,
         advice=list(_advice(machine, native, embedded)),
     )
-
-
-def default_threads(machine: Machine) -> int:
-    """Cores this process may use: its affinity, cut by the container's limit."""
-    return min(machine.usable_cores, math.ceil(machine.cpu_limit or machine.usable_cores))
 
 
 def _native() -> Native:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import resource
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -40,6 +42,11 @@ def inspect_machine() -> Machine:
     )
 
 
+def default_threads(machine: Machine) -> int:
+    """Cores this process may use: its affinity, cut by the container's limit."""
+    return min(machine.usable_cores, math.ceil(machine.cpu_limit or machine.usable_cores))
+
+
 def resident_bytes() -> int:
     """Resident memory of this process now; where /proc is missing, its peak so far."""
     try:
@@ -47,6 +54,16 @@ def resident_bytes() -> int:
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def process_seconds() -> float:
+    """Seconds since this process was started; since Python noticed, where /proc is missing."""
+    stat = _text(Path("/proc/self/stat"))
+    if stat is None:
+        return time.process_time()
+    # Field 22, counted after the command's name, which may hold spaces: start in clock ticks after boot.
+    ticks = int(stat.rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_limit() -> float | None:

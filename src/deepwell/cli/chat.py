@@ -1,0 +1,198 @@
+"""`deepwell chat`: a conversation in the terminal. Answers stream; Ctrl-C stops one."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+
+import msgspec
+from rich.console import Console
+
+from deepwell.chat import Message, render_chat
+from deepwell.cli.model import describe, load, sampling_of
+from deepwell.cli.terminal import show, visible
+from deepwell.engine import EngineCore, Request
+from deepwell.engine.load import LoadedModel
+from deepwell.engine.types import Delta
+from deepwell.errors import RequestError
+from deepwell.options import ChatOptions
+
+HELP = """\
+/help            this list
+/new             forget the conversation
+/retry           answer the last question again
+/system TEXT     instructions that open the conversation; without TEXT, none
+/history         the conversation so far
+/exit            leave (or Ctrl-D)
+A line that ends with \\ goes on in the next one; lines between two lines of \"\"\" are one message.
+Ctrl-C stops an answer."""
+
+FENCE = '"""'
+
+
+def run(options: ChatOptions) -> int:
+    model = load(options)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    terminal = sys.stdin.isatty()
+    if terminal:
+        _edit_lines()
+        console.print(f"{model.name}: {describe(model)}. /help lists the commands.", style="dim")
+    conversation = Conversation(model, options)
+    for text in messages(terminal):
+        try:
+            _obey(conversation, text, console)
+        except Leave:
+            break
+        except RequestError as error:
+            console.print(f"{error}", style="red")
+    return 0
+
+
+class Leave(Exception):
+    """The user said /exit."""
+
+
+class Conversation:
+    """What was said so far, and the model that answers."""
+
+    def __init__(self, model: LoadedModel, options: ChatOptions) -> None:
+        self.system = options.system
+        self.turns: list[Message] = []
+        self._model = model
+        self._sampling = sampling_of(options)
+        self._core = EngineCore(model.runner, model.tokenizer)
+        self._asked = 0
+
+    @property
+    def messages(self) -> list[Message]:
+        return [*([Message("system", self.system)] if self.system else []), *self.turns]
+
+    def ask(self, text: str) -> Generator[Delta]:
+        """Say something; gives the answer as it comes. Leaves no trace in the history if it cannot be asked.
+
+        Closing the iterator stops the answer; what came of it is kept. Raises RequestError.
+        """
+        question = Message("user", text)
+        prompt = render_chat([*self.messages, question], self._model.tokenizer)
+        room = self._model.runner.context - len(prompt)
+        if room < 1:
+            raise RequestError(
+                f"the conversation has {len(prompt)} tokens, too many for this model; /new begins another"
+            )
+        self._asked += 1
+        limited = msgspec.structs.replace(self._sampling, max_tokens=min(self._sampling.max_tokens, room))
+        said: list[str] = []
+        try:
+            for delta in self._core.generate(Request(id=str(self._asked), prompt=prompt, sampling=limited)):
+                said.append(delta.text)
+                yield delta
+        finally:
+            self.turns += [question, Message("assistant", "".join(said))]
+
+    def undo(self) -> str:
+        """Take back the last question and its answer; gives the question. Raises RequestError if there is none."""
+        if not self.turns:
+            raise RequestError("nothing has been asked yet")
+        question = self.turns[-2].content
+        del self.turns[-2:]
+        return question
+
+
+def messages(terminal: bool) -> Iterator[str]:
+    """What the user types, message by message, until the input ends."""
+    while True:
+        try:
+            text = _message("> " if terminal else "")
+        except EOFError:
+            if terminal:
+                print()
+            return
+        except KeyboardInterrupt:
+            if not terminal:
+                raise
+            print()
+            continue
+        if text.strip():
+            yield text
+
+
+def _message(prompt: str) -> str:
+    """One message: a line, lines joined by a backslash at their end, or lines between fences. Raises EOFError."""
+    more = "… " if prompt else ""
+    line = input(prompt)
+    if line.strip() == FENCE:
+        lines: list[str] = []
+        while (line := input(more)).strip() != FENCE:
+            lines.append(line)
+        return "\n".join(lines)
+    lines = []
+    while line.endswith("\\"):
+        lines.append(line[:-1])
+        line = input(more)
+    return "\n".join([*lines, line])
+
+
+def _obey(conversation: Conversation, text: str, console: Console) -> None:
+    """Carry out a command, or ask the model. Raises RequestError and Leave."""
+    if not text.startswith("/"):
+        _answer(conversation, text, console)
+        return
+    command, _, argument = text[1:].partition(" ")
+    match command:
+        case "help":
+            console.print(HELP)
+        case "new":
+            conversation.turns.clear()
+        case "retry":
+            _answer(conversation, conversation.undo(), console)
+        case "system":
+            conversation.system = argument.strip()
+        case "history":
+            for message in conversation.messages:
+                console.print(f"{message.role}: ", style="bold", end="")
+                console.print(visible(message.content))
+        case "exit" | "quit":
+            raise Leave
+        case _:
+            raise RequestError(f"/{command} is not a command; /help lists them")
+
+
+def _answer(conversation: Conversation, text: str, console: Console) -> None:
+    started = time.perf_counter()
+    last = None
+    with _interruptible() as interrupted:
+        answer = conversation.ask(text)
+        for last in answer:
+            show(last.text)
+            if interrupted:
+                answer.close()
+                break
+    print()
+    if interrupted:
+        console.print("[stopped]", style="dim")
+    elif last is not None and last.error:
+        console.print(last.error, style="red")
+    elif last is not None and last.usage is not None and console.is_terminal:
+        usage, seconds = last.usage, time.perf_counter() - started
+        counts = f"{usage.completion_tokens} tokens, {usage.completion_tokens / seconds:.1f}/s"
+        console.print(f"[{counts}; prompt {usage.prompt_tokens}, {usage.cached_tokens} of it cached]", style="dim")
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Collects Ctrl-C instead of raising in the middle of a step; the list is true once it was pressed."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _edit_lines() -> None:
+    """Arrow keys and history at the prompt, where Python has readline."""
+    with suppress(ImportError):
+        import readline  # noqa: F401

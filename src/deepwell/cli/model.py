@@ -1,0 +1,38 @@
+"""What the commands that answer share: a loaded model, a line about it, and the sampling rules asked for."""
+
+from __future__ import annotations
+
+from deepwell.cli.machine import default_threads, inspect_machine
+from deepwell.engine import SamplingParams
+from deepwell.engine.load import LoadedModel, load_model
+from deepwell.ops import native
+from deepwell.options import EngineOptions, SamplingOptions
+
+
+def load(options: EngineOptions) -> LoadedModel:
+    """The model asked for. Raises CheckpointError or ConfigError."""
+    return load_model(
+        options.model,
+        dtype=options.dtype,
+        threads=options.threads or default_threads(inspect_machine()),
+        context=options.context or 0,
+    )
+
+
+def describe(model: LoadedModel) -> str:
+    """How it runs, in a few words."""
+    return f"{model.dtype}, {native.isa()}, {native.threads()} threads, context of {model.runner.context} tokens"
+
+
+def sampling_of(options: SamplingOptions) -> SamplingParams:
+    """The engine's rules for a command's options."""
+    return SamplingParams(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+        stop=options.stop,
+    )

@@ -1,0 +1,55 @@
+"""`deepwell serve`: load a model, listen, and say where and how to ask."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+
+from deepwell import __version__
+from deepwell.cli.machine import process_seconds
+from deepwell.cli.model import describe, load
+from deepwell.engine import AsyncEngine, EngineConfig
+from deepwell.engine.load import LoadedModel
+from deepwell.options import ServeOptions
+from deepwell.server import Service, serve
+
+_EVERYWHERE = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[::1]:"}
+
+
+def run(options: ServeOptions) -> int:
+    model = load(options)
+    limits = EngineConfig(
+        token_budget=options.token_budget, max_running=options.max_running, max_waiting=options.max_waiting
+    )
+    service = Service(
+        engine=AsyncEngine(model.runner, model.tokenizer, limits),
+        tokenizer=model.tokenizer,
+        model=options.name or model.name,
+        context=model.runner.context,
+        fingerprint=model.runner.fingerprint,
+    )
+
+    def announce(address: str) -> None:
+        print(welcome(address, service.model, model), flush=True)
+
+    serve(service, options.host, options.port, announce)
+    print("stopped", file=sys.stderr)
+    return 0
+
+
+def welcome(address: str, name: str, model: LoadedModel) -> str:
+    """What the terminal shows once requests are answered. `address` has no slash at its end."""
+    for everywhere, local in _EVERYWHERE.items():
+        address = address.replace(everywhere, local)
+    body = {"model": name, "prompt": "def fibonacci(n):", "max_tokens": 64, "temperature": 0}
+    curl = f"curl {address}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+    return "\n".join(
+        [
+            f"deepwell {__version__} serves {name}: {describe(model)}",
+            f"loaded in {model.seconds:.2f} s, ready {process_seconds():.2f} s after the start; Ctrl-C stops",
+            "",
+            f"page  {address}/",
+            f"try   {curl}",
+        ]
+    )
