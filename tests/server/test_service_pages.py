@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import CONTEXT, MODEL, chat, client_of, make_service
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from deepwell.server import Service
+from deepwell.engine.core import EngineCore
+from deepwell.server import Service, create_app
 from deepwell.server.page import NO_PAGE, page_routes
 from fakes import FakeRunner
 
@@ -48,6 +51,30 @@ def test_health_turns_503_when_the_server_stops() -> None:
         refused = client.post("/v1/chat/completions", json=chat())
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) > 0
+
+
+def test_health_turns_503_when_the_engine_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: EngineCore) -> None:
+        raise MemoryError("no more")
+
+    with TestClient(create_app(make_service())) as client:
+        monkeypatch.setattr(EngineCore, "step", broken)
+        answer = client.post("/v1/chat/completions", json=chat())
+        assert answer.status_code == 500
+        assert "no more" in answer.json()["error"]["message"]
+        health = client.get("/health")
+        assert health.status_code == 503
+        assert "no more" in health.json()["status"]
+        assert client.post("/v1/chat/completions", json=chat()).status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("texts", "in_loop"), [(["Hi"], True), (["x" * 20_000], False), (["x"] * 1000, False), ([""] * 1000, False)]
+)
+async def test_long_prompts_are_encoded_beside_the_event_loop(texts: list[str], in_loop: bool) -> None:
+    service = make_service(FakeRunner(context=1_000_000))
+    (thread,) = await service.tokens(lambda: (threading.get_ident(),), texts, "prompt")
+    assert (thread == threading.get_ident()) == in_loop
 
 
 async def _stopped(service: Service) -> None:

@@ -90,6 +90,11 @@ class AsyncEngine:
         self._empty = asyncio.Event()
         self._refusal: str | None = "the engine has not been started"
 
+    @property
+    def refusal(self) -> str | None:
+        """Why `submit` refuses every request; None while it takes them."""
+        return self._refusal
+
     def start(self) -> None:
         """Start the engine's thread. Raises EngineStopped if it was started before."""
         if self._thread is not None:

@@ -67,8 +67,9 @@ async def models(request: Request) -> Response:
 async def health(request: Request) -> Response:
     """Whether the server takes requests."""
     service: Service = request.app.state.service
-    if service.stopping is not None:
-        return JsonResponse({"status": "stopping"}, status_code=503)
+    refusal = service.engine.refusal
+    if refusal is not None:
+        return JsonResponse({"status": refusal}, status_code=503)
     return JsonResponse({"status": "ok"})
 
 
