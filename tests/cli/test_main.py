@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_calls import deepwell
 
 from deepwell import __version__
 from deepwell.cli import docs
@@ -18,12 +19,6 @@ from deepwell.options import GenerateOptions, options_of
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("numpy", "tokenizers", "starlette", "uvicorn", "rich", "torch", "transformers")
-
-
-def deepwell(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, as a shell would run it."""
-    command = [sys.executable, "-m", "deepwell.cli.main", *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload,no-any-return]
 
 
 def test_version() -> None:

@@ -10,6 +10,7 @@ import pytest
 from deepwell.cli.commands import GROUPS
 from deepwell.errors import ConfigError
 from deepwell.options import EngineOptions, ServeOptions, options_of, resolve
+from deepwell.train.config import TrainConfig
 
 
 def toml(folder: Path, text: str) -> Path:
@@ -92,7 +93,7 @@ def test_a_command_that_loads_no_model_has_names_of_its_own(tmp_path: Path) -> N
     config = toml(tmp_path, "context = 4096\n[train]\nseed = 5\n")
     environ = {"DEEPWELL_CONTEXT": "8192", "DEEPWELL_TRAIN_TOKENS": "1000"}
     options = resolve(GROUPS, "train", {}, environ, config)
-    assert (options.context, options.tokens, options.seed) == (512, 1000, 5)
+    assert (options.context, options.tokens, options.seed) == (TrainConfig().context, 1000, 5)
 
 
 def test_a_missing_config_file_is_named(tmp_path: Path) -> None:

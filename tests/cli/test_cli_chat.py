@@ -1,0 +1,163 @@
+"""`deepwell chat`: turns, commands, several lines, and Ctrl-C in the middle of an answer."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from cli_calls import COMMAND, deepwell
+from rich.console import Console
+
+from deepwell.chat import Message, render_chat
+from deepwell.cli.chat import Conversation, _obey, messages
+from deepwell.engine import EngineCore, Request, SamplingParams
+from deepwell.engine.load import LoadedModel, load_model
+from deepwell.engine.types import Delta
+from deepwell.errors import RequestError
+from deepwell.options import ChatOptions
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> LoadedModel:
+    return load_model(model_folder)
+
+
+def answer(model: LoadedModel, *turns: Message, max_tokens: int = 8) -> str:
+    request = Request(
+        id="x",
+        prompt=render_chat(turns, model.tokenizer),
+        sampling=SamplingParams(temperature=0.0, max_tokens=max_tokens),
+    )
+    return "".join(delta.text for delta in EngineCore(model.runner, model.tokenizer).generate(request))
+
+
+def test_turns_build_on_each_other(model: LoadedModel) -> None:
+    talk = Conversation(model, ChatOptions(max_tokens=8, system="Be brief."))
+    system, first, second = Message("system", "Be brief."), Message("user", "Hi"), Message("user", "And?")
+    said = "".join(delta.text for delta in talk.ask("Hi"))
+    assert said == answer(model, system, first)
+    assert "".join(d.text for d in talk.ask("And?")) == answer(model, system, first, Message("assistant", said), second)
+    assert [turn.role for turn in talk.turns] == ["user", "assistant"] * 2
+
+
+def test_retry_asks_the_last_question_again(model: LoadedModel) -> None:
+    talk = Conversation(model, ChatOptions(max_tokens=8))
+    list(talk.ask("Hi"))
+    turns = list(talk.turns)
+    assert talk.undo() == "Hi"
+    assert talk.turns == []
+    list(talk.ask("Hi"))
+    assert talk.turns == turns
+    talk.undo()
+    with pytest.raises(RequestError, match="nothing has been asked"):
+        talk.undo()
+
+
+def test_a_stopped_answer_is_kept_and_the_next_one_works(model: LoadedModel) -> None:
+    talk = Conversation(model, ChatOptions(max_tokens=40))
+    stream = talk.ask("Hi")
+    first = next(stream).text
+    stream.close()
+    assert talk.turns == [Message("user", "Hi"), Message("assistant", first)]
+    assert list(talk.ask("Go on"))[-1].finish_reason is not None
+
+
+def test_a_conversation_over_the_context_is_refused_and_leaves_no_trace(model: LoadedModel) -> None:
+    talk = Conversation(model, ChatOptions())
+    with pytest.raises(RequestError, match="/new begins another"):
+        next(talk.ask("x" * 3000))
+    assert talk.turns == []
+
+
+def test_several_lines_make_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["one\\", "two", "", '"""', "a", "", "b\\", '"""', "last"])
+
+    def typed(prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    assert list(messages(terminal=False)) == ["one\ntwo", "a\n\nb\\", "last"]
+
+
+def test_commands(model_folder: Path, model: LoadedModel) -> None:
+    typed = "Hi\n/help\n/nonsense\n/system Be kind.\n/history\n/new\n/retry\n/history\n/exit\nnot read\n"
+    done = deepwell("chat", str(model_folder), "--max-tokens", "8", input=typed)
+    said = answer(model, Message("user", "Hi"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(said + "\n/help ")
+    assert "/nonsense is not a command; /help lists them\n" in done.stdout
+    assert "system: Be kind.\nuser: Hi\n" in done.stdout
+    assert done.stdout.endswith("nothing has been asked yet\nsystem: Be kind.\n")
+
+
+class Terminal:
+    """`deepwell chat` on a pseudo-terminal, as a person uses it."""
+
+    def __init__(self, *args: str) -> None:
+        self.screen, other = pty.openpty()
+        command = [*COMMAND, "chat", *args]
+        environment = {**os.environ, "TERM": "dumb", "COLUMNS": "200"}
+        self.process = subprocess.Popen(
+            command, stdin=other, stdout=other, stderr=other, start_new_session=True, env=environment
+        )
+        os.close(other)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.screen, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Read until `text` appears after what was waited for before."""
+        end = time.monotonic() + 60
+        while text not in self.seen:
+            assert time.monotonic() < end, f"{text!r} did not appear: {self.seen!r}"
+            if select.select([self.screen], [], [], 0.1)[0]:
+                self.seen += os.read(self.screen, 4096).decode("utf-8", "replace")
+        self.seen = self.seen.partition(text)[2]
+
+
+def test_ctrl_c_and_ctrl_d_at_the_prompt(model_folder: Path) -> None:
+    terminal = Terminal(str(model_folder))
+    try:
+        terminal.wait_for("/help lists the commands")
+        terminal.wait_for("> ")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.wait_for("> ")
+        terminal.type("/help\n")
+        terminal.wait_for("Ctrl-C stops an answer.")
+        terminal.wait_for("> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(30) == 0
+    finally:
+        terminal.process.kill()
+        os.close(terminal.screen)
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(capsys: pytest.CaptureFixture[str], model: LoadedModel) -> None:
+    class Pressed(Conversation):
+        """Ctrl-C is pressed after the third piece of an answer."""
+
+        def ask(self, text: str) -> Generator[Delta]:
+            for number, delta in enumerate(super().ask(text)):
+                if number == 2:
+                    signal.raise_signal(signal.SIGINT)
+                yield delta
+
+    before = signal.getsignal(signal.SIGINT)
+    talk = Pressed(model, ChatOptions(max_tokens=400))
+    _obey(talk, "Hi", Console(markup=False))
+    assert signal.getsignal(signal.SIGINT) is before
+    shown, kept = capsys.readouterr().out, talk.turns[-1].content
+    assert shown == f"{kept}\n[stopped]\n"
+    pieces = [delta.text for delta in Conversation(model, ChatOptions(max_tokens=400)).ask("Hi")]
+    assert kept == "".join(pieces[:3])

@@ -1,0 +1,110 @@
+"""`deepwell doctor` and `deepwell bench`: reports that a person and a program can read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from deepwell import __version__
+from deepwell.cli import doctor, machine
+from deepwell.cli.main import main
+from deepwell.model.accounting import account
+from deepwell.model.config import from_hugging_face
+from deepwell.ops import native
+
+
+def test_doctor_reports_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["deepwell"] == __version__
+    assert report["native"] == {"isa": native.isa(), "available_isas": native.available_isas(), "error": None}
+    assert report["machine"]["usable_cores"] == len(os.sched_getaffinity(0))
+    assert report["machine"]["memory"] == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert report["extras"]["train"] == {"missing": [], "install": "pip install 'deepwell[train]'"}
+
+
+def test_doctor_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    shown = capsys.readouterr().out
+    for name in ("deepwell", "python", "processor", "memory", "native", "torch", "embedded model", "extra cluster"):
+        assert f"\n{name} " in "\n" + shown
+
+
+def test_doctor_names_missing_packages_and_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("torch", "ray") else installed(name))
+    extras = doctor.examine({}).extras
+    assert extras["train"].missing == ["torch"]
+    assert extras["cluster"] == doctor.Extra(["ray"], "pip install 'deepwell[cluster]'")
+
+
+def test_doctor_tells_known_from_unknown_variables() -> None:
+    report = doctor.examine({"DEEPWELL_PORT": "1", "DEEPWELL_PROT": "2", "DEEPWELL_TRAIN_SEED": "3", "PORT": "4"})
+    assert report.settings == {"DEEPWELL_PORT": "1", "DEEPWELL_TRAIN_SEED": "3"}
+    assert report.ignored_settings == ["DEEPWELL_PROT"]
+
+
+@pytest.mark.parametrize(
+    ("change", "found", "said"),
+    [
+        ({"cpu_limit": 1.5, "usable_cores": 8}, doctor.Native("avx512", ["avx512"]), "may use 1.5 of 8 cores"),
+        ({}, doctor.Native("avx2", ["avx2", "scalar"]), "AVX-512 computes prompts faster"),
+        ({}, doctor.Native("scalar", ["avx2", "scalar"]), "DEEPWELL_ISA holds scalar although avx2"),
+        ({}, doctor.Native(None, [], "no such file"), "apt-get install g++"),
+        ({"memory_limit": 2**28}, doctor.Native("avx512", ["avx512"]), "Only 256 MiB of memory"),
+    ],
+)
+def test_advice(change: dict[str, object], found: doctor.Native, said: str) -> None:
+    here = msgspec.structs.replace(machine.inspect_machine(), cpu_limit=None, memory_limit=None)
+    changed = msgspec.structs.replace(here, **change)
+    assert any(said in line for line in doctor._advice(changed, found, Path()))
+    assert not any(said in line for line in doctor._advice(here, doctor.Native("avx512", ["avx512"]), Path()))
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus", "memory"),
+    [
+        ({"cpu.max": "150000 100000\n", "memory.max": "1073741824\n"}, 1.5, 2**30),
+        ({"cpu.max": "max 100000\n", "memory.max": "max\n"}, None, None),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2.0, None),
+        ({"cpu/cpu.cfs_quota_us": "-1", "memory/memory.limit_in_bytes": str(2**63 - 4096)}, None, None),
+        ({"memory/memory.limit_in_bytes": str(2**29)}, None, 2**29),
+        ({}, None, None),
+    ],
+)
+def test_limits_of_the_container(
+    files: dict[str, str], cpus: float | None, memory: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    found = machine.inspect_machine()
+    assert (found.cpu_limit, found.memory_limit) == (cpus, memory)
+    eight = msgspec.structs.replace(found, usable_cores=8)
+    assert machine.default_threads(eight) == (8 if cpus is None else 2)
+
+
+def test_bench(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--prompt-tokens", "100", "--decode-tokens", "5", "--repeats", "1", "--dtype", "int8"]
+    assert main(["bench", str(model_folder), *sizes, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["model"] == "tiny-v3"
+    assert report["accounting"] == msgspec.to_builtins(
+        account(from_hugging_face(json.loads((model_folder / "config.json").read_text())), "int8", depth=64)
+    )
+    assert report["prefill_tokens_per_second"] == pytest.approx(100 / report["seconds_to_first_token"])
+    for name in ("decode_tokens_per_second", "decode_tokens_per_second_16", "load_seconds", "resident_bytes"):
+        assert report[name] > 0
+    assert main(["bench", str(model_folder), *sizes]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n{name} " in shown for name in ("prefill", "decode, 1 stream", "decode, 16 streams", "KV cache"))
+
+
+def test_bench_says_what_does_not_fit(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(model_folder), "--prompt-tokens", "512"]) == 2
+    assert "need a context of 513 tokens; this model has 512" in capsys.readouterr().err
