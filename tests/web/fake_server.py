@@ -80,19 +80,26 @@ Piece = dict[str, Any] | str | float
 
 @dataclass
 class Fake:
-    """A running server. `bodies` are the JSON bodies of the POSTs so far, `ended` counts streams that were let go."""
+    """A running server. `bodies` are the JSON bodies of the POSTs so far, `abandoned` the texts whose stream was let go."""
 
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     asked: dict[str, int] = field(default_factory=dict)
-    abandoned: int = 0
+    abandoned: list[str] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "deepwell-tiny", "object": "model"}])
 
     def reset(self) -> None:
         self.bodies.clear()
         self.asked.clear()
-        self.abandoned = 0
+        self.abandoned.clear()
         self.models = [{"id": "deepwell-tiny", "object": "model"}]
+
+    def let_go(self, text: str) -> bool:
+        """Waits up to 4 s for the server to notice that nobody reads the answer to `text`."""
+        deadline = time.monotonic() + 4
+        while text not in self.abandoned and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return text in self.abandoned
 
 
 def words(text: str) -> list[Piece]:
@@ -135,16 +142,16 @@ class Api:
             return JSONResponse({"error": error}, 429, {"Retry-After": "2"})
         script = next((make for word, make in SCRIPTS.items() if word in text), None)
         pieces = script() if script else words(f"Answer {times} to: {text}")
-        return StreamingResponse(self.stream(pieces, "chat"), media_type="text/event-stream")
+        return StreamingResponse(self.stream(pieces, "chat", text), media_type="text/event-stream")
 
     async def completions(self, request: Request) -> Response:
         body = await request.json()
         self.fake.bodies.append(body)
         text = "middle()\n" if body.get("suffix") else "    return n\n"
         pieces = slow() if "slow" in body["prompt"] else [text]
-        return StreamingResponse(self.stream(pieces, "text"), media_type="text/event-stream")
+        return StreamingResponse(self.stream(pieces, "text", body["prompt"]), media_type="text/event-stream")
 
-    async def stream(self, pieces: list[Piece], shape: str) -> AsyncIterator[str]:
+    async def stream(self, pieces: list[Piece], shape: str, text: str) -> AsyncIterator[str]:
         try:
             for piece in pieces:
                 if isinstance(piece, float):
@@ -159,7 +166,7 @@ class Api:
             yield chunk(last, USAGE)
             yield "data: [DONE]\n\n"
         except asyncio.CancelledError:
-            self.fake.abandoned += 1
+            self.fake.abandoned.append(text)
             raise
 
 

@@ -13,6 +13,8 @@ export interface Model {
   context: number | null;
   /** Whether the model was trained to chat; a model that only continues text opens in the Complete mode. */
   chats: boolean;
+  /** Whether the model fills the gap between two texts. */
+  fills: boolean;
 }
 
 export interface Usage {
@@ -144,11 +146,13 @@ function readUsage(usage: Record<string, unknown>): Usage {
 }
 
 function readModel(entry: Record<string, unknown>): Model {
-  const able = entry["capabilities"];
+  const stated = entry["capabilities"];
+  const can = (skill: string): boolean => !Array.isArray(stated) || stated.includes(skill);
   return {
     id: text(entry["id"]),
     context: count(entry["context_length"]) || null,
-    chats: !Array.isArray(able) || able.includes("chat"),
+    chats: can("chat"),
+    fills: can("fim"),
   };
 }
 

@@ -93,6 +93,11 @@ export class Chat implements Actions {
     void this.save(this.conversation);
   }
 
+  /** Called when the model on offer changes: the empty page says what it is good for. */
+  modelChanged(): void {
+    if (this.conversation.leaf === null) this.render();
+  }
+
   private listen(): void {
     this.box.addEventListener("input", () => this.resize());
     this.box.addEventListener("keydown", (event) => {
@@ -235,8 +240,11 @@ export class Chat implements Actions {
       h("b", {}, "Complete code instead"),
       h("span", {}, "Continue a text, or fill the gap between two pieces of code."),
     );
-    return h("div", { class: "empty-state" }, wellMark(), h("h2", {}, "Intelligence should flow like water"),
-      h("p", { class: "hint" }, "Everything here is answered by your own server."), h("div", { class: "cards" }, ...cards, complete));
+    const hint = this.app.model?.chats === false
+      ? "This model was trained to continue code, not to chat: expect more from completing."
+      : "Everything here is answered by your own server.";
+    const head = [wellMark(), h("h2", {}, "Intelligence should flow like water"), h("p", { class: "hint" }, hint)];
+    return h("div", { class: "empty-state" }, ...head, h("div", { class: "cards" }, ...cards, complete));
   }
 }
 

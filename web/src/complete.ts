@@ -10,10 +10,11 @@ import { notice } from "./notices";
 import { sampling } from "./settings";
 
 const STORE = "deepwell.draft";
+const NO_SUFFIX = "Leave empty to simply go on writing.";
 
 export class Complete {
   private readonly prefix = editor("prefix", "def fibonacci(n):", "5");
-  private readonly suffix = editor("suffix", "Leave empty to simply go on writing.", "2");
+  private readonly suffix = editor("suffix", NO_SUFFIX, "2");
   private readonly middle = h("pre", { id: "middle", tabindex: "0", role: "region", "aria-label": "Completion", hidden: true });
   private readonly run = h("button", { type: "button", class: "primary", onclick: () => this.toggle() });
   private readonly result = h("div", { class: "result-tools" });
@@ -46,6 +47,13 @@ export class Complete {
   fit(): void {
     autosize(this.prefix);
     autosize(this.suffix);
+  }
+
+  /** Called when the model on offer changes: not every model was taught to fill gaps. */
+  modelChanged(): void {
+    const fills = this.app.model?.fills ?? true;
+    this.suffix.disabled = !fills;
+    this.suffix.placeholder = fills ? NO_SUFFIX : "This model does not fill gaps; it goes on from the text above.";
   }
 
   stop(): boolean {
@@ -85,7 +93,7 @@ export class Complete {
 
   /** An empty box means "continue"; a suffix asks the model to fill the gap. */
   private gap(): { suffix?: string } {
-    return this.suffix.value ? { suffix: this.suffix.value } : {};
+    return this.suffix.value && !this.suffix.disabled ? { suffix: this.suffix.value } : {};
   }
 
   private show({ text, queued, stats }: Progress): void {

@@ -56,7 +56,13 @@ class Page {
     byId("model").addEventListener("change", (event) => {
       this.app.settings.model = (event.target as HTMLSelectElement).value;
       this.app.saveSettings();
+      this.modelChanged();
     });
+  }
+
+  private modelChanged(): void {
+    this.chat.modelChanged();
+    this.complete.modelChanged();
   }
 
   /** `chosen` by the user is remembered; otherwise the model's nature may still decide. */
@@ -104,6 +110,7 @@ class Page {
     select.replaceChildren(...models.map(({ id }) => h("option", { value: id }, id)));
     select.disabled = models.length < 2;
     const { model, settings: chosen } = this.app;
+    this.modelChanged();
     if (!model) return;
     select.value = model.id;
     select.title = model.context ? `${model.id}: ${model.context} tokens of context` : model.id;

@@ -50,7 +50,8 @@ export function describe(stats: Stats): { label: string; title: string }[] {
   const about = stats.exact ? "" : "~";
   const parts: { label: string; title: string }[] = [];
   if (stats.rate !== null) parts.push({ label: `${about}${rate(stats.rate)} tokens/s`, title: "Decoding speed" });
-  parts.push({ label: `${about}${stats.tokens} ${stats.tokens === 1 ? "token" : "tokens"}`, title: "Generated tokens" });
+  const tokens = `${about}${stats.tokens} ${stats.tokens === 1 ? "token" : "tokens"}`;
+  if (stats.exact || stats.tokens) parts.push({ label: tokens, title: "Generated tokens" });
   if (stats.first !== null) parts.push({ label: `first after ${seconds(stats.first)}`, title: "Time to first token" });
   if (stats.prompt !== null) {
     const cached = stats.hit ? `, ${stats.hit} from cache` : "";

@@ -40,4 +40,5 @@ test("the meter counts from the first token to the last", () => {
   expect(words(stats).map(({ label }) => label)).toEqual(["20.0 tokens/s", "21 tokens", "first after 200 ms", "prompt 96, 64 from cache"]);
   expect(words(meter.stats(null)).map(({ label }) => label)).toEqual(["~2.0 tokens/s", "~3 tokens", "first after 200 ms"]);
   expect(new Meter(0).stats(null)).toMatchObject({ first: null, rate: null, tokens: 0 });
+  expect(words(new Meter(0).stats(null))).toEqual([]);
 });

@@ -1,0 +1,65 @@
+"""The page against Deepwell's own server, whose model answers "a" for ever: the two speak the same API."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_server import POLICY
+from playwright.sync_api import Browser, Page, expect
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    paths = os.pathsep.join([str(TESTS), str(TESTS / "server")])
+    command = [sys.executable, str(TESTS / "server" / "endless_server.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().strip()
+        server.terminate()
+
+
+@pytest.fixture
+def own_page(browser: Browser, address: str) -> Iterator[Page]:
+    page = browser.new_page(base_url=address)
+    response = page.goto("/")
+    assert response is not None
+    assert response.header_value("content-security-policy") == POLICY
+    expect(page.locator("#status-dot[data-state=online]")).to_be_visible()
+    yield page
+    page.close()
+
+
+def test_the_page_and_the_server_understand_each_other(own_page: Page) -> None:
+    answer = own_page.locator(".message.assistant")
+    own_page.get_by_label("Message", exact=True).fill("hello")
+    own_page.keyboard.press("Enter")
+    expect(answer).to_contain_text("aaaa")
+    own_page.keyboard.press("Escape")
+    expect(answer).to_contain_text("Stopped.")
+
+    own_page.keyboard.press("Control+,")
+    own_page.get_by_label("Max tokens").fill("12")
+    own_page.keyboard.press("Escape")
+    own_page.get_by_label("Regenerate").click()
+    expect(answer).to_contain_text("The answer reached the largest length allowed.")
+    expect(answer.locator(".stats")).to_contain_text(re.compile(r"12 tokens·?first after .*prompt \d+"))
+
+    own_page.keyboard.press("Control+,")
+    own_page.get_by_label("Max tokens").fill("999999")
+    own_page.keyboard.press("Escape")
+    own_page.get_by_label("Regenerate").click()
+    expect(answer.locator(".notice.error")).to_contain_text("more than the context of 4096")
+
+    own_page.get_by_role("button", name="Complete", exact=True).click()
+    own_page.get_by_role("button", name="Fill a loop").click()
+    expect(own_page.locator("#middle")).to_contain_text("aaaa")
+    own_page.keyboard.press("Escape")
+    expect(own_page.get_by_role("button", name="Accept")).to_be_visible()
