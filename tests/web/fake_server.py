@@ -80,7 +80,7 @@ Piece = dict[str, Any] | str | float
 
 @dataclass
 class Fake:
-    """A running server. `bodies` are the JSON bodies of the POSTs so far, `abandoned` the texts whose stream was let go."""
+    """A running server. `bodies`: the JSON bodies of the POSTs so far; `abandoned`: texts whose stream was let go."""
 
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
