@@ -36,13 +36,17 @@ def _moe(experts: int, top_k: int, inter: int) -> MoeConfig:
 
 _NANO = (2048, 128, 4, 4)
 _TINY = (4096, 192, 6, 6)
+_MINI = (4096, 192, 4, 3)
 _NANO_MLA = MlaConfig(q_lora=64, kv_lora=64, nope=32, rope=16, value=32)
+_MINI_MLA = MlaConfig(q_lora=96, kv_lora=64, nope=32, rope=32, value=64)
 _TINY_MLA = MlaConfig(q_lora=96, kv_lora=64, nope=32, rope=16, value=32)
 
 # The dense twins have the feed-forward FLOPs per token of their MoE model, rounded up.
 PRESETS: dict[str, ModelConfig] = {
     "nano": _v3(*_NANO, 352, _NANO_MLA, _moe(8, 2, 64), 1024),
     "nano-dense": _v3(*_NANO, 240, _NANO_MLA, None, 1024),
+    "mini": _v3(*_MINI, 512, _MINI_MLA, _moe(8, 2, 96), 1024),
+    "mini-dense": _v3(*_MINI, 352, _MINI_MLA, None, 1024),
     "tiny": _v3(*_TINY, 512, _TINY_MLA, _moe(16, 4, 64), 1024),
     "tiny-dense": _v3(*_TINY, 352, _TINY_MLA, None, 1024),
 }
