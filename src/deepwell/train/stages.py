@@ -1,0 +1,61 @@
+"""The record of a run: one JSON line per stage, from raw text to checkpoint, each naming its inputs and outputs."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+NAME = "stages.jsonl"
+
+
+class Stage(msgspec.Struct):
+    """What a stage read and made (SHA-256 by name), and what it cost. Seconds, bytes and FLOPs are plain numbers."""
+
+    stage: str
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+    peak_rss: int = 0
+    metrics: dict[str, Any] = {}
+
+
+@contextmanager
+def stage(folder: Path, name: str, **known: Any) -> Iterator[Stage]:
+    """Time a stage; when it ends well, append its line to the run's record."""
+    record = Stage(name, **known)
+    wall, cpu = time.monotonic(), time.process_time()
+    yield record
+    record.seconds = record.seconds or round(time.monotonic() - wall, 3)
+    record.cpu_seconds = record.cpu_seconds or round(time.process_time() - cpu, 3)
+    record.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    append(folder / NAME, record)
+
+
+def append(path: Path, line: object) -> None:
+    """Add one JSON line to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(msgspec.json.encode(line) + b"\n")
+
+
+def read_stages(folder: Path) -> list[Stage]:
+    """The stages recorded so far, oldest first."""
+    path = folder / NAME
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return [msgspec.json.decode(line, type=Stage) for line in lines]
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

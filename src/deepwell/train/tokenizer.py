@@ -1,0 +1,122 @@
+"""Training a byte-level BPE tokenizer with DeepSeek-V3's pre-tokenizer split and special tokens.
+
+The result is two files that `tokenizers` and plain transformers load: tokenizer.json and tokenizer_config.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from deepwell.errors import ConfigError
+
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+FIM_HOLE, FIM_BEGIN, FIM_END = "<｜fim▁hole｜>", "<｜fim▁begin｜>", "<｜fim▁end｜>"
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+THINK, END_THINK = "<think>", "</think>"
+TOOL_TOKENS = (
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁calls▁end｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁outputs▁begin｜>",
+    "<｜tool▁outputs▁end｜>",
+    "<｜tool▁output▁begin｜>",
+    "<｜tool▁output▁end｜>",
+    "<｜tool▁sep｜>",
+)
+RESERVED = 48
+"""Special tokens take the ids below this; those without a meaning yet are placeholders."""
+SMALLEST_VOCAB = RESERVED + 256
+
+# DeepSeek-V3's split, applied in order: digits by three, ideographs and kana, then words, marks and blanks.
+_SPLITS = (
+    r"\p{N}{1,3}",
+    r"[一-龥぀-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
+    r"""|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
+)
+
+# DeepSeek-V3's conversation: system texts first, then turns; every answer ends with the end-of-sentence token.
+CHAT_TEMPLATE = (
+    "{%- set ns = namespace(system='') -%}"
+    "{%- for m in messages if m['role'] == 'system' -%}"
+    "{%- set ns.system = ns.system + ('\\n\\n' if ns.system else '') + m['content'] -%}"
+    "{%- endfor -%}"
+    "{{- bos_token + ns.system -}}"
+    "{%- for m in messages -%}"
+    "{%- if m['role'] == 'user' -%}{{- '<｜User｜>' + m['content'] -}}{%- endif -%}"
+    "{%- if m['role'] == 'assistant' -%}{{- '<｜Assistant｜>' + m['content'] + eos_token -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<｜Assistant｜>' -}}{%- endif -%}"
+)
+
+
+def special_tokens() -> list[str]:
+    """All special tokens in the order of their ids, DeepSeek-V3's spellings."""
+    named = [BOS, EOS, PAD, FIM_HOLE, FIM_BEGIN, FIM_END, USER, ASSISTANT, "<|EOT|>", *TOOL_TOKENS, THINK, END_THINK]
+    return named + [f"<｜place▁holder▁no▁{n}｜>" for n in range(RESERVED - len(named))]
+
+
+def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
+    """Learn `vocab` tokens (specials included) from `texts`. Byte-level: any text round-trips exactly."""
+    if vocab < SMALLEST_VOCAB:
+        raise ConfigError(f"vocab is {vocab}; {SMALLEST_VOCAB} is the least: {RESERVED} specials and 256 bytes")
+    tokenizer = Tokenizer(models.BPE())
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _SPLITS]
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_])  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        special_tokens=[AddedToken(token, normalized=False, special=True) for token in special_tokens()],
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    if tokenizer.get_vocab_size() != vocab:
+        raise ConfigError(f"the text has only {tokenizer.get_vocab_size()} tokens to learn; vocab {vocab} is too large")
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
+    """Write tokenizer.json and tokenizer_config.json; `context` becomes model_max_length."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=False) + "\n", "utf-8")
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    text = json.dumps(config, ensure_ascii=False, indent=2)
+    (folder / "tokenizer_config.json").write_text(text + "\n", "utf-8")
+
+
+class SpecialIds:
+    """Ids of the special tokens that training writes, looked up by their spelling."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.bos, self.eos, self.pad = (_id(tokenizer, token) for token in (BOS, EOS, PAD))
+        self.fim_hole, self.fim_begin, self.fim_end = (
+            _id(tokenizer, token) for token in (FIM_HOLE, FIM_BEGIN, FIM_END)
+        )
+        self.user, self.assistant = _id(tokenizer, USER), _id(tokenizer, ASSISTANT)
+
+
+def _id(tokenizer: Tokenizer, token: str) -> int:
+    index = tokenizer.token_to_id(token)
+    if index is None:
+        raise ConfigError(f"the tokenizer lacks the special token {token}")
+    return index
