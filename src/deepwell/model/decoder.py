@@ -53,12 +53,16 @@ class Decoder:
         return self._head(ops, ops.rms_norm(ops.select(x), self.weights["norm"], self.config.eps))
 
     def predict_further(self, ops: Ops[A], x: A, next_tokens: A, depth: int = 0) -> tuple[A, A]:
-        """One multi-token prediction module: from x_TD and the embeddings of the tokens after, (x', logits_TV).
+        """One multi-token prediction module: from x_TD of the stage before and the embeddings of the tokens after.
 
-        Row t of the logits is for the token after next. `next_tokens` are embedded rows, from `ops.embed`.
+        Gives the module's own (x_TD, logits_TV); row t of the logits is for the token after next. `next_tokens` are
+        embedded rows, from `ops.embed`. The stage before is read through its final norm, as the published modules
+        were trained to (DeepSeek-V3, section 2.2, leaves it open).
         """
         w, eps = self.weights.at(f"mtp.{depth}"), self.config.eps
-        joined = ops.concat([ops.rms_norm(next_tokens, w["embed_norm"], eps), ops.rms_norm(x, w["hidden_norm"], eps)])
+        before = self.weights["norm" if depth == 0 else f"mtp.{depth - 1}.norm"]
+        state = ops.rms_norm(ops.rms_norm(x, before, eps), w["hidden_norm"], eps)
+        joined = ops.concat([ops.rms_norm(next_tokens, w["embed_norm"], eps), state])
         x = ops.linear(joined, w["project"])
         x = self._layer(ops, x, w.at("layer"), self.config.layers + depth, self.config.moe is not None)
         return x, self._head(ops, ops.rms_norm(x, w["norm"], eps))
