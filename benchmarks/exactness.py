@@ -21,13 +21,13 @@ for folder in ("tests", "tests/model", "tests/exactness"):
 
 import cases  # noqa: E402
 import seeded  # noqa: E402
-from fakes import tiny_tokenizer  # noqa: E402
 
 from deepwell.engine.core import EngineCore  # noqa: E402
 from deepwell.engine.load import NativeRunner  # noqa: E402
 from deepwell.engine.types import Request, SamplingParams  # noqa: E402
 from deepwell.ops.base import Batch  # noqa: E402
 from deepwell.weights.checkpoint import Checkpoint  # noqa: E402
+from fakes import tiny_tokenizer  # noqa: E402
 
 PROMPT, CONTINUATION = 150, 200
 LENGTHS = (1, 5, 63, 64, 65, 130, 200)
@@ -45,9 +45,8 @@ def main() -> None:
             difference, largest = logit_difference(reference, checkpoint)
             equal = greedy_equal(reference, checkpoint)
             bits, answers = serving_bits(checkpoint)
-            print(
-                f"| {name} | {difference:.1e} | {largest:.1f} | {equal} of {CONTINUATION} | {bits} in {answers} answers |"
-            )
+            greedy, serving = f"{equal} of {CONTINUATION}", f"{bits} in {answers} answers"
+            print(f"| {name} | {difference:.1e} | {largest:.1f} | {greedy} | {serving} |")
 
 
 def logit_difference(reference: torch.nn.Module, checkpoint: Checkpoint) -> tuple[float, float]:
