@@ -31,6 +31,7 @@ def serve(core: EngineCore, requests: list[Request]) -> dict[str, list[Delta]]:
         core.add(r)
     while core.live:
         for id, delta in core.step():
+            assert delta.error is None or id == "bad"
             answers[id].append(delta)
         core.check_integrity()
     assert core.stats().blocks_free == core.stats().blocks_total
@@ -379,15 +380,15 @@ def test_logits_of_a_wrong_shape_are_an_error() -> None:
 def test_nan_logits_end_one_request_and_its_blocks_are_not_shared() -> None:
     poison = 25
     runner = FakeRunner(nan_after=frozenset({poison}))
-    core = EngineCore(runner, TOKENIZER)
-    bad = (*([30] * 70), poison)
-    answers = serve(core, [request("good", prompt_of(1, 80), max_tokens=3, ignore_eos=True), request("bad", bad)])
+    core = EngineCore(runner, TOKENIZER, EngineConfig(token_budget=80))
+    bad = (*([30] * 150), poison)  # its first blocks are full, and offered to others, before the fault shows
+    answers = serve(core, [request("good", prompt_of(1, 60), max_tokens=3, ignore_eos=True), request("bad", bad)])
     assert joined(answers["good"]).finish_reason == "length"
     (last,) = answers["bad"]
     assert last.finish_reason == "error"
     assert "not numbers" in (last.error or "")
     runner.nan_after = frozenset()
-    assert run_one(core, request("later", bad, max_tokens=1)).usage == Usage(71, 0, 1)
+    assert run_one(core, request("later", bad, max_tokens=1)).usage == Usage(151, 0, 1)
 
 
 def test_unseeded_requests_differ() -> None:

@@ -50,11 +50,13 @@ class World:
         self.slots: dict[tuple[int, int], tuple[int, int]] = {}
         self.order: list[SequenceState] = []
         self.ends: dict[str, int] = {}
+        self.next_wanted: dict[str, int] = {}
         self.steps = 0
 
     def arrive(self, arrival: Arrival) -> None:
         sequence = SequenceState(str(len(self.ends)), arrival.prompt, arrival.score_prompt)
         self.ends[sequence.id] = min(self.capacity, len(arrival.prompt) + arrival.answer)
+        self.next_wanted[sequence.id] = 0 if arrival.score_prompt else len(arrival.prompt) - 1
         self.order.append(sequence)
         self.scheduler.add(sequence)
 
@@ -102,7 +104,12 @@ class World:
         assert len(segment.tokens) > 0
         assert segment.start == sequence.computed
         assert len(segment.blocks) == -(-end // 64)
-        assert segment.wanted == max(0, end - max(segment.start, sequence.scored))
+        # Logits after each position are wanted exactly once, preempted or not, and in order.
+        wanted = range(end - segment.wanted, end)
+        first = self.next_wanted[segment.id]
+        assert [*wanted] == [*range(first, end)]
+        assert segment.start <= first
+        self.next_wanted[segment.id] = max(first, end)
         for position in range(segment.start):
             slot = (segment.blocks[position // 64], position % 64)
             assert self.slots[slot] == (position, sequence.tokens[position])

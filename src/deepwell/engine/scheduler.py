@@ -125,11 +125,10 @@ class Scheduler:
     def plan(self) -> StepPlan:
         """Choose the next step's tokens, taking blocks for them. Empty only when nothing is live."""
         budget, scored_rows = self.limits.token_budget, self.limits.scored_rows
-        preempted = self.preemptions
         segments: list[Segment] = []
         place = 0
         while budget > 0:
-            if place == len(self.running) and (self.preemptions > preempted or not self._admit()):
+            if place == len(self.running) and not self._admit():
                 break
             sequence = self.running[place]
             if not self._grow(sequence):
