@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def run(config: TrainConfig) -> int:
     try:
-        from deepwell.train.run import pretrain
+        from deepwell.train.run import train
     except ModuleNotFoundError as error:
         raise DeepwellError(
             f"training needs {error.name}, which is not installed: pip install 'deepwell[train]'"
@@ -40,7 +40,7 @@ def run(config: TrainConfig) -> int:
                 if metrics.alarm:
                     console.print(f"step {step}: {metrics.alarm}", style="yellow")
 
-        outcome = pretrain(config, on_step)
+        outcome = train(config, on_step)
     state = "finished" if outcome.finished else "saved; the same command goes on from here"
     console.print(f"step {outcome.state.step:,} of {config.steps:,}: {state}")
     return 0

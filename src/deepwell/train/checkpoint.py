@@ -60,7 +60,10 @@ def load_run(folder: Path, weights: dict[str, Tensor], optimizer: torch.optim.Ad
             if f"weight.{key}" not in names:
                 raise CheckpointError(f"{path}: weight {key} is missing")
             parameter.copy_(file.get_tensor(f"weight.{key}"))
-            moments = {name: file.get_tensor(f"{name}.{key}") for name in ("step", "exp_avg", "exp_avg_sq")
-                       if f"{name}.{key}" in names}
+            moments = {
+                name: file.get_tensor(f"{name}.{key}")
+                for name in ("step", "exp_avg", "exp_avg_sq")
+                if f"{name}.{key}" in names
+            }
             if moments:
                 optimizer.state[parameter] = moments

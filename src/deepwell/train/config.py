@@ -26,10 +26,13 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     size: Annotated[str, Meta(description="Shape of the model: nano, mini, tiny, or their dense twins.")] = "mini"
-    out: Annotated[Path, Meta(description="Folder of the run: checkpoint, log, tokenizer, pictures.")] = Path("runs/mini")
+    out: Annotated[Path, Meta(description="Folder of the run: checkpoint, log, model, pictures.")] = Path("runs/mini")
     cache: Annotated[
         Path, Meta(description="Folder of tokenizers and tokens made from the same inputs, shared by runs.")
     ] = Path("runs/cache")
+    compare: Annotated[
+        Path | None, Meta(description="Folder of another finished run, such as the dense twin, to name in the card.")
+    ] = None
     tokens: Annotated[Positive, Meta(description="Training tokens, padding included.")] = 9_000_000
     minutes: Annotated[
         Rate, Meta(description="Stop, resumable, after this many CPU minutes in all; 0 for no limit.")
@@ -41,7 +44,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     warmup: Annotated[Count, Meta(description="Steps of linear warm-up.")] = 100
     schedule: Annotated[
         Literal["multi-step", "cosine", "wsd"],
-        Meta(description="Shape of the decay: DeepSeek's steps at 80 % and 90 %, cosine to a tenth, or a last-fifth decay."),
+        Meta(description="How it decays: DeepSeek's steps at 80 % and 90 %, cosine to a tenth, or in the last fifth."),
     ] = "multi-step"
     weight_decay: Annotated[Rate, Meta(description="AdamW's decay of matrices.")] = 0.1
     clip: Annotated[Rate, Meta(description="Largest norm of the gradient.")] = 1.0
@@ -49,8 +52,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
         Literal["float32", "bfloat16"], Meta(description="What matrix products are computed in; weights stay float32.")
     ] = "bfloat16"
     fim_rate: Annotated[Share, Meta(description="Share of texts shown as fill-in-the-middle.")] = 0.5
-    test_share: Annotated[Share, Meta(description="Share of epochs in which a file of Python's own tests is read.")] = 0.5
-    bias_speed: Annotated[Rate, Meta(description="Step of the router bias towards balance; 0 in the last tenth.")] = 1e-3
+    test_share: Annotated[Share, Meta(description="Share of epochs that read a file of Python's own tests.")] = 0.5
+    bias_speed: Annotated[Rate, Meta(description="Step of router biases towards balance; 0 in the last tenth.")] = 1e-3
     balance_loss: Annotated[Rate, Meta(description="Weight of the sequence-wise balance loss.")] = 1e-4
     mtp_loss: Annotated[
         Rate, Meta(description="Weight of the multi-token prediction loss; a third of it in the last tenth.")
@@ -76,6 +79,6 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     def identity(self) -> dict[str, object]:
         """The choices that decide the result, for comparing runs; where and how long to run are not among them."""
         fields = msgspec.structs.asdict(self)
-        for name in ("out", "cache", "minutes", "save_minutes", "log_steps", "eval_steps"):
+        for name in ("out", "cache", "compare", "minutes", "save_minutes", "log_steps", "eval_steps"):
             del fields[name]
         return fields

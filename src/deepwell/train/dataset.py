@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from deepwell.train.corpus import Corpus, Document
-from deepwell.train.fim import psm, split_points
 from deepwell.train.files import write_atomically
+from deepwell.train.fim import psm, split_points
 from deepwell.train.tokenizer import SpecialIds
 
 _CHARACTERS_AT_ONCE = 4_000_000
@@ -76,7 +76,8 @@ class RowStream:
             self._shards.append(shard)
             self._ends.append((self._ends[-1] if self._ends else 0) + shard[0].rows)
         epoch = bisect_right(self._ends, index)
-        return self._shards[epoch][1][index - (self._ends[epoch - 1] if epoch else 0)]
+        row: NDArray[np.uint16] = self._shards[epoch][1][index - (self._ends[epoch - 1] if epoch else 0)]
+        return row
 
     def _shard(self, epoch: int) -> tuple[ShardIndex, NDArray[np.uint16]]:
         stem = self._cache / f"tokens-{self.key[:16]}-{epoch:03d}"
@@ -97,13 +98,14 @@ class RowStream:
         self._cache.mkdir(parents=True, exist_ok=True)
         write_atomically(data, raw)
         index = ShardIndex(
-            self.key,
-            epoch,
-            *table.shape,
-            sum(map(len, pieces)),
-            sum(len(p) > 1 and p[1] == special.fim_begin for p in pieces),
-            len(pieces),
-            hashlib.sha256(raw).hexdigest(),
+            key=self.key,
+            epoch=epoch,
+            rows=table.shape[0],
+            width=table.shape[1],
+            text_tokens=sum(map(len, pieces)),
+            fim_pieces=sum(len(p) > 1 and p[1] == special.fim_begin for p in pieces),
+            pieces=len(pieces),
+            sha256=hashlib.sha256(raw).hexdigest(),
         )
         write_atomically(described, msgspec.json.encode(index))
 
@@ -178,9 +180,9 @@ def pack(pieces: Sequence[Sequence[int]], width: int, pad: int) -> NDArray[np.ui
         if left[0] > 2:
             spaces.insert(bisect_left(spaces, left), left)
     table = np.full((len(rows), width), pad, np.uint16)
-    for row, members in zip(table, rows, strict=True):
+    for line, members in zip(table, rows, strict=True):
         flat = [token for piece in members for token in piece]
-        row[: len(flat)] = flat
+        line[: len(flat)] = flat
     return table
 
 

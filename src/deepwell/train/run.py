@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
 from deepwell.model.config import ModelConfig
+from deepwell.model.params import param_specs
 from deepwell.model.presets import preset
 from deepwell.train.config import TrainConfig
 from deepwell.train.corpus import Corpus, Document, build_corpus
 from deepwell.train.dataset import RowStream
 from deepwell.train.evaluate import bits_per_byte
 from deepwell.train.files import write_atomically
+from deepwell.train.finish import MANIFEST, finish
 from deepwell.train.loop import Metrics, Outcome, Pretraining
 from deepwell.train.stages import sha256_of, stage
 from deepwell.train.tokenizer import SpecialIds, save_tokenizer, train_tokenizer
 from deepwell.train.trainee import Trainee
 
-MANIFEST = "MANIFEST.jsonl"
 QUICK_CHARACTERS = 6_000
 
 
-def pretrain(
-    config: TrainConfig, on_step: Callable[[int, Metrics | None], None] = lambda step, metrics: None
-) -> Outcome:
-    """Corpus, tokenizer, tokens, weights: all stages up to a checkpoint in `config.out`. Resumes what is there."""
-    torch.set_num_threads(config.threads)
+OnStep = Callable[[int, Metrics | None], None]
+"""Called after every optimiser step with the number of steps done, and with the log's line where one was written."""
+
+
+def train(config: TrainConfig, on_step: OnStep = lambda step, metrics: None) -> Outcome:
+    """Everything: from raw text to `config.out/model`, a folder that Deepwell and transformers load.
+
+    Resumes what is in `config.out`. Saves and returns early, not finished, at the CPU limit, SIGTERM or SIGINT.
+    """
     shape = preset(config.size)
     corpus = prepare_corpus(config)
     tokenizer = prepare_tokenizer(config, shape, corpus)
+    outcome = pretrain(config, shape, corpus, tokenizer, on_step)
+    if outcome.finished:
+        finish(config, corpus, tokenizer)
+    return outcome
+
+
+def pretrain(config: TrainConfig, shape: ModelConfig, corpus: Corpus, tokenizer: Tokenizer, on_step: OnStep) -> Outcome:
+    """Tokens and weights: up to the checkpoint in `config.out`."""
+    torch.set_num_threads(config.threads)
     rows = prepare_tokens(config, corpus, tokenizer)
     special = SpecialIds(tokenizer)
     inputs = {"corpus": corpus.sha256, "tokenizer": sha256_text(tokenizer.to_str()), "tokens": rows.key}
@@ -57,8 +71,10 @@ def pretrain(
 
 
 def prepare_corpus(config: TrainConfig) -> Corpus:
+    """The corpus of the running interpreter, with its manifest written down."""
     with stage(config.out, "corpus") as record:
         corpus = build_corpus()
+        record.metrics["python"] = platform.python_version()
         write_atomically(config.out / MANIFEST, corpus.manifest_lines())
         record.outputs = {"corpus": corpus.sha256, MANIFEST: sha256_of(config.out / MANIFEST)}
         for kind in ("code", "tests", "reference", "dialogue"):
@@ -115,8 +131,6 @@ def training_flops(config: TrainConfig, shape: ModelConfig, steps: int) -> float
 
 
 def _dot_weights(shape: ModelConfig, *, mtp: bool) -> float:
-    from deepwell.model.params import param_specs
-
     dots = [p.size * p.active for p in param_specs(shape, mtp=mtp) if p.kind not in ("vector", "embedding")]
     head_again = shape.vocab * shape.hidden * shape.mtp_layers if mtp else 0
     return sum(dots) + head_again

@@ -67,10 +67,10 @@ class Trainee:
         total = torch.zeros(())
         for load in ops.loads:
             experts, chosen = load.score_TE.shape[1], load.chosen_TA.shape[1]
-            score_BSE = (load.score_TE / (load.score_TE.sum(-1, keepdim=True) + 1e-20)).view(ops.batch, ops.length, experts)
+            share_TE = load.score_TE / (load.score_TE.sum(-1, keepdim=True) + 1e-20)
             picked_TE = torch.zeros_like(load.score_TE).scatter_(1, load.chosen_TA, 1.0)
-            often_BE = picked_TE.view(ops.batch, ops.length, experts).mean(1) * (experts / chosen)
-            total = total + (often_BE * score_BSE.mean(1)).sum(-1).mean()
+            share_BE, often_BE = (x.view(ops.batch, ops.length, experts).mean(1) for x in (share_TE, picked_TE))
+            total = total + (often_BE * share_BE).sum(-1).mean() * (experts / chosen)
         return total
 
 
@@ -91,7 +91,8 @@ def _initial(spec: Param, layers: int, seed: int) -> Tensor:
     the head 0.02, so that the first guess is uniform."""
     if spec.kind == "vector":
         return torch.zeros(spec.shape) if spec.key.endswith("bias") else torch.ones(spec.shape)
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{spec.key}".encode()).digest()[:7]))
+    own_seed = hashlib.sha256(f"{seed}:{spec.key}".encode()).digest()[:7]
+    generator = torch.Generator().manual_seed(int.from_bytes(own_seed))
     deviation = {"embed": 1.0, "head": 0.02}.get(spec.key, 0.5 * spec.shape[-1] ** -0.5)
     if spec.key.endswith((".o", ".down")):
         deviation /= (2 * layers) ** 0.5
