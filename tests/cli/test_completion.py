@@ -36,6 +36,7 @@ def test_bash_parses() -> None:
         (("deepwell", "serve", "--port", "80", "--dtype", "f"), ["float32"]),
         (("deepwell", "completion", "z"), ["zsh"]),
         (("deepwell", "doctor", "--"), ["--json", "--help"]),
+        (("deepwell", "bench", "--c"), ["--context", "--config"]),
         (("deepwell", "nonsense", "x"), []),
     ],
 )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from deepwell.cli.commands import GROUPS
-from deepwell.cli.parser import summary
+from deepwell.cli.parser import CONFIG_HELP, configurable, summary
 from deepwell.options import CompletionOptions, Option, options_of
+
+
+_CONFIG = Option(name="config", env="", help=CONFIG_HELP, allowed="a path", default=None, type=None)
+_HELP = Option(name="help", env="", help="Explain the command", allowed="", default=False, type=None, switch=True)
 
 
 def run(options: CompletionOptions) -> int:
@@ -22,9 +26,7 @@ def bash() -> str:
             for option in own
             if option.choices
         ]
-        flags.append(
-            f'        {command}) words="{" ".join([*arguments, *(option.flag for option in own), "--help"])}" ;;'
-        )
+        flags.append(f'        {command}) words="{" ".join([*arguments, *(option.flag for option in own)])}" ;;')
     return "\n".join(
         [
             "_deepwell() {",
@@ -87,7 +89,12 @@ def fish() -> str:
 
 
 def _commands() -> list[tuple[str, tuple[Option, ...]]]:
-    return [(command, options_of(command, group)) for command, group in GROUPS.items()]
+    """Every command with what it takes, --config and --help included."""
+    found = []
+    for command, group in GROUPS.items():
+        options = options_of(command, group)
+        found.append((command, (*options, _CONFIG, _HELP) if configurable(options) else (*options, _HELP)))
+    return found
 
 
 def _zsh_spec(option: Option) -> str:

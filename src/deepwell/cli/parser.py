@@ -14,6 +14,7 @@ from deepwell.cli.commands import GROUPS
 from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, Option, options_of, resolve
 
 CONFIG_ENV = ENV_PREFIX + "CONFIG"
+CONFIG_HELP = "TOML file with options"
 
 
 def read_options(command: str, args: Sequence[str], environ: Mapping[str, str]) -> Any:
@@ -52,11 +53,10 @@ def build(command: str) -> ArgumentParser:
     """A parser that leaves every value as text and every option not given out of its result."""
     group = GROUPS[command]
     options = options_of(command, group)
-    configurable = any(not option.once for option in options)
     parser = ArgumentParser(
         prog=f"deepwell {command}",
         description=summary(group) + ".",
-        epilog=details(group) + (_sources(options) if configurable else ""),
+        epilog=details(group) + (_sources(options) if configurable(options) else ""),
         formatter_class=RawDescriptionHelpFormatter,
         argument_default=SUPPRESS,
         allow_abbrev=False,
@@ -66,9 +66,14 @@ def build(command: str) -> ArgumentParser:
             _add_argument(parser, option)
         else:
             _add_flag(parser, option)
-    if configurable:
-        parser.add_argument("--config", metavar="PATH", help=f"TOML file with options [{DEFAULT_CONFIG}, if it exists]")
+    if configurable(options):
+        parser.add_argument("--config", metavar="PATH", help=f"{CONFIG_HELP} [{DEFAULT_CONFIG}, if it exists]")
     return parser
+
+
+def configurable(options: Sequence[Option]) -> bool:
+    """Whether a command has options that a TOML file may set, and therefore --config."""
+    return any(not option.once for option in options)
 
 
 def placeholder(option: Option) -> str:
