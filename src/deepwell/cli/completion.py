@@ -6,7 +6,6 @@ from deepwell.cli.commands import GROUPS
 from deepwell.cli.parser import CONFIG_HELP, configurable, summary
 from deepwell.options import CompletionOptions, Option, options_of
 
-
 _CONFIG = Option(name="config", env="", help=CONFIG_HELP, allowed="a path", default=None, type=None)
 _HELP = Option(name="help", env="", help="Explain the command", allowed="", default=False, type=None, switch=True)
 
