@@ -122,7 +122,8 @@ void bind_program(nb::module_& m) {
       .def("select", &Program::select, "x"_a)
       .def("finish", &Program::finish, "logits"_a)
       .def_prop_ro("logits_width", &Program::logits_width)
-      .def("run", &run, "tokens"_a, "positions"_a, "sequence"_a, "block_table"_a, "selected"_a, "cache"_a);
+      .def("run", &run, "tokens"_a.noconvert(), "positions"_a.noconvert(), "sequence"_a.noconvert(),
+           "block_table"_a.noconvert(), "selected"_a.noconvert(), "cache"_a);
 }
 
 }  // namespace
