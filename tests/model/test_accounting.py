@@ -28,25 +28,55 @@ V2_LITE = {
     "v_head_dim": 128,
     "max_position_embeddings": 163840,
     "rope_scaling": {
-        "type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707,
+        "type": "yarn",
+        "factor": 40,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 0.707,
+        "mscale_all_dim": 0.707,
         "original_max_position_embeddings": 4096,
     },
-}  # fmt: skip
+}
 V2 = V2_LITE | {
-    "hidden_size": 5120, "num_hidden_layers": 60, "num_attention_heads": 128, "intermediate_size": 12288,
-    "moe_intermediate_size": 1536, "n_routed_experts": 160, "q_lora_rank": 1536, "topk_method": "group_limited_greedy",
-    "n_group": 8, "topk_group": 3, "routed_scaling_factor": 16.0,
-}  # fmt: skip
+    "hidden_size": 5120,
+    "num_hidden_layers": 60,
+    "num_attention_heads": 128,
+    "intermediate_size": 12288,
+    "moe_intermediate_size": 1536,
+    "n_routed_experts": 160,
+    "q_lora_rank": 1536,
+    "topk_method": "group_limited_greedy",
+    "n_group": 8,
+    "topk_group": 3,
+    "routed_scaling_factor": 16.0,
+}
 V3 = V2 | {
-    "model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168, "num_hidden_layers": 61, "intermediate_size": 18432,
-    "moe_intermediate_size": 2048, "first_k_dense_replace": 3, "n_routed_experts": 256, "n_shared_experts": 1,
-    "num_experts_per_tok": 8, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "topk_group": 4, "routed_scaling_factor": 2.5,
-    "norm_topk_prob": True, "num_nextn_predict_layers": 1,
-}  # fmt: skip
+    "model_type": "deepseek_v3",
+    "vocab_size": 129280,
+    "hidden_size": 7168,
+    "num_hidden_layers": 61,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "first_k_dense_replace": 3,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid",
+    "topk_group": 4,
+    "routed_scaling_factor": 2.5,
+    "norm_topk_prob": True,
+    "num_nextn_predict_layers": 1,
+}
 LLM_7B = {
-    "model_type": "llama", "vocab_size": 102400, "hidden_size": 4096, "num_hidden_layers": 30, "num_attention_heads": 32,
-    "intermediate_size": 11008, "max_position_embeddings": 4096,
-}  # fmt: skip
+    "model_type": "llama",
+    "vocab_size": 102400,
+    "hidden_size": 4096,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 32,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+}
 
 
 @pytest.mark.parametrize(

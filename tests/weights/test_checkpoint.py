@@ -82,9 +82,11 @@ def test_any_bytes_give_tensors_or_a_clear_error(tmp_path_factory: pytest.TempPa
     try:
         tensors = read(file)
     except CheckpointError as e:
-        assert str(file) in str(e)
+        told = str(e)
     else:
         assert all(np.isfinite(t.float32()).all() for t in tensors.values())
+        return
+    assert str(file) in told
 
 
 @pytest.fixture
@@ -125,7 +127,7 @@ def test_missing_extra_misshapen(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has shape \(31, 64\); the config calls for \(32, 64\)"):
         Checkpoint(folder)
     resave(folder, lambda t: t.update({name: kept, "model.layers.0.mlp.fourth.weight": kept.clone()}))
-    with pytest.raises(CheckpointError, match="fourth.weight is none of a deepseek_v3 model's"):
+    with pytest.raises(CheckpointError, match=r"fourth\.weight is none of a deepseek_v3 model's"):
         Checkpoint(folder)
 
 
