@@ -144,13 +144,13 @@ async def test_a_bad_request_is_refused_at_once() -> None:
 
 
 async def test_submitting_does_not_wait_for_a_step() -> None:
-    async with running(FakeRunner(delay=0.3)) as engine:
+    async with running(FakeRunner(delay=0.5)) as engine:
         first = engine.submit(request("a", max_tokens=1))
         await asyncio.sleep(0.1)
         begun = time.perf_counter()
         second = engine.submit(request("b", max_tokens=1))
         engine.stats()
-        assert time.perf_counter() - begun < 0.1
+        assert time.perf_counter() - begun < 0.3
         await asyncio.gather(read(first), read(second))
 
 
@@ -172,7 +172,7 @@ async def test_stop_aborts_what_does_not_finish_in_time() -> None:
         await asyncio.sleep(0.05)
         begun = time.perf_counter()
         await engine.stop()
-        assert time.perf_counter() - begun < 2
+        assert time.perf_counter() - begun < 5
         for deltas in await asyncio.gather(*readers):
             assert deltas[-1].finish_reason == "abort"
     assert not [thread for thread in threading.enumerate() if thread.name == "deepwell-engine"]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.engine.detokenize import Detokenizer
-from deepwell.engine.sampling import Sampler, largest, log_softmax
+from deepwell.engine.sampling import Sampler, Scratch, largest, log_normalizer
 from deepwell.engine.scheduler import SequenceState
 from deepwell.engine.types import Delta, FinishReason, Request, TokenLogprob, Usage
 from deepwell.weights.tokenizer import Tokenizer
@@ -15,7 +15,7 @@ from deepwell.weights.tokenizer import Tokenizer
 class Answer:
     """The sampler, the text and the log-probabilities of one request, beside its scheduled `sequence`."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, *, seed: int, vocab_size: int, capacity: int) -> None:
+    def __init__(self, request: Request, tokenizer: Tokenizer, *, seed: int, capacity: int, scratch: Scratch) -> None:
         """`seed` is used where the request names none. `capacity` bounds prompt and answer together, in tokens."""
         sampling = request.sampling
         self.request = request
@@ -23,7 +23,7 @@ class Answer:
         self.generated = 0
         self._tokenizer = tokenizer
         self._capacity = capacity
-        self._sampler = Sampler(sampling, seed, request.prompt, vocab_size)
+        self._sampler = Sampler(sampling, seed, request.prompt, scratch)
         self._text = Detokenizer(sampling.stop)
         self._ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else {*tokenizer.eos})
         self._prompt_logprobs: list[TokenLogprob] = []
@@ -101,6 +101,6 @@ class Answer:
         )
 
     def _logprob(self, logits_V: NDArray[np.float32], token: int, count: int) -> TokenLogprob:
-        logprobs_V = log_softmax(logits_V)
-        top = tuple((int(id), float(logprobs_V[id])) for id in largest(logits_V, count))
-        return TokenLogprob(token, self._tokenizer.token_bytes(token), float(logprobs_V[token]), top)
+        norm = log_normalizer(logits_V)
+        top = tuple((int(id), float(logits_V[id]) - norm) for id in largest(logits_V, count))
+        return TokenLogprob(token, self._tokenizer.token_bytes(token), float(logits_V[token]) - norm, top)

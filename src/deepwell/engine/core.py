@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deepwell.engine.answer import Answer
 from deepwell.engine.blocks import BlockPool
 from deepwell.engine.runner import Runner
+from deepwell.engine.sampling import Scratch
 from deepwell.engine.scheduler import Scheduler, SchedulerLimits, Segment, StepPlan
 from deepwell.engine.types import Delta, FinishReason, Request
 from deepwell.engine.validate import check_request
@@ -84,6 +85,7 @@ class EngineCore:
         self._pool = BlockPool(blocks, runner.fingerprint)
         self._scheduler = Scheduler(self._pool, SchedulerLimits(config.token_budget, config.max_running))
         self._capacity = min(runner.context, blocks * BLOCK_TOKENS)
+        self._scratch = Scratch(runner.vocab_size)
         self._live: dict[str, Answer] = {}
         self._steps = self._computed = self._prompt = self._cached = self._generated = 0
         self._seconds = 0.0
@@ -106,9 +108,7 @@ class EngineCore:
         """Queue a request. Raises RequestError or QueueFull."""
         self.check(request, self._live.keys())
         seed = secrets.randbits(63)
-        answer = Answer(
-            request, self._tokenizer, seed=seed, vocab_size=self._runner.vocab_size, capacity=self._capacity
-        )
+        answer = Answer(request, self._tokenizer, seed=seed, capacity=self._capacity, scratch=self._scratch)
         self._live[request.id] = answer
         self._scheduler.add(answer.sequence)
 

@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from deepwell.engine.types import SamplingParams
 
 _CHUNK = 128
-_NUCLEUS_START = 256
+_BINS, _BINS_PER_NAT = 1024, 32
+
+
+class Scratch:
+    """Room for one call at a time: taking fresh pages from the system for each token would cost more than sampling."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.depth_V = np.empty(vocab_size, np.float64)
+        self.weights_V = np.empty(vocab_size, np.float64)
+        self.scaled_V = np.empty(vocab_size, np.float64)
+        self.bins_V = np.empty(vocab_size, np.int64)
 
 
 class Sampler:
@@ -24,8 +34,10 @@ class Sampler:
     Token i depends on the logits, the tokens before it, `seed` and i alone, so a recomputed request says the same.
     """
 
-    def __init__(self, params: SamplingParams, seed: int, prompt: Iterable[int], vocab_size: int) -> None:
-        """`seed` is used where the request names none."""
+    def __init__(self, params: SamplingParams, seed: int, prompt: Iterable[int], scratch: Scratch) -> None:
+        """`seed` is used where the request names none. `scratch` may be shared by all samplers of a thread."""
+        vocab_size = len(scratch.depth_V)
+        self._scratch = scratch
         self._params = params
         self._seed = seed if params.seed is None else params.seed
         self._drawn = 0
@@ -56,7 +68,8 @@ class Sampler:
         The repetition penalty (Keskar et al. 2019, CTRL) counts the prompt too; presence and frequency count the
         answer alone.
         """
-        adjusted_V = logits_V.astype(np.float64)
+        adjusted_V = self._scratch.depth_V
+        np.copyto(adjusted_V, logits_V)
         adjusted_V[self._bias_ids] += self._bias
         if self._seen_V is not None:
             ids = np.flatnonzero(self._seen_V)
@@ -70,17 +83,23 @@ class Sampler:
         return adjusted_V
 
     def _draw(self, adjusted_V: NDArray[np.float64]) -> int:
-        params = self._params
-        # Divided only after the peak is taken off, so that no temperature, however small, overflows.
-        weights_V = np.exp((adjusted_V - adjusted_V.max()) / params.temperature)
+        """Draw in proportion to exp(-depth), where depth is how far below the best a logit lies. Overwrites its input.
+
+        Divided by the temperature only after the peak is taken off, so that no temperature, however small, overflows.
+        """
+        params, scratch = self._params, self._scratch
         point = uniform(self._seed, self._drawn)
-        if params.top_k == 0 and params.top_p == 1.0:
-            if params.min_p > 0.0:
-                weights_V[weights_V < params.min_p] = 0.0
-            return _pick_from_all(weights_V, point)
-        ids_N, weights_N = _nucleus(adjusted_V, weights_V, params.top_k, params.top_p)
-        weights_N = weights_N[weights_N >= params.min_p]
-        return int(ids_N[_pick(weights_N, point)])
+        best_N = largest(adjusted_V, params.top_k) if 0 < params.top_k < len(adjusted_V) else None
+        depth_V = np.subtract(adjusted_V.max(), adjusted_V, out=scratch.depth_V)
+        depth_V /= params.temperature
+        if best_N is not None:
+            return _pick_from_best(best_N, np.exp(-depth_V[best_N]), params, point)
+        weights_V = np.exp(np.negative(depth_V, out=scratch.weights_V), out=scratch.weights_V)
+        if params.top_p < 1.0:
+            weights_V[~_nucleus(scratch, params.top_p)] = 0.0
+        if params.min_p > 0.0:
+            weights_V[weights_V < params.min_p] = 0.0
+        return _pick_from_all(weights_V, point)
 
 
 def uniform(seed: int, index: int) -> float:
@@ -109,32 +128,44 @@ def largest(values_V: NDArray[np.floating], count: int) -> NDArray[np.int64]:
     return ids_N[order[:count]]
 
 
-def log_softmax(logits_V: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Natural log-probabilities of the model's own distribution."""
-    shifted_V = logits_V.astype(np.float64)
-    shifted_V -= shifted_V.max()
-    shifted_V -= np.log(np.exp(shifted_V).sum())
-    return shifted_V
+def log_normalizer(logits_V: NDArray[np.float32]) -> float:
+    """log Σ exp(logit): a logit less this is the natural log-probability in the model's own distribution."""
+    weights_V = logits_V.astype(np.float64)
+    peak = float(weights_V.max())
+    weights_V -= peak
+    np.exp(weights_V, out=weights_V)
+    return peak + float(np.log(weights_V.sum()))
 
 
-def _nucleus(
-    adjusted_V: NDArray[np.float64], weights_V: NDArray[np.float64], top_k: int, top_p: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The top_k tokens and, among them, the fewest whose probabilities reach top_p; from the likeliest down."""
-    limit = min(top_k, len(weights_V)) if top_k else len(weights_V)
-    if top_p == 1.0:
-        ids_N = largest(adjusted_V, limit)
-        return ids_N, weights_V[ids_N]
-    count = limit if top_k else min(_NUCLEUS_START, limit)
-    while True:
-        ids_N = largest(adjusted_V, count)
-        weights_N = weights_V[ids_N]
-        reached_N = np.cumsum(weights_N)
-        total = reached_N[-1] if top_k else weights_V.sum()
-        if count == limit or reached_N[-1] >= top_p * total:
-            kept = int(np.searchsorted(reached_N, top_p * total)) + 1
-            return ids_N[:kept], weights_N[:kept]
-        count = min(count * 16, limit)
+def _nucleus(scratch: Scratch, top_p: float) -> NDArray[np.bool_]:
+    """Mask of the fewest tokens, from the likeliest down, whose weights reach `top_p` of all; ties to the lower id.
+
+    Reads depths and weights = exp(-depth) from the scratch. Instead of sorting the vocabulary, tokens are put into
+    bins of equal depth; only the bin in which `top_p` is reached is sorted.
+    """
+    depth_V, weights_V, bins_V = scratch.depth_V, scratch.weights_V, scratch.bins_V
+    scaled_V = np.multiply(depth_V, _BINS_PER_NAT, out=scratch.scaled_V)
+    np.copyto(bins_V, np.minimum(scaled_V, _BINS - 1, out=scaled_V), casting="unsafe")
+    reached = np.cumsum(np.bincount(bins_V, weights=weights_V, minlength=_BINS))
+    goal = top_p * reached[-1]
+    edge = int(np.searchsorted(reached, goal))
+    before = reached[edge - 1] if edge else 0.0
+    ids_N = np.flatnonzero(bins_V == edge)
+    ids_N = ids_N[np.argsort(depth_V[ids_N], kind="stable")]
+    kept = int(np.searchsorted(before + np.cumsum(weights_V[ids_N]), goal)) + 1
+    mask_V = bins_V < edge
+    mask_V[ids_N[:kept]] = True
+    return mask_V
+
+
+def _pick_from_best(
+    ids_N: NDArray[np.int64], weights_N: NDArray[np.float64], params: SamplingParams, point: float
+) -> int:
+    """Draw from the top_k tokens, from the likeliest down, cut by top_p and min_p."""
+    reached_N = np.cumsum(weights_N)
+    kept = int(np.searchsorted(reached_N, params.top_p * reached_N[-1])) + 1
+    weights_N = weights_N[:kept]
+    return int(ids_N[_pick(weights_N[weights_N >= params.min_p], point)])
 
 
 def _pick(weights_N: NDArray[np.float64], point: float) -> int:
