@@ -5,9 +5,14 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
+
 from deepwell.model.config import MlaConfig, ModelConfig, MoeConfig
+from deepwell.model.presets import PRESETS
 from deepwell.model.rope import RopeConfig
 from deepwell.ops.base import Routing
+from deepwell.train.config import TrainConfig
+from deepwell.train.corpus import Corpus
 
 WORDS = ("value", "index", "path", "line", "name", "count", "left", "right", "table", "state", "result", "buffer")
 
@@ -69,4 +74,25 @@ def toy_shape(*, moe: bool = True, vocab: int = 384) -> ModelConfig:
         mla=MlaConfig(q_lora=32, kv_lora=32, nope=16, rope=8, value=16),
         moe=MoeConfig(routing, 32, shared=1, first_dense=1, bias=True) if moe else None,
         mtp_layers=1,
+    )
+
+
+def toy_run(folder: Path, corpus: Corpus, patch: pytest.MonkeyPatch) -> TrainConfig:
+    """Twelve steps of the toy shape on the toy corpus, below `folder`; MTP starts half-way."""
+    patch.setitem(PRESETS, "toy", toy_shape())
+    patch.setitem(PRESETS, "toy-dense", toy_shape(moe=False))
+    patch.setattr("deepwell.train.run.build_corpus", lambda: corpus)
+    return TrainConfig(
+        size="toy",
+        out=folder / "run",
+        cache=folder / "cache",
+        tokens=12 * 4 * 64,
+        context=64,
+        batch_rows=4,
+        micro_rows=2,
+        warmup=3,
+        precision="float32",
+        mtp_from=0.5,
+        log_steps=3,
+        eval_steps=6,
     )

@@ -6,6 +6,7 @@ Everything in one file and one rename: a checkpoint is either the old one or the
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -20,13 +21,15 @@ NAME = "checkpoint.safetensors"
 
 
 class RunState(msgspec.Struct, frozen=True):
-    """Where a run stands: steps done, what they cost, and the identity of the inputs that it must go on with."""
+    """Where a run stands: steps done, what they cost, the identity of the inputs that it must go on with, and the
+    records of steps that the log has not got yet."""
 
     step: int
     cpu_seconds: float
     wall_seconds: float
     config: dict[str, object]
     inputs: dict[str, str]
+    unlogged: list[Any] = []
 
 
 def save_run(folder: Path, weights: dict[str, Tensor], optimizer: torch.optim.AdamW, state: RunState) -> None:

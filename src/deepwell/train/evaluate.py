@@ -25,8 +25,6 @@ from deepwell.train.tokenizer import SpecialIds
 from deepwell.train.trainee import IGNORED, Trainee
 
 _ROWS_AT_ONCE = 8
-_XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 26}]
-"""xz at its best, with a window of 64 MiB: longer than the whole training split."""
 
 
 class Evaluation(msgspec.Struct, frozen=True):
@@ -95,7 +93,9 @@ def continuation(trainee: Trainee, tokens: list[int], stop: set[int], limit: int
 
 
 def _xz(data: bytes) -> int:
-    return len(lzma.compress(data, lzma.FORMAT_XZ, filters=_XZ))
+    """Size under xz at its best, with a window as long as the data."""
+    best = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": max(4096, len(data))}
+    return len(lzma.compress(data, lzma.FORMAT_XZ, filters=[best]))
 
 
 def _bits(trainee: Trainee, windows: Sequence[tuple[list[int], list[int]]]) -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import msgspec
 import torch
@@ -47,6 +47,16 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     alarm: str = ""
 
 
+class StepRecord(msgspec.Struct, frozen=True):
+    """What the log needs of one step: losses in nats per token, and tokens per expert by layer."""
+
+    loss: float
+    mtp_loss: float | None
+    balance: float
+    grad_norm: float
+    counts: dict[int, list[int]]
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """How far a run got: whether it is finished, and its state."""
 
@@ -72,14 +82,18 @@ class Pretraining:
         self.optimizer = make_optimizer(trainee, config)
         self._step, self._cpu, self._wall = 0, 0.0, 0.0
         self._stop = False
-        self._since: list[dict[str, Any]] = []
+        self._since: list[StepRecord] = []
+        self._logged_at = 0.0, 0
         self._resume()
 
     def run(self, on_step: Callable[[int, Metrics | None], None] = lambda step, metrics: None) -> Outcome:
         """Train to the end, to the CPU limit, or to a SIGTERM or SIGINT; save in each case."""
         began, cpu, wall, saved = time.process_time(), self._cpu, self._wall, time.monotonic()
         started = time.monotonic()
-        with self._signals():
+        self._logged_at = started, self._step
+        with self._signals(), warnings.catch_warnings():
+            # autocast hands norms bfloat16 inputs and float32 weights on purpose
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
             while self._step < self.config.steps and not self._stop:
                 self._since.append(self._train_step(self._step))
                 self._step += 1
@@ -100,7 +114,8 @@ class Pretraining:
         save_run(self.config.out, self.trainee.weights, self.optimizer, self._state())
 
     def _state(self) -> RunState:
-        return RunState(self._step, self._cpu, self._wall, self.config.identity(), self.inputs)
+        unlogged = msgspec.to_builtins(self._since, str_keys=True)
+        return RunState(self._step, self._cpu, self._wall, self.config.identity(), self.inputs, unlogged)
 
     def _resume(self) -> None:
         state = load_state(self.config.out)
@@ -114,17 +129,18 @@ class Pretraining:
             raise CheckpointError(f"{self.config.out}: cannot resume, {told}. Choose another folder or the old values")
         load_run(self.config.out, self.trainee.weights, self.optimizer)
         self._step, self._cpu, self._wall = state.step, state.cpu_seconds, state.wall_seconds
+        self._since = msgspec.convert(state.unlogged, list[StepRecord], strict=False)
         _forget_after(self.config.out / LOG, state.step)
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self._step % every == 0 or self._step == self.config.steps)
 
-    def _train_step(self, step: int) -> dict[str, Any]:
+    def _train_step(self, step: int) -> StepRecord:
         config = self.config
         rows = torch.from_numpy(self.rows.rows(step * config.batch_rows, config.batch_rows))
         targets = self._targets(rows)
         weight = mtp_weight(config, step)
-        sums = {"loss": 0.0, "mtp_loss": 0.0, "balance": 0.0}
+        loss, mtp_loss, balance = 0.0, 0.0, 0.0
         counts: dict[int, Tensor] = {}
         valid, further = int((targets != IGNORED).sum()), int((further_targets(targets) != IGNORED).sum())
         for part, wanted in zip(rows.split(config.micro_rows), targets.split(config.micro_rows), strict=True):
@@ -132,17 +148,18 @@ class Pretraining:
                 losses = self.trainee.losses(part, wanted, mtp=weight > 0)
             share = part.shape[0] / config.batch_rows
             total = losses.next_token / valid + config.balance_loss * share * losses.balance
-            sums["loss"] += float(losses.next_token.detach()) / valid
-            sums["balance"] += float(losses.balance.detach()) * share
+            loss += float(losses.next_token.detach()) / valid
+            balance += float(losses.balance.detach()) * share
             if losses.further is not None:
                 total = total + weight * losses.further / further
-                sums["mtp_loss"] += float(losses.further.detach()) / further
+                mtp_loss += float(losses.further.detach()) / further
             total.backward()
             for load in losses.loads:
-                counts[load.layer] = counts.get(load.layer, torch.zeros(())) + load.count_E
+                counts[load.layer] = counts.get(load.layer, torch.zeros_like(load.count_E)) + load.count_E
         norm = self._update(step)
         self.trainee.move_biases(counts, bias_speed(config, step))
-        return {**sums, "mtp": weight > 0, "grad_norm": norm, "counts": counts, "at": time.monotonic()}
+        listed = {layer: count_E.tolist() for layer, count_E in counts.items()}
+        return StepRecord(loss, mtp_loss if weight > 0 else None, balance, norm, listed)
 
     def _targets(self, rows: Tensor) -> Tensor:
         targets = rows[:, 1:].clone()
@@ -160,20 +177,20 @@ class Pretraining:
 
     def _log(self) -> Metrics:
         since, self._since = self._since, []
-        violation, dead = _balance_of([entry["counts"] for entry in since])
-        first = getattr(self, "_last_at", since[0]["at"])
-        self._last_at = since[-1]["at"]
-        mtp = [entry["mtp_loss"] for entry in since if entry["mtp"]]
+        violation, dead = _balance_of([record.counts for record in since])
+        mtp = [record.mtp_loss for record in since if record.mtp_loss is not None]
+        (before, step), now = self._logged_at, time.monotonic()
         measured = self.measure(self.trainee) if self.measure and self._due(self.config.eval_steps) else None
+        self._logged_at = time.monotonic(), self._step
         metrics = Metrics(
             step=self._step,
             tokens=self._step * self.config.batch_tokens,
-            loss=_mean([entry["loss"] for entry in since]),
+            loss=_mean([record.loss for record in since]),
             mtp_loss=_mean(mtp) if mtp else None,
-            balance=_mean([entry["balance"] for entry in since]),
-            grad_norm=_mean([entry["grad_norm"] for entry in since]),
+            balance=_mean([record.balance for record in since]),
+            grad_norm=_mean([record.grad_norm for record in since]),
             learning_rate=learning_rate(self.config, self._step - 1),
-            tokens_per_second=len(since) * self.config.batch_tokens / max(1e-9, self._last_at - first),
+            tokens_per_second=(self._step - step) * self.config.batch_tokens / max(1e-9, now - before),
             cpu_seconds=self._cpu,
             max_violation=violation,
             dead_experts=dead,
@@ -207,14 +224,14 @@ def make_optimizer(trainee: Trainee, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 
-def _balance_of(counts: list[dict[int, Tensor]]) -> tuple[float, int]:
+def _balance_of(counts: list[dict[int, list[int]]]) -> tuple[float, int]:
     """Over some steps: how far the busiest expert of any layer is above its share, and how many are starved."""
     worst, dead = 0.0, 0
     for layer in counts[-1] if counts else ():
-        total_E = torch.stack([step[layer] for step in counts if layer in step]).sum(0).float()
-        share_E = total_E / total_E.mean()
-        worst = max(worst, float(share_E.max()) - 1)
-        dead += int((share_E < STARVED).sum())
+        total = [sum(of) for of in zip(*(step[layer] for step in counts if layer in step), strict=True)]
+        shares = [count * len(total) / sum(total) for count in total]
+        worst = max(worst, max(shares) - 1)
+        dead += sum(share < STARVED for share in shares)
     return worst, dead
 
 
