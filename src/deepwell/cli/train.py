@@ -41,7 +41,8 @@ def run(config: TrainConfig) -> int:
                     console.print(f"step {step}: {metrics.alarm}", style="yellow")
 
         outcome = train(config, on_step)
-    state = "finished" if outcome.finished else "saved; the same command goes on from here"
+    finished = f"finished; try: deepwell serve {config.out / 'model'}"
+    state = finished if outcome.finished else "saved; the same command goes on from here"
     console.print(f"step {outcome.state.step:,} of {config.steps:,}: {state}")
     return 0
 
