@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from pathlib import Path
+from textwrap import fill
 
 import msgspec
 
@@ -15,6 +16,14 @@ from deepwell.train.evaluate import Evaluation
 from deepwell.train.picture import read_log
 from deepwell.train.stages import Stage, read_stages
 
+_METADATA = """\
+---
+license: mit
+library_name: transformers
+pipeline_tag: text-generation
+tags: [deepseek_v3, mla, moe, mtp, python, fill-in-the-middle]
+---
+"""
 _LIMITS = """\
 ## What it can and cannot do
 It writes text that looks like Python's standard library: definitions, imports, docstrings, calls on names it has just
@@ -38,7 +47,8 @@ passages of the library, Python's licence holds.
 def write_card(config: TrainConfig, shape: ModelConfig, folder: Path, twin: Evaluation | None) -> None:
     """Write README.md into the model folder, from the files already in it and the stages of the run."""
     evaluation = msgspec.json.decode((folder / "evaluation.json").read_bytes(), type=Evaluation)
-    stages = {stage.stage: stage for stage in read_stages(config.out)}
+    stages = read_stages(config.out)
+    version = next(stage.metrics.get("python", "3") for stage in reversed(stages) if stage.stage == "corpus")
     sections = [
         _head(config, shape),
         _measured(evaluation, twin, config),
@@ -46,7 +56,7 @@ def write_card(config: TrainConfig, shape: ModelConfig, folder: Path, twin: Eval
         _LIMITS,
         _training(config, stages, folder),
         _corpus(folder),
-        _LICENCE.format(version=stages["corpus"].metrics.get("python", "3")),
+        _LICENCE.format(version=version),
     ]
     (folder / "README.md").write_text("\n".join(sections), "utf-8")
 
@@ -60,18 +70,14 @@ def _head(config: TrainConfig, shape: ModelConfig) -> str:
             f"{shape.moe.first_dense} dense layer, then {r.experts} routed experts (top {r.top_k}, sigmoid scores, "
             f"bias balancing) and {shape.moe.shared} shared expert of width {shape.moe.inter}"
         )
-    return f"""---
-license: mit
-library_name: transformers
-pipeline_tag: text-generation
-tags: [deepseek_v3, mla, moe, mtp, python, fill-in-the-middle]
----
-# Deepwell {config.size}
-A very small language model of DeepSeek-V3's architecture, trained from nothing on one processor core with
-`deepwell train`. {cost.total_params / 1e6:.2f} M parameters, {cost.active_params / 1e6:.2f} M active per token, and
-{cost.mtp_params / 1e6:.2f} M in the multi-token prediction module. {shape.layers} layers of width {shape.hidden},
-latent attention (MLA) with {shape.heads} heads, {routed}. Vocabulary {shape.vocab:,}, context {shape.context:,} tokens.
-"""
+    text = (
+        "A very small language model of DeepSeek-V3's architecture, trained from nothing on one processor core with "
+        f"`deepwell train`. {cost.total_params / 1e6:.2f} M parameters, {cost.active_params / 1e6:.2f} M of them "
+        f"active per token, and {cost.mtp_params / 1e6:.2f} M in the multi-token prediction module. {shape.layers} layers of "
+        f"width {shape.hidden}, latent attention (MLA) with {shape.heads} heads, {routed}. Vocabulary {shape.vocab:,}, "
+        f"context {shape.context:,} tokens."
+    )
+    return f"{_METADATA}# Deepwell {config.size}\n{fill(text, 120)}\n"
 
 
 def _measured(evaluation: Evaluation, twin: Evaluation | None, config: TrainConfig) -> str:
@@ -82,6 +88,12 @@ def _measured(evaluation: Evaluation, twin: Evaluation | None, config: TrainConf
     rows += [(name, value) for name, value in evaluation.compressors.items()]
     table = "\n".join(f"| {name} | {value:.3f} |" for name, value in rows)
     files = ", ".join(f"{path} {bits:.3f}" for path, bits in sorted(evaluation.held_out_files.items()))
+    text = (
+        '"xz primed" has read the whole training text first: a model above it has learnt less than a compressor with a '
+        f"good memory. Per file: {files}. On a sample of its training files the model needs "
+        f"{evaluation.training_sample_bpb:.3f}. Method: windows of {config.context} tokens moving by half, each opened "
+        "by BOS; every byte of text counts, the end marker included (`deepwell/train/evaluate.py`)."
+    )
     return f"""## Bits per byte on held-out text
 {evaluation.held_out_bytes:,} bytes of library modules that were never trained on, chosen by a hash of their names.
 
@@ -89,10 +101,7 @@ def _measured(evaluation: Evaluation, twin: Evaluation | None, config: TrainConf
 |---|---|
 {table}
 
-"xz primed" has read the whole training text first: a model above it has learnt less than a compressor with a good
-memory. Per file: {files}. On a sample of the training files the model needs {evaluation.training_sample_bpb:.3f}.
-Method: windows of {config.context} tokens moving by half, each opened by BOS; every byte of text counts, the end
-marker included (`deepwell/train/evaluate.py`).
+{fill(text, 120)}
 """
 
 
@@ -104,21 +113,27 @@ def _samples(evaluation: Evaluation) -> str:
     return "## Samples\nGreedy, first 48 tokens, not selected.\n```text\n" + "\n".join(shown) + "```\n"
 
 
-def _training(config: TrainConfig, stages: dict[str, Stage], folder: Path) -> str:
-    last, pretrain = read_log(folder / "metrics.jsonl")[-1], stages["pretrain"]
+def _training(config: TrainConfig, stages: list[Stage], folder: Path) -> str:
+    last = read_log(folder / "metrics.jsonl")[-1]
+    pretrain = [stage for stage in stages if stage.stage == "pretrain"][-1]
+    memory = max(stage.peak_rss for stage in stages if stage.stage == "pretrain")
     options = "\n".join(f"- {name}: {value}" for name, value in config.identity().items())
+    speed = pretrain.flops / pretrain.cpu_seconds / 1e9
+    text = (
+        f"{pretrain.tokens:,} tokens in {pretrain.metrics['step']:,} steps: {pretrain.cpu_seconds / 60:.1f} minutes of "
+        f"CPU time, threads: {config.threads}, {pretrain.flops:.2e} FLOPs, {speed:.0f} GFLOP/s, largest memory "
+        f"{memory / 2**20:,.0f} MiB. Last loss {last.loss:.3f} nats per token; busiest expert "
+        f"{last.max_violation + 1:.2f} times its share, {last.dead_experts} dead experts. The log is `metrics.jsonl`."
+    )
+    named = ", ".join(f"{name} {digest[:16]}" for name, digest in (pretrain.inputs | pretrain.outputs).items())
     return f"""## Training
 ![loss](loss.svg)
 
-{pretrain.tokens:,} tokens in {pretrain.metrics["step"]:,} steps: {pretrain.cpu_seconds / 60:.1f} minutes of CPU time on
-{config.threads} thread, {pretrain.flops:.2e} FLOPs, {pretrain.flops / pretrain.cpu_seconds / 1e9:.0f} GFLOP/s, largest
-memory {pretrain.peak_rss / 2**20:,.0f} MiB. Last loss {last.loss:.3f} nats per token; busiest expert
-{last.max_violation + 1:.2f} times its share, {last.dead_experts} dead experts. The log is `metrics.jsonl`.
+{fill(text, 120)}
 
 {options}
 
-Corpus {pretrain.inputs["corpus"][:16]}, tokenizer {pretrain.inputs["tokenizer"][:16]}, tokens
-{pretrain.inputs["tokens"][:16]}, checkpoint {pretrain.outputs["checkpoint"][:16]} (first digits of SHA-256).
+SHA-256, first digits: {named}.
 """
 
 
