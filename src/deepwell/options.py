@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, inspect
@@ -189,9 +189,6 @@ class Option(msgspec.Struct, frozen=True):
     @property
     def required(self) -> bool:
         return self.default is msgspec.NODEFAULT
-
-
-G = TypeVar("G", bound=msgspec.Struct)
 
 
 @cache
