@@ -73,9 +73,9 @@ def _head(config: TrainConfig, shape: ModelConfig) -> str:
     text = (
         "A very small language model of DeepSeek-V3's architecture, trained from nothing on one processor core with "
         f"`deepwell train`. {cost.total_params / 1e6:.2f} M parameters, {cost.active_params / 1e6:.2f} M of them "
-        f"active per token, and {cost.mtp_params / 1e6:.2f} M in the multi-token prediction module. {shape.layers} layers of "
-        f"width {shape.hidden}, latent attention (MLA) with {shape.heads} heads, {routed}. Vocabulary {shape.vocab:,}, "
-        f"context {shape.context:,} tokens."
+        f"active per token, and {cost.mtp_params / 1e6:.2f} M in the multi-token prediction module. {shape.layers} "
+        f"layers of width {shape.hidden}, latent attention (MLA) with {shape.heads} heads, {routed}. "
+        f"Vocabulary {shape.vocab:,}, context {shape.context:,} tokens."
     )
     return f"{_METADATA}# Deepwell {config.size}\n{fill(text, 120)}\n"
 
