@@ -12,14 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deepwell.errors import CheckpointError
+from deepwell.errors import CheckpointError, DeepwellError
 from deepwell.model.presets import preset
 from deepwell.train import run
 from deepwell.train.checkpoint import NAME, load_state
 from deepwell.train.config import TrainConfig
 from deepwell.train.files import write_atomically
-from deepwell.train.loop import LOG, Metrics, Outcome
+from deepwell.train.loop import LOG, Metrics, Outcome, Pretraining
 from deepwell.train.picture import read_log
+from deepwell.train.trainee import Trainee
 
 
 def pretrain(config: TrainConfig, on_step: Callable[[int, Metrics | None], None] = lambda s, m: None) -> Outcome:
@@ -127,6 +128,21 @@ def test_the_loss_falls(toy_config: TrainConfig) -> None:
     pretrain(config)
     losses = [line.loss for line in read_log(config.out / LOG)]
     assert losses[-1] < losses[0] - 1.0
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_touches_weights(toy_config: TrainConfig) -> None:
+    pretrain(toy_config, interrupt_at(2))
+    before = (toy_config.out / NAME).read_bytes()
+    shape, corpus = preset(toy_config.size), run.prepare_corpus(toy_config)
+    tokenizer = run.prepare_tokenizer(toy_config, shape, corpus)
+    broken = Trainee(shape, toy_config.seed)
+    inputs = (load_state(toy_config.out) or pytest.fail("no run")).inputs
+    loop = Pretraining(toy_config, broken, run.prepare_tokens(toy_config, corpus, tokenizer), (2, 0), inputs)
+    with torch.no_grad():
+        broken.weights["head"][60, 0] = float("inf")
+    with pytest.raises(DeepwellError, match="gradient of step 3 is not finite"):
+        loop.run()
+    assert (toy_config.out / NAME).read_bytes() == before
 
 
 def test_an_atomic_write_leaves_the_old_file_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

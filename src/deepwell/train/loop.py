@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 import warnings
@@ -14,7 +15,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from deepwell.errors import CheckpointError
+from deepwell.errors import CheckpointError, DeepwellError
 from deepwell.train.checkpoint import RunState, load_run, load_state, save_run
 from deepwell.train.config import TrainConfig
 from deepwell.train.dataset import RowStream
@@ -170,10 +171,15 @@ class Pretraining:
     def _update(self, step: int) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.trainee.trained.values()), self.config.clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.trainee.trained.values()), self.config.clip))
+        if not math.isfinite(norm):
+            raise DeepwellError(
+                f"the gradient of step {step + 1} is not finite; the last checkpoint stands. Try a lower learning rate "
+                "or precision float32 in a new folder"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def _log(self) -> Metrics:
         since, self._since = self._since, []
