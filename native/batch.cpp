@@ -55,7 +55,7 @@ void check(const Batch& b, int vocabulary, int blocks) {
   }
   std::sort(written.begin(), written.end());
   const auto twice = std::adjacent_find(written.begin(), written.end());
-  require(twice == written.end(), "two sequences write block " + (twice == written.end() ? "" : std::to_string(*twice)));
+  if (twice != written.end()) fail("two sequences write block " + std::to_string(*twice));
   for (int i = 0; i < b.wanted; ++i)
     require(b.selected[i] >= 0 && b.selected[i] < b.rows, "selected row " + std::to_string(b.selected[i]) +
             " is outside 0.." + std::to_string(b.rows - 1));

@@ -120,9 +120,9 @@ struct Mla : Instruction {
 
 // Scratch: logits (experts), hidden (top_k * 2F), active (top_k * F) and results (top_k * D) floats per row.
 struct Moe : Instruction {
-  Moe(View i, MatrixPtr r, VectorPtr b, MatrixPtr g, MatrixPtr d, Routing o, View lo, View hi, View ac, View re, View ou)
-      : x(i), router(std::move(r)), bias(std::move(b)), gate_up(std::move(g)), down(std::move(d)), routing(o),
-        logits(lo), hidden(hi), active(ac), results(re), out(ou) {}
+  Moe(View i, MatrixPtr r, VectorPtr b, MatrixPtr g, MatrixPtr d, Routing p, View l, View h, View a, View z, View o)
+      : x(i), router(std::move(r)), bias(std::move(b)), gate_up(std::move(g)), down(std::move(d)), routing(p),
+        logits(l), hidden(h), active(a), results(z), out(o) {}
   void run(Step& step) const override;
   View x;
   MatrixPtr router;

@@ -19,14 +19,14 @@ struct Running {
 // Turns the first n scores of a page into weights (the rest to zero), and returns what older sums must be scaled by.
 DW_INLINE float weigh(float* scores, int n, Running& state) {
   Vec s[4], top = fill(state.peak);
-  unroll<4>([&](auto i) {
+  unroll<4>([&](auto i) DW_LAMBDA {
     const int left = n - 16 * i < 0 ? 0 : n - 16 * i < 16 ? n - 16 * i : 16;
     s[i] = keep_first(load(scores + 16 * i), left, -__builtin_inff());
     top = max(top, s[i]);
   });
   const float peak = largest(top);
   Vec total = zero();
-  unroll<4>([&](auto i) {
+  unroll<4>([&](auto i) DW_LAMBDA {
     const Vec w = exp(s[i] - fill(peak));
     store(scores + 16 * i, w);
     total = total + w;
@@ -44,22 +44,22 @@ DW_INLINE void accumulate(const float* rows, size_t stride, int tokens, const fl
                           bool first, float* out, size_t out_stride, int width) {
   constexpr int V = H == 1 ? 4 : 2;  // vectors of a row at once
   int c = 0;
-  const auto columns = [&](auto v_count, int count) {
+  const auto columns = [&](auto v_count, int count) DW_LAMBDA {
     Vec acc[H][v_count.value];
-    unroll<H>([&](auto h) {
-      unroll<v_count.value>([&](auto v) {
+    unroll<H>([&](auto h) DW_LAMBDA {
+      unroll<v_count.value>([&](auto v) DW_LAMBDA {
         acc[h][v] = first ? zero() : load_some(out + h * out_stride + c + 16 * v, count) * fill(keep[h]);
       });
     });
     for (int t = 0; t < tokens; ++t) {
       const float* row = rows + t * stride + c;
-      unroll<v_count.value>([&](auto v) {
+      unroll<v_count.value>([&](auto v) DW_LAMBDA {
         const Vec x = load_some(row + 16 * v, count);
-        unroll<H>([&](auto h) { acc[h][v] = fma(fill(w[h][t]), x, acc[h][v]); });
+        unroll<H>([&](auto h) DW_LAMBDA { acc[h][v] = fma(fill(w[h][t]), x, acc[h][v]); });
       });
     }
-    unroll<H>([&](auto h) {
-      unroll<v_count.value>([&](auto v) { store_some(out + h * out_stride + c + 16 * v, acc[h][v], count); });
+    unroll<H>([&](auto h) DW_LAMBDA {
+      unroll<v_count.value>([&](auto v) DW_LAMBDA { store_some(out + h * out_stride + c + 16 * v, acc[h][v], count); });
     });
   };
   for (; c + 16 * V <= width; c += 16 * V) columns(Int<V>{}, 16);
@@ -69,18 +69,18 @@ DW_INLINE void accumulate(const float* rows, size_t stride, int tokens, const fl
 
 inline void divide(float* out, int n, float total) {
   const Vec t = fill(total);
-  each_vector(n, [&](int i, int c) { store_some(out + i, load_some(out + i, c) / t, c); });
+  each_vector(n, [&](int i, int c) DW_LAMBDA { store_some(out + i, load_some(out + i, c) / t, c); });
 }
 
 // Scores of one query head against a page of keys laid out [head_dim][64].
 inline void gqa_scores(const float* q, const float* keys, int head_dim, float scale, float* scores) {
   Vec s[4];
-  unroll<4>([&](auto i) { s[i] = zero(); });
+  unroll<4>([&](auto i) DW_LAMBDA { s[i] = zero(); });
   for (int d = 0; d < head_dim; ++d) {
     const Vec b = fill(q[d]);
-    unroll<4>([&](auto i) { s[i] = fma(load(keys + (size_t)d * kPage + 16 * i), b, s[i]); });
+    unroll<4>([&](auto i) DW_LAMBDA { s[i] = fma(load(keys + (size_t)d * kPage + 16 * i), b, s[i]); });
   }
-  unroll<4>([&](auto i) { store(scores + 16 * i, s[i] * fill(scale)); });
+  unroll<4>([&](auto i) DW_LAMBDA { store(scores + 16 * i, s[i] * fill(scale)); });
 }
 
 inline void gqa(const GqaTask& a) {
@@ -105,16 +105,16 @@ template <int H, int T>
 DW_INLINE void mla_scores(const float* q, const float* rows, int width, size_t stride, float scale,
                           float (*scores)[kPage]) {
   Vec s[H][T];
-  unroll<H>([&](auto h) { unroll<T>([&](auto t) { s[h][t] = zero(); }); });
-  each_vector(width, [&](int c, int n) {
+  unroll<H>([&](auto h) DW_LAMBDA { unroll<T>([&](auto t) DW_LAMBDA { s[h][t] = zero(); }); });
+  each_vector(width, [&](int c, int n) DW_LAMBDA {
     Vec x[T];
-    unroll<T>([&](auto t) { x[t] = load_some(rows + t * stride + c, n); });
-    unroll<H>([&](auto h) {
+    unroll<T>([&](auto t) DW_LAMBDA { x[t] = load_some(rows + t * stride + c, n); });
+    unroll<H>([&](auto h) DW_LAMBDA {
       const Vec y = load_some(q + (size_t)h * width + c, n);
-      unroll<T>([&](auto t) { s[h][t] = fma(x[t], y, s[h][t]); });
+      unroll<T>([&](auto t) DW_LAMBDA { s[h][t] = fma(x[t], y, s[h][t]); });
     });
   });
-  unroll<H>([&](auto h) { unroll<T>([&](auto t) { scores[h][t] = sum(s[h][t]) * scale; }); });
+  unroll<H>([&](auto h) DW_LAMBDA { unroll<T>([&](auto t) DW_LAMBDA { scores[h][t] = sum(s[h][t]) * scale; }); });
 }
 
 template <int H>

@@ -49,15 +49,15 @@ template <class S, int M, int N>
 DW_INLINE void add_group(const uint8_t* w, size_t tile_bytes, const float* const (&x)[M], Vec (&acc)[M][N]) {
   constexpr int step = S::per_word < 4 ? 4 : S::per_word;  // columns per turn of the loop
   for (int k = 0; k < kCols; k += step, w += step / S::per_word * 64) {
-    unroll<step / S::per_word>([&](auto j) {
+    unroll<step / S::per_word>([&](auto j) DW_LAMBDA {
       Word words[N];
-      unroll<N>([&](auto n) { words[n] = load_word(w + n * tile_bytes + j * 64); });
-      unroll<S::per_word>([&](auto i) {
+      unroll<N>([&](auto n) DW_LAMBDA { words[n] = load_word(w + n * tile_bytes + j * 64); });
+      unroll<S::per_word>([&](auto i) DW_LAMBDA {
         Vec v[N];
-        unroll<N>([&](auto n) { v[n] = S::template unpack<i.value>(words[n]); });
-        unroll<M>([&](auto m) {
+        unroll<N>([&](auto n) DW_LAMBDA { v[n] = S::template unpack<i.value>(words[n]); });
+        unroll<M>([&](auto m) DW_LAMBDA {
           const Vec b = fill(x[m][k + j * S::per_word + i]);
-          unroll<N>([&](auto n) { acc[m][n] = fma(v[n], b, acc[m][n]); });
+          unroll<N>([&](auto n) DW_LAMBDA { acc[m][n] = fma(v[n], b, acc[m][n]); });
         });
       });
     });
@@ -72,11 +72,11 @@ DW_INLINE void add_scaled(const uint8_t* tile, size_t tile_bytes, int g, const f
     add_group<S, M, N>(tile + group_at<S>(g), tile_bytes, x, total);
   } else {
     Vec part[M][N];
-    unroll<M>([&](auto m) { unroll<N>([&](auto n) { part[m][n] = zero(); }); });
+    unroll<M>([&](auto m) DW_LAMBDA { unroll<N>([&](auto n) DW_LAMBDA { part[m][n] = zero(); }); });
     add_group<S, M, N>(tile + group_at<S>(g), tile_bytes, x, part);
-    unroll<N>([&](auto n) {
+    unroll<N>([&](auto n) DW_LAMBDA {
       const Vec scale = load_half(tile + n * tile_bytes + scales_at<S>(g));
-      unroll<M>([&](auto m) { total[m][n] = fma(part[m][n], scale, total[m][n]); });
+      unroll<M>([&](auto m) DW_LAMBDA { total[m][n] = fma(part[m][n], scale, total[m][n]); });
     });
   }
 }
@@ -87,22 +87,22 @@ void tile_block(const Tiles& w, int first, const float* const* rows, const float
                 const float* bias) {
   const uint8_t* tile = w.data + (size_t)first * w.tile_bytes;
   Vec total[M][N];
-  unroll<M>([&](auto m) { unroll<N>([&](auto n) { total[m][n] = zero(); }); });
+  unroll<M>([&](auto m) DW_LAMBDA { unroll<N>([&](auto n) DW_LAMBDA { total[m][n] = zero(); }); });
   const float* x[M];
-  unroll<M>([&](auto m) { x[m] = rows[m]; });
+  unroll<M>([&](auto m) DW_LAMBDA { x[m] = rows[m]; });
   const int groups = w.cols / kCols;
   for (int g = 0; g < groups; ++g) {
     add_scaled<S, M, N>(tile, w.tile_bytes, g, x, total);
-    unroll<M>([&](auto m) { x[m] += kCols; });
+    unroll<M>([&](auto m) DW_LAMBDA { x[m] += kCols; });
   }
   if (w.cols % kCols) {
-    unroll<M>([&](auto m) { x[m] = tail[m]; });
+    unroll<M>([&](auto m) DW_LAMBDA { x[m] = tail[m]; });
     add_scaled<S, M, N>(tile, w.tile_bytes, groups, x, total);
   }
-  unroll<N>([&](auto n) {
+  unroll<N>([&](auto n) DW_LAMBDA {
     const int row = (first + n) * 16, left = w.rows - row < 16 ? w.rows - row : 16;
     const Vec b = bias ? load_first(bias + row, left) : zero();
-    unroll<M>([&](auto m) {
+    unroll<M>([&](auto m) DW_LAMBDA {
       const Vec r = bias ? total[m][n] + b : total[m][n];
       if (left == 16) store(y[m] + row, r);
       else store_first(y[m] + row, r, left);
@@ -132,7 +132,7 @@ constexpr int tiles_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1
 constexpr int kMaxRows = 6;
 constexpr int tiles_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 #else
-constexpr int kMaxRows = 4;
+constexpr int kMaxRows = 1;
 constexpr int tiles_at_once(int) { return 1; }
 #endif
 

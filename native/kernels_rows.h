@@ -37,22 +37,22 @@ DW_INLINE void store_some(float* p, Vec v, int n) { n == 16 ? store(p, v) : stor
 
 inline void rms_norm(const float* x, const float* weight, float* y, int n, float eps) {
   Vec squares = zero();
-  each_vector(n, [&](int i, int c) {
+  each_vector(n, [&](int i, int c) DW_LAMBDA {
     const Vec v = load_some(x + i, c);
     squares = fma(v, v, squares);
   });
   const Vec inverse = fill(1.0f / __builtin_sqrtf(sum(squares) / (float)n + eps));
-  each_vector(n, [&](int i, int c) {
+  each_vector(n, [&](int i, int c) DW_LAMBDA {
     store_some(y + i, load_some(x + i, c) * inverse * load_some(weight + i, c), c);
   });
 }
 
 inline void add(const float* x, const float* y, float* out, int n) {
-  each_vector(n, [&](int i, int c) { store_some(out + i, load_some(x + i, c) + load_some(y + i, c), c); });
+  each_vector(n, [&](int i, int c) DW_LAMBDA { store_some(out + i, load_some(x + i, c) + load_some(y + i, c), c); });
 }
 
 inline void swiglu(const float* gate, const float* up, float* out, int n) {
-  each_vector(n, [&](int i, int c) {
+  each_vector(n, [&](int i, int c) DW_LAMBDA {
     const Vec g = load_some(gate + i, c);
     const Vec silu = g / (fill(1.0f) + exp(zero() - g));
     store_some(out + i, silu * load_some(up + i, c), c);
@@ -63,27 +63,27 @@ inline void softmax(const float* x, float* out, int n) {
   float peak = x[0];
   for (int i = 1; i < n; ++i) peak = x[i] > peak ? x[i] : peak;
   Vec total = zero();
-  each_vector(n, [&](int i, int c) {
+  each_vector(n, [&](int i, int c) DW_LAMBDA {
     const Vec e = keep_first(exp(load_some(x + i, c) - fill(peak)), c, 0.0f);
     store_some(out + i, e, c);
     total = total + e;
   });
   const Vec t = fill(sum(total));
-  each_vector(n, [&](int i, int c) { store_some(out + i, load_some(out + i, c) / t, c); });
+  each_vector(n, [&](int i, int c) DW_LAMBDA { store_some(out + i, load_some(out + i, c) / t, c); });
 }
 
 inline void sigmoid(const float* x, float* out, int n) {
-  each_vector(n, [&](int i, int c) {
+  each_vector(n, [&](int i, int c) DW_LAMBDA {
     store_some(out + i, fill(1.0f) / (fill(1.0f) + exp(zero() - load_some(x + i, c))), c);
   });
 }
 
 inline void exp_row(const float* x, float* out, int n) {
-  each_vector(n, [&](int i, int c) { store_some(out + i, exp(load_some(x + i, c)), c); });
+  each_vector(n, [&](int i, int c) DW_LAMBDA { store_some(out + i, exp(load_some(x + i, c)), c); });
 }
 
 inline void combine(const float* const* xs, const float* w, int count, float* out, int n) {
-  each_vector(n, [&](int i, int c) {
+  each_vector(n, [&](int i, int c) DW_LAMBDA {
     Vec total = zero();
     for (int j = 0; j < count; ++j) total = fma(fill(w[j]), load_some(xs[j] + i, c), total);
     store_some(out + i, total, c);

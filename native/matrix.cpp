@@ -34,7 +34,7 @@ uint16_t to_float16(float x) {
   if (a >= 65520.0f) return sign | 0x7c00;
   if (a < 0x1p-14f) return static_cast<uint16_t>(sign | (float_bits(a + 0.5f) - float_bits(0.5f)));
   const uint32_t u = float_bits(a);
-  return static_cast<uint16_t>(sign | ((u + 0xfff + (u >> 13 & 1)) >> 13) - (112 << 10));
+  return static_cast<uint16_t>(sign | (((u + 0xfff + (u >> 13 & 1)) >> 13) - (112 << 10)));
 }
 
 float from_float16(uint16_t h) {
@@ -42,6 +42,9 @@ float from_float16(uint16_t h) {
   const float a = rest >= 0x7c00 ? INFINITY : bits_float(rest << 13) * 0x1p112f;
   return h & 0x8000 ? -a : a;
 }
+
+// To nearest, ties to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no place for a fraction.
+float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
 // The group's scale and integers; false if the values are not finite or too large for a float16 scale.
 bool quantise(const float* w, int n, Storage storage, uint16_t* scale, int* q) {
@@ -55,7 +58,7 @@ bool quantise(const float* w, int n, Storage storage, uint16_t* scale, int* q) {
   const float d = from_float16(*scale), low = int8 ? -127.0f : -8.0f, high = int8 ? 127.0f : 7.0f;
   if (!std::isfinite(d)) return false;
   for (int i = 0; i < kGroup; ++i) {
-    const float r = i < n && d != 0 ? std::nearbyint(w[i] / d) : 0.0f;
+    const float r = i < n && d != 0 ? round_even(w[i] / d) : 0.0f;
     q[i] = static_cast<int>(r < low ? low : r > high ? high : r);
   }
   return true;

