@@ -73,6 +73,12 @@ def test_sampling_flags_reach_the_engine(
     )
 
 
+def test_without_a_model_the_embedded_one_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = json.loads(run(capsys, "import os\nimport sys\n\n\ndef main(", "--max-tokens", "8", "--json"))
+    assert answer["model"] == "deepwell"
+    assert "):" in answer["text"], "it has learnt how a function is opened"
+
+
 def test_standard_input(model_folder: Path) -> None:
     piped = deepwell("generate", str(model_folder), "-", "--max-tokens", "4", "--json", input="深度\n")
     given = deepwell("generate", str(model_folder), "深度\n", "--max-tokens", "4", "--json")

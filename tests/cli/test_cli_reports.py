@@ -15,20 +15,22 @@ from deepwell.cli.main import main
 from deepwell.model.accounting import account
 from deepwell.model.config import from_hugging_face
 from deepwell.ops import native
+from deepwell.weights import embedded_path
 
 
 def test_doctor_reports_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["doctor", "--json"])
+    assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["deepwell"] == __version__
     assert report["native"] == {"isa": native.isa(), "available_isas": native.available_isas(), "error": None}
+    assert report["embedded_model"] == str(embedded_path())
     assert report["machine"]["usable_cores"] == len(os.sched_getaffinity(0))
     assert report["machine"]["memory"] == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert report["extras"]["train"] == {"missing": [], "install": "pip install 'deepwell[train]'"}
 
 
 def test_doctor_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["doctor"])
+    assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     for name in ("deepwell", "python", "processor", "memory", "native", "torch", "embedded model", "extra cluster"):
         assert f"\n{name} " in "\n" + shown
