@@ -15,7 +15,7 @@ template <class F>
 void each_piece(const Batch& batch, int pieces, size_t cost_per_token, F&& f) {
   size_t work = 0;
   for (int t = 0; t < batch.rows; ++t) work += (batch.positions[t] + size_t{1}) * cost_per_token;
-  if (work < 32768) {
+  if (work < 131072) {
     for (int t = 0; t < batch.rows; ++t)
       for (int p = 0; p < pieces; ++p) f(t, p);
     return;

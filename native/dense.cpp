@@ -9,7 +9,7 @@ namespace deepwell {
 namespace {
 
 constexpr int kRowBlock = 64;          // rows a unit of work takes at once
-constexpr double kInlineWork = 32768;  // multiply-adds below which waking threads costs more than it gives
+constexpr double kInlineWork = 131072;  // multiply-adds below which waking threads costs more than it gives
 
 struct Unit {
   int job, first_tile, last_tile, row;

@@ -21,7 +21,7 @@ void run_jobs(const std::vector<LinearJob>& jobs);
 // Splits rows over the threads unless the work (in rough operations per row) is too small to be worth it.
 template <class F>
 void each_row(int rows, size_t cost, F&& f) {
-  const size_t chunk = std::max<size_t>(1, 16384 / std::max<size_t>(1, cost));
+  const size_t chunk = std::max<size_t>(1, 65536 / std::max<size_t>(1, cost));
   parallel(static_cast<int>(ceil_div(rows, chunk)), [&](int unit) {
     const int first = static_cast<int>(unit * chunk), last = static_cast<int>(std::min<size_t>(rows, first + chunk));
     for (int t = first; t < last; ++t) f(t);

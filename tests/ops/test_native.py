@@ -65,6 +65,51 @@ def test_bad_batches_are_refused(change: dict[str, Any], message: str) -> None:
         tiny_plan().run(batch, native.Cache([8], 3))
 
 
+def valid(batch: Batch, blocks: int) -> bool:
+    """The contract of `Batch`, said again for `tiny_plan`."""
+    pages = batch.block_table_SP.shape[1]
+    runs: dict[int, list[int]] = {}
+    previous = None
+    for s, p in zip(batch.sequence_T.tolist(), batch.positions_T.tolist(), strict=True):
+        if s != previous and s in runs:
+            return False
+        runs.setdefault(s, []).append(p)
+        previous = s
+    written: list[int] = []
+    for s, positions in runs.items():
+        first, last = positions[0], positions[-1]
+        if not 0 <= s < len(batch.block_table_SP) or positions != [first + i for i in range(len(positions))]:
+            return False
+        if first < 0 or last // 64 >= pages:
+            return False
+        held = batch.block_table_SP[s, : last // 64 + 1].tolist()
+        if any(not 0 <= block < blocks for block in held):
+            return False
+        written += held[first // 64 :]
+    rows = len(batch.tokens_T)
+    in_range = all(0 <= t < 10 for t in batch.tokens_T) and all(0 <= i < rows for i in batch.selected_L)
+    return in_range and len(written) == len(set(written))
+
+
+def test_a_batch_runs_exactly_when_it_keeps_the_contract() -> None:
+    """Five hundred batches with an entry or two changed at random."""
+    rng = np.random.default_rng(0)
+    plan, outcomes = tiny_plan(), []
+    for _ in range(500):
+        arrays = {name: getattr(GOOD, name).copy() for name in GOOD.__struct_fields__}
+        for _ in range(rng.integers(1, 3)):
+            array = arrays[rng.choice(list(arrays))].reshape(-1)
+            array[rng.integers(len(array))] = rng.choice([-1, 0, 1, 2, 3, 9, 10, 63, 64, 127, 128, 2**31 - 1])
+        batch = Batch(**arrays)
+        outcomes.append(valid(batch, 3))
+        if outcomes[-1]:
+            assert plan.run(batch, native.Cache([8], 3)).shape == (9, 16)
+        else:
+            with pytest.raises(ValueError, match=r"."):
+                plan.run(batch, native.Cache([8], 3))
+    assert 50 < sum(outcomes) < 450
+
+
 def test_a_good_batch_runs_and_entries_it_does_not_need_may_be_anything() -> None:
     plan, cache = tiny_plan(), native.Cache([8], 3)
     table = GOOD.block_table_SP.copy()
