@@ -26,7 +26,8 @@ def measure(scratch: Path) -> dict[str, object]:
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
     wheels = scratch / "wheels"
-    _pip(python, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(ROOT))
+    own_build = f"--config-settings=build-dir={scratch / 'build'}"
+    _pip(python, "wheel", "--no-deps", own_build, "--wheel-dir", str(wheels), str(ROOT))
     own = next(wheels.glob("deepwell-*.whl"))
     before, _ = _size(environment)
     _pip(python, "download", "--only-binary", ":all:", "--dest", str(wheels), str(own))
