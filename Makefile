@@ -49,6 +49,7 @@ contract: $(VENV)/.dev ## imports point downward only
 	@start=$$(date +%s); $(BIN)/lint-imports && echo "== layers: $(SECONDS_SINCE) s"
 
 pytest: $(VENV)/.dev ## the tests alone (ARGS="tests/cli -k doctor")
+	@.ci/packages
 	@start=$$(date +%s); $(BIN)/python -m pytest $(ARGS) && echo "== tests: $(SECONDS_SINCE) s"
 
 web: web/node_modules/.ready ## build the page into the package

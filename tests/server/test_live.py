@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -89,7 +88,6 @@ def test_openai_sdk_errors(address: str) -> None:
         assert MODEL in caught.value.message
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("number", range(7))
 def test_curl_examples_of_the_documentation_work(number: int) -> None:
     page = API_PAGE.read_text(encoding="utf-8")
@@ -108,7 +106,6 @@ def test_curl_examples_of_the_documentation_work(number: int) -> None:
         assert "error" not in json.loads(done.stdout)
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl_gets_413_for_ten_megabytes(address: str, tmp_path: Path) -> None:
     body = tmp_path / "body.json"
     body.write_text(json.dumps(chat("x" * 10_000_000)))

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import msgspec
 import numpy as np
@@ -108,8 +108,7 @@ def storage(dtype: str, stored: str) -> native.Storage:
         raise ConfigError(f"dtype is {dtype!r}; allowed are {', '.join(get_args(DType))}")
     if dtype == "auto":
         return "bfloat16" if stored == "bfloat16" else "float32"
-    chosen: Any = dtype
-    return chosen  # type: ignore[no-any-return]
+    return cast(native.Storage, dtype)
 
 
 def default_blocks(config: ModelConfig, context: int, free_bytes: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from deepwell.chat import Message
+from typing import cast
+
+from deepwell.chat import Message, Role
 from deepwell.engine.types import SamplingParams
 from deepwell.errors import RequestError
 from deepwell.server.protocol import MAX_INT, ChatMessage, ChatRequest, CompletionRequest, SamplingFields
@@ -116,7 +118,7 @@ def _message(message: ChatMessage, where: str) -> Message:
     if message.content is None:
         raise RequestError(f"{where}.content is missing; it must be a text or a list of text parts", f"{where}.content")
     # The check against ROLES and "tool" above leaves the three roles that Message knows.
-    return Message(role, _text(message, where), bool(message.prefix))  # type: ignore[arg-type]
+    return Message(cast(Role, role), _text(message, where), bool(message.prefix))
 
 
 def _text(message: ChatMessage, where: str) -> str:
