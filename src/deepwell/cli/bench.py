@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 
 from deepwell import __version__
-from deepwell.cli.machine import inspect_machine, resident_bytes
 from deepwell.cli.model import load
 from deepwell.engine import EngineCore, Request, SamplingParams
 from deepwell.engine.load import LoadedModel
+from deepwell.engine.machine import inspect_machine, resident_bytes
 from deepwell.errors import ConfigError
 from deepwell.model.accounting import Accounting, account
 from deepwell.ops import native

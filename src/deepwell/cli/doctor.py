@@ -14,8 +14,8 @@ import msgspec
 
 from deepwell import __version__
 from deepwell.cli.commands import GROUPS
-from deepwell.cli.machine import Machine, default_threads, inspect_machine
 from deepwell.cli.parser import CONFIG_ENV
+from deepwell.engine.machine import Machine, default_threads, inspect_machine
 from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, DoctorOptions, options_of
 
 _EXTRAS = ("train", "gpu", "cluster")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from deepwell.cli.machine import default_threads, inspect_machine
 from deepwell.engine import SamplingParams
 from deepwell.engine.load import LoadedModel, load_model
 from deepwell.ops import native
@@ -14,7 +13,7 @@ def load(options: EngineOptions) -> LoadedModel:
     return load_model(
         options.model,
         dtype=options.dtype,
-        threads=options.threads or default_threads(inspect_machine()),
+        threads=options.threads or 0,
         context=options.context or 0,
     )
 

@@ -7,12 +7,15 @@ import shlex
 import sys
 
 from deepwell import __version__
-from deepwell.cli.machine import process_seconds
 from deepwell.cli.model import describe, load
 from deepwell.engine import AsyncEngine, EngineConfig
 from deepwell.engine.load import LoadedModel
+from deepwell.engine.machine import process_seconds
 from deepwell.options import ServeOptions
 from deepwell.server import Service, serve
+
+EXAMPLE_PROMPT = "import os\nimport sys\n\n\ndef main("
+"""Something that even the embedded model, a few megabytes of standard library, has an idea about."""
 
 _EVERYWHERE = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[::1]:"}
 
@@ -42,7 +45,7 @@ def welcome(address: str, name: str, model: LoadedModel) -> str:
     """What the terminal shows once requests are answered. `address` has no slash at its end."""
     for everywhere, local in _EVERYWHERE.items():
         address = address.replace(everywhere, local)
-    body = {"model": name, "prompt": "def fibonacci(n):", "max_tokens": 64, "temperature": 0}
+    body = {"model": name, "prompt": EXAMPLE_PROMPT, "max_tokens": 48, "temperature": 0}
     curl = f"curl {address}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
     return "\n".join(
         [
