@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from deepwell import __version__
-from deepwell.cli import doctor, machine
+from deepwell.cli import doctor
 from deepwell.cli.main import main
+from deepwell.engine import machine
 from deepwell.model.accounting import account
 from deepwell.model.config import from_hugging_face
 from deepwell.ops import native

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -12,7 +11,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from deepwell.engine.machine import default_threads, free_memory, inspect_machine
 from deepwell.errors import CheckpointError, ConfigError
+from deepwell.model.accounting import account
 from deepwell.model.config import ModelConfig
 from deepwell.model.decoder import Decoder
 from deepwell.model.params import Param
@@ -50,7 +51,8 @@ class NativeRunner:
         config = checkpoint.config
         self.dtype = storage(dtype, checkpoint.stored)
         self.context = _context(config, context)
-        self.blocks = blocks or default_blocks(config, self.context, _free_memory())
+        check_memory(config, self.dtype, free := free_memory(inspect_machine()))
+        self.blocks = blocks or default_blocks(config, self.context, free - account(config, self.dtype).weight_bytes)
         self.context = min(self.context, self.blocks * BLOCK_TOKENS)
         self.vocab_size = config.vocab
         salt = checkpoint.fingerprint + f"{self.dtype} {config.cache_width}".encode()
@@ -74,7 +76,7 @@ def load_model(
     """
     begun = time.perf_counter()
     folder = embedded_path() if folder is None else folder
-    usable = len(os.sched_getaffinity(0))
+    usable = default_threads(inspect_machine())
     if not 0 <= threads <= 1024:
         raise ConfigError(f"threads is {threads}; allowed are 1 to 1024, or 0 for one per core ({usable})")
     native.set_threads(threads or usable)
@@ -121,6 +123,18 @@ def default_blocks(config: ModelConfig, context: int, free_bytes: int) -> int:
     return min(wanted, affordable)
 
 
+def check_memory(config: ModelConfig, dtype: str, free_bytes: int) -> None:
+    """Refuse a model whose weights do not fit into the free memory, before the machine begins to swap."""
+    need = account(config, dtype).weight_bytes
+    if need <= free_bytes:
+        return
+    smaller = [d for d in ("bfloat16", "int8", "int4") if account(config, d).weight_bytes <= free_bytes]
+    advice = f"--dtype {smaller[0]} would fit" if smaller else "no format that Deepwell keeps weights in would fit"
+    raise ConfigError(
+        f"the model needs {need / 1e9:.1f} GB as {dtype}, and {free_bytes / 1e9:.1f} GB are free; {advice}"
+    )
+
+
 def _context(config: ModelConfig, asked: int) -> int:
     if not 0 <= asked <= config.context:
         raise ConfigError(f"context is {asked}; this model allows 1 to {config.context}, or 0 for its own")
@@ -143,7 +157,3 @@ def _pack(checkpoint: Checkpoint, param: Param, kept: native.Storage) -> Any:
     for row, values in checkpoint.pieces(param):
         matrix.fill(row // rows, row % rows, np.ascontiguousarray(values))
     return matrix
-
-
-def _free_memory() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
