@@ -52,6 +52,32 @@ CONFIGS: dict[str, Any] = {
         mlp_bias=True,
         tie_word_embeddings=True,
     ),
+    "llama-llama3": lambda: LlamaConfig(
+        **_BASE,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "llama-yarn": lambda: LlamaConfig(
+        **_BASE,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
     "v2-lite": lambda: DeepseekV2Config(
         **_BASE,
         **_MLA,
