@@ -183,3 +183,10 @@ def test_older_rope_keys_mean_the_same(folder: Path) -> None:
     raw["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
     file.write_text(json.dumps(raw))
     assert Checkpoint(folder).config == new
+
+
+def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for name, what in (("model.gguf", "is a file"), ("absent", "does not exist")):
+        with pytest.raises(CheckpointError, match=rf"{name}: {what}; give a folder with config\.json"):
+            Checkpoint(tmp_path / name)

@@ -40,7 +40,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise CheckpointError(f"{folder}: no such folder; give a folder with config.json and *.safetensors")
+            what = "is a file" if folder.exists() else "does not exist"
+            raise CheckpointError(f"{folder}: {what}; give a folder with config.json and *.safetensors")
         self.folder = folder
         raw = read_json(folder / "config.json")
         if not isinstance(raw, dict):
