@@ -8,25 +8,48 @@ namespace deepwell {
 
 namespace {
 
-constexpr int kRowBlock = 64;          // rows a unit of work takes at once
 constexpr double kInlineWork = 131072;  // multiply-adds below which waking threads costs more than it gives
 
 struct Unit {
-  int job, first_tile, last_tile, row;
+  int job, first, last, row;  // tiles, or pairs of tiles of a gated job
 };
 
+bool coded(const LinearJob& j) { return quantised(j.weight.storage); }
+
+// Rows a unit takes at once: coded products expand weights once for all of them.
+int row_block(const LinearJob& j) { return coded(j) ? 128 : 64; }
+
+// Tiles that make up one step of a unit: a gated job codes its results 128 columns, 16 tiles, at a time.
+int tiles_of(const LinearJob& j) { return static_cast<int>(ceil_div(j.weight.rows, kLanes)); }
+
+// Units of all jobs: about eight per thread and at most 64 tiles, so that threads end together and weights stay close.
 std::vector<Unit> cut(const std::vector<LinearJob>& jobs) {
   size_t total = 0;
-  for (const auto& j : jobs) total += ceil_div(j.weight.rows, kLanes) * ceil_div(j.rows, kRowBlock);
-  const int chunk = static_cast<int>(std::min<size_t>(64, std::max<size_t>(8, total / (8 * threads()) / 8 * 8)));
+  for (const auto& j : jobs) total += tiles_of(j) * ceil_div(j.rows, row_block(j));
+  const int chunk = static_cast<int>(std::min<size_t>(64, std::max<size_t>(16, total / (8 * threads()) / 16 * 16)));
   std::vector<Unit> units;
-  for (int j = 0; j < static_cast<int>(jobs.size()); ++j) {
-    const int tiles = static_cast<int>(ceil_div(jobs[j].weight.rows, kLanes));
-    for (int t = 0; t < tiles; t += chunk)
-      for (int row = 0; row < jobs[j].rows; row += kRowBlock)
-        units.push_back({j, t, std::min(t + chunk, tiles), row});
+  for (int i = 0; i < static_cast<int>(jobs.size()); ++i) {
+    const LinearJob& j = jobs[i];
+    const int tiles = j.gated ? tiles_of(j) / 2 : tiles_of(j), step = j.gated ? chunk / 2 : chunk;
+    for (int t = 0; t < tiles; t += step)
+      for (int row = 0; row < j.rows; row += row_block(j))
+        units.push_back({i, t, std::min(t + step, tiles), row});
   }
   return units;
+}
+
+void run_unit(const LinearJob& j, const Unit& u, int rows) {
+  const Kernels& k = kernels();
+  const auto x = j.x + u.row;
+  float* const* y = j.y + u.row;
+  if (!coded(j)) return k.linear(j.weight, u.first, u.last, reinterpret_cast<const float* const*>(x), y, rows, j.bias);
+  const auto codes = reinterpret_cast<const uint8_t* const*>(x);
+  if (!j.gated) return k.linear_coded(j.weight, u.first, u.last, codes, y, rows, j.bias);
+  k.gated_coded(j.weight, u.first, u.last, codes, y, rows, j.bias);
+  if (!j.codes) return;
+  const int width = j.weight.rows / 2;
+  for (int r = 0; r < rows; ++r)
+    k.encode(y[r], width, u.first * kLanes, std::min(u.last * kLanes, width), j.codes[u.row + r]);
 }
 
 }  // namespace
@@ -34,17 +57,16 @@ std::vector<Unit> cut(const std::vector<LinearJob>& jobs) {
 void run_jobs(const std::vector<LinearJob>& jobs) {
   double work = 0;
   for (const auto& j : jobs) work += static_cast<double>(j.rows) * j.weight.rows * j.weight.cols;
-  const auto linear = kernels().linear;
   if (work < kInlineWork) {
     for (const auto& j : jobs)
-      linear(j.weight, 0, static_cast<int>(ceil_div(j.weight.rows, kLanes)), j.x, j.y, j.rows, j.bias);
+      for (int row = 0; row < j.rows; row += row_block(j))
+        run_unit(j, {0, 0, j.gated ? tiles_of(j) / 2 : tiles_of(j), row}, std::min(row_block(j), j.rows - row));
     return;
   }
   const std::vector<Unit> units = cut(jobs);
   parallel(static_cast<int>(units.size()), [&](int i) {
-    const Unit& u = units[i];
-    const LinearJob& j = jobs[u.job];
-    linear(j.weight, u.first_tile, u.last_tile, j.x + u.row, j.y + u.row, std::min(kRowBlock, j.rows - u.row), j.bias);
+    const LinearJob& j = jobs[units[i].job];
+    run_unit(j, units[i], std::min(row_block(j), j.rows - units[i].row));
   });
 }
 
@@ -59,15 +81,38 @@ void RmsNorm::run(Step& step) const {
   each_row(in.count, out.width, [&](int t) { norm(in[t], weight->values.data(), y[t], out.width, eps); });
 }
 
-void Linear::run(Step& step) const {
-  const Rows in = step.rows(x), y = step.rows(out);
-  std::vector<const float*> from(in.count);
-  std::vector<float*> to(in.count);
-  for (int t = 0; t < in.count; ++t) {
-    from[t] = in[t];
-    to[t] = y[t];
+namespace {
+
+// Pointers to the rows of a view.
+struct Pointers {
+  explicit Pointers(const Rows& rows) : at(rows.count) {
+    for (int t = 0; t < rows.count; ++t) at[t] = rows[t];
   }
-  run_jobs({{weight->tiles(0), from.data(), to.data(), in.count, bias ? bias->values.data() : nullptr}});
+  const void* const* in() const { return reinterpret_cast<const void* const*>(at.data()); }
+  float* const* out() const { return at.data(); }
+  uint8_t* const* codes() const { return reinterpret_cast<uint8_t* const*>(at.data()); }
+  std::vector<float*> at;
+};
+
+const float* values(const VectorPtr& v) { return v ? v->values.data() : nullptr; }
+
+}  // namespace
+
+void Encode::run(Step& step) const {
+  const Rows in = step.rows(x), y = step.rows(out);
+  const auto encode = kernels().encode;
+  each_row(in.count, x.width, [&](int t) { encode(in[t], x.width, 0, x.width, y.codes(t)); });
+}
+
+void Linear::run(Step& step) const {
+  const Rows in = step.rows(x);
+  run_jobs({{weight->tiles(0), Pointers(in).in(), Pointers(step.rows(out)).out(), in.count, values(bias)}});
+}
+
+void Gated::run(Step& step) const {
+  const Rows in = step.rows(x);
+  run_jobs({{weight->tiles(0), Pointers(in).in(), Pointers(step.rows(out)).out(), in.count, values(bias), true,
+             Pointers(step.rows(codes)).codes()}});
 }
 
 void Concat::run(Step& step) const {

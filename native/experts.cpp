@@ -1,5 +1,6 @@
 // Mixture of experts: tokens are grouped by expert, so that each expert touched is read once per step; the results are
-// added up per token in the order of its choices, so that the grouping leaves no trace.
+// added up per token in the order of its choices, so that the grouping leaves no trace. The shared expert takes part in
+// the same two phases.
 #include "instructions.h"
 #include "isa.h"
 
@@ -28,59 +29,123 @@ void group(Routed& r, int experts, int top_k) {
   }
 }
 
-// One job per expert that has rows.
-std::vector<LinearJob> expert_jobs(const Matrix& weights, const Routed& r, const float* const* x, float* const* y) {
-  std::vector<LinearJob> jobs;
-  for (int e = 0; e < weights.count(); ++e) {
-    const int first = r.start[e], n = r.start[e + 1] - first;
-    if (n > 0) jobs.push_back({weights.tiles(e), x + first, y + first, n, nullptr});
+Routed choose(const Moe& m, const Step& step) {
+  const Rows in = step.rows(m.x), scores = step.rows(m.scratch.logits);
+  const int k = m.routing.top_k;
+  std::vector<const void*> from(in.count);
+  std::vector<float*> to(in.count);
+  for (int t = 0; t < in.count; ++t) {
+    from[t] = in[t];
+    to[t] = scores[t];
   }
-  return jobs;
+  run_jobs({{m.router->tiles(0), from.data(), to.data(), in.count, nullptr}});
+  Routed r;
+  r.chosen.resize(static_cast<size_t>(in.count) * k);
+  r.weights.resize(r.chosen.size());
+  each_row(in.count, 8 * m.routing.experts, [&](int t) {
+    route(m.routing, scores[t], m.bias ? m.bias->values.data() : nullptr, &r.chosen[t * k], &r.weights[t * k]);
+  });
+  group(r, m.routing.experts, k);
+  return r;
 }
+
+// The rows of one set of experts on their way through: n of them, in order of the experts.
+struct Passage {
+  const ExpertWeights& weights;
+  std::vector<int> start;         // [expert + 1] first row
+  std::vector<const void*> in;    // input of each row
+  std::vector<float*> hidden, active, results;
+  std::vector<uint8_t*> codes;    // of active; empty if down takes floats
+
+  Passage(const ExpertWeights& w, std::vector<int> s) : weights(w), start(std::move(s)), in(start.back()) {}
+  int rows() const { return start.back(); }
+  int width() const { return weights.down->cols(); }
+
+  // Takes consecutive pieces of the scratch for each row.
+  void place(float*& h, float*& a, uint8_t*& c, float*& z) {
+    const Matrix& up = *weights.gate_up;
+    const bool coded = quantised(weights.down->storage());
+    for (int i = 0; i < rows(); ++i) {
+      if (!up.pairs()) hidden.push_back(h), h += up.rows();
+      active.push_back(a), a += width();
+      if (coded) codes.push_back(c), c += CodedRow(width()).bytes;
+      results.push_back(z), z += weights.down->rows();
+    }
+  }
+
+  template <class Job>
+  void each_expert(const Matrix& m, Job&& job) const {
+    for (int e = 0; e < m.count(); ++e)
+      if (start[e + 1] > start[e]) job(m.tiles(e), start[e], start[e + 1] - start[e]);
+  }
+
+  void up_jobs(std::vector<LinearJob>& jobs) const {
+    const bool gated = weights.gate_up->pairs();
+    float* const* to = gated ? active.data() : hidden.data();
+    each_expert(*weights.gate_up, [&](const Tiles& w, int first, int n) {
+      jobs.push_back({w, in.data() + first, to + first, n, nullptr, gated,
+                      gated && !codes.empty() ? codes.data() + first : nullptr});
+    });
+  }
+
+  // What a gated job does at once, for matrices that are no pairs.
+  void activate() const {
+    if (weights.gate_up->pairs()) return;
+    const Kernels& k = kernels();
+    const int f = width();
+    each_row(rows(), 4 * f, [&](int i) {
+      k.swiglu(hidden[i], hidden[i] + f, active[i], f);
+      if (!codes.empty()) k.encode(active[i], f, 0, f, codes[i]);
+    });
+  }
+
+  void down_jobs(std::vector<LinearJob>& jobs) const {
+    const auto from = codes.empty() ? reinterpret_cast<const void* const*>(active.data())
+                                    : reinterpret_cast<const void* const*>(codes.data());
+    each_expert(*weights.down, [&](const Tiles& w, int first, int n) {
+      jobs.push_back({w, from + first, results.data() + first, n, nullptr});
+    });
+  }
+};
 
 }  // namespace
 
 void Moe::run(Step& step) const {
-  const Rows in = step.rows(x), scores = step.rows(logits), y = step.rows(out);
-  const int rows = in.count, k = routing.top_k, n = rows * k, f = down->cols(), d = down->rows();
-  std::vector<const float*> from(std::max(n, rows));
-  std::vector<float*> to(std::max(n, rows));
+  const Rows plain = step.rows(x), codes = step.rows(coded), y = step.rows(out);
+  const int rows = plain.count, k = routing.top_k, d = experts.down->rows();
+  const Routed r = choose(*this, step);
+  const auto input = [&](const ExpertWeights& w, int row) -> const void* {
+    return quantised(w.gate_up->storage()) ? codes[row] : plain[row];
+  };
 
-  for (int t = 0; t < rows; ++t) {
-    from[t] = in[t];
-    to[t] = scores[t];
+  std::vector<Passage> passages;
+  passages.emplace_back(experts, r.start);
+  for (int i = 0; i < passages[0].rows(); ++i) passages[0].in[i] = input(experts, r.owner[i]);
+  if (shared.down) {
+    passages.emplace_back(shared, std::vector<int>{0, rows});
+    for (int t = 0; t < rows; ++t) passages[1].in[t] = input(shared, t);
   }
-  run_jobs({{router->tiles(0), from.data(), to.data(), rows, nullptr}});
+  float *h = step.rows(scratch.hidden).base, *a = step.rows(scratch.active).base;
+  float* z = step.rows(scratch.results).base;
+  uint8_t* c = step.rows(scratch.codes).codes(0);
+  for (Passage& p : passages) p.place(h, a, c, z);
 
-  Routed r;
-  r.chosen.resize(n);
-  r.weights.resize(n);
-  each_row(rows, 8 * routing.experts, [&](int t) {
-    route(routing, scores[t], bias ? bias->values.data() : nullptr, &r.chosen[t * k], &r.weights[t * k]);
-  });
-  group(r, routing.experts, k);
-
-  float* h = step.rows(hidden).base;
-  for (int i = 0; i < n; ++i) {
-    from[i] = in[r.owner[i]];
-    to[i] = h + static_cast<size_t>(i) * 2 * f;
-  }
-  run_jobs(expert_jobs(*gate_up, r, from.data(), to.data()));
-
-  float* a = step.rows(active).base;
-  const auto swiglu = kernels().swiglu;
-  each_row(n, 4 * f, [&](int i) { swiglu(to[i], to[i] + f, a + static_cast<size_t>(i) * f, f); });
-
-  float* z = step.rows(results).base;
-  for (int i = 0; i < n; ++i) {
-    from[i] = a + static_cast<size_t>(i) * f;
-    to[i] = z + static_cast<size_t>(i) * d;
-  }
-  run_jobs(expert_jobs(*down, r, from.data(), to.data()));
+  std::vector<LinearJob> jobs;
+  for (const Passage& p : passages) p.up_jobs(jobs);
+  run_jobs(jobs);
+  for (const Passage& p : passages) p.activate();
+  jobs.clear();
+  for (const Passage& p : passages) p.down_jobs(jobs);
+  run_jobs(jobs);
 
   const auto combine = kernels().combine;
-  for (int i = 0; i < n; ++i) from[i] = z + static_cast<size_t>(r.place[i]) * d;
-  each_row(rows, k * d, [&](int t) { combine(&from[t * k], &r.weights[t * k], k, y[t], d); });
+  const auto add = kernels().add;
+  each_row(rows, (k + 1) * d, [&](int t) {
+    std::vector<const float*> parts(k);
+    for (int i = 0; i < k; ++i) parts[i] = passages[0].results[r.place[t * k + i]];
+    combine(parts.data(), &r.weights[t * k], k, y[t], d);
+    if (shared.down) add(y[t], passages[1].results[t], y[t], d);
+  });
 }
 
 }  // namespace deepwell

@@ -8,13 +8,16 @@
 
 namespace deepwell {
 
-// One matrix times some rows; lists of such jobs run as one parallel phase.
+// One matrix times some rows; lists of such jobs run as one parallel phase. Rows x are floats, or coded rows for a
+// quantised matrix. A gated job gives silu(gate) * up of a matrix of pairs, and also its codes where `codes` is set.
 struct LinearJob {
   Tiles weight;
-  const float* const* x;
+  const void* const* x;
   float* const* y;
   int rows;
   const float* bias;
+  bool gated = false;
+  uint8_t* const* codes = nullptr;
 };
 void run_jobs(const std::vector<LinearJob>& jobs);
 
@@ -44,6 +47,14 @@ struct RmsNorm : Instruction {
   View out;
 };
 
+// Rows of floats as coded rows, for the quantised matrices that read them.
+struct Encode : Instruction {
+  Encode(View i, View o) : x(i), out(o) {}
+  void run(Step& step) const override;
+  View x, out;
+};
+
+// x is coded if the weight is quantised.
 struct Linear : Instruction {
   Linear(View i, MatrixPtr w, VectorPtr b, View o) : x(i), weight(std::move(w)), bias(std::move(b)), out(o) {}
   void run(Step& step) const override;
@@ -75,6 +86,17 @@ struct Rope : Instruction {
   View out;
 };
 
+// silu(gate) * up of a quantised matrix of pairs, from coded rows: as floats and coded again.
+struct Gated : Instruction {
+  Gated(View i, MatrixPtr w, VectorPtr b, View o, View c)
+      : x(i), weight(std::move(w)), bias(std::move(b)), out(o), codes(c) {}
+  void run(Step& step) const override;
+  View x;
+  MatrixPtr weight;
+  VectorPtr bias;
+  View out, codes;
+};
+
 struct Swiglu : Instruction {
   Swiglu(View i, View o) : x(i), out(o) {}
   void run(Step& step) const override;
@@ -97,39 +119,53 @@ struct Gqa : Instruction {
 
  private:
   void store(const Step& step) const;
+  void attend_floats(const Step& step) const;
+  void attend_cached(const Step& step) const;
 };
 
-// `absorbed` holds per head [q_nope through k_b | q_rope]; `weighted` the attention-weighted latents.
+// `absorbed` holds per head [q_nope through k_b | q_rope]; `weighted` the attention-weighted latents; `codes` each
+// head's row for k_b, then for v_b, if these are quantised.
 struct Mla : Instruction {
-  Mla(View q_, View c, View r, MatrixPtr k, MatrixPtr v, int l, MlaShape s, View a, View w, View o)
+  Mla(View q_, View c, View r, MatrixPtr k, MatrixPtr v, int l, MlaShape s, View a, View w, View e, View o)
       : q(q_), latent(c), k_rope(r), k_b(std::move(k)), v_b(std::move(v)), layer(l), shape(s), absorbed(a),
-        weighted(w), out(o) {}
+        weighted(w), codes(e), out(o) {}
   void run(Step& step) const override;
   View q, latent, k_rope;
   MatrixPtr k_b, v_b;
   int layer;
   MlaShape shape;
-  View absorbed, weighted, out;
+  View absorbed, weighted, codes, out;
 
  private:
   void store(const Step& step) const;
+  void per_head(const Step& step, const Matrix& weights, const View& x, int x_width, const View& y, int y_width) const;
   void absorb(const Step& step) const;
   void attend(const Step& step) const;
   void expand(const Step& step) const;
 };
 
-// Scratch: logits (experts), hidden (top_k * 2F), active (top_k * F) and results (top_k * D) floats per row.
+// Gate and up, then down, of routed or shared experts. `x` is coded where gate_up is quantised, plain otherwise.
+struct ExpertWeights {
+  MatrixPtr gate_up, down;
+};
+
+// Scratch per row: logits (experts); for each chosen expert and for the shared one hidden (2F, unless gated at once),
+// active (F), codes (of active, if down is quantised) and results (D).
 struct Moe : Instruction {
-  Moe(View i, MatrixPtr r, VectorPtr b, MatrixPtr g, MatrixPtr d, Routing p, View l, View h, View a, View z, View o)
-      : x(i), router(std::move(r)), bias(std::move(b)), gate_up(std::move(g)), down(std::move(d)), routing(p),
-        logits(l), hidden(h), active(a), results(z), out(o) {}
+  struct Scratch {
+    View logits, hidden, active, codes, results;
+  };
+  Moe(View i, View c, MatrixPtr r, VectorPtr b, ExpertWeights e, ExpertWeights s, Routing p, Scratch z, View o)
+      : x(i), coded(c), router(std::move(r)), bias(std::move(b)), experts(std::move(e)), shared(std::move(s)),
+        routing(p), scratch(z), out(o) {}
   void run(Step& step) const override;
-  View x;
+  View x, coded;
   MatrixPtr router;
   VectorPtr bias;
-  MatrixPtr gate_up, down;
+  ExpertWeights experts, shared;
   Routing routing;
-  View logits, hidden, active, results, out;
+  Scratch scratch;
+  View out;
 };
 
 }  // namespace deepwell

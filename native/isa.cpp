@@ -7,6 +7,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace deepwell {
@@ -17,9 +20,12 @@ namespace avx2 { extern const Kernels table; }
 #endif
 #ifdef DEEPWELL_HAS_AVX512
 namespace avx512 { extern const Kernels table; }
+namespace avx512_vnni { extern const Kernels table; }
+namespace avx512_bf16 { extern const Kernels table; }
 #endif
 #ifdef DEEPWELL_HAS_NEON
 namespace neon { extern const Kernels table; }
+namespace neon_dot { extern const Kernels table; }
 #endif
 
 namespace {
@@ -36,15 +42,31 @@ bool has_avx512() {
 }
 #endif
 
+#ifdef DEEPWELL_HAS_NEON
+bool has_dot_product() {
+#if defined(__APPLE__)
+  return true;  // every Apple processor with this architecture that runs a supported system has it
+#else
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#endif
+}
+#endif
+
 std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> found;
 #ifdef DEEPWELL_HAS_AVX512
-  if (has_avx512()) found.push_back(&avx512::table);
+  if (has_avx512()) {
+    const bool vnni = __builtin_cpu_supports("avx512vnni");
+    if (vnni && __builtin_cpu_supports("avx512bf16")) found.push_back(&avx512_bf16::table);
+    if (vnni) found.push_back(&avx512_vnni::table);
+    found.push_back(&avx512::table);
+  }
 #endif
 #ifdef DEEPWELL_HAS_AVX2
   if (has_avx2()) found.push_back(&avx2::table);
 #endif
 #ifdef DEEPWELL_HAS_NEON
+  if (has_dot_product()) found.push_back(&neon_dot::table);
   found.push_back(&neon::table);
 #endif
   found.push_back(&scalar::table);

@@ -1,12 +1,9 @@
 // The table of kernels that exists once per instruction set. Plain data only: the files that implement it are compiled
 // for different machines and must not share inline code with the rest.
 #pragma once
-#include <cstddef>
-#include <cstdint>
+#include "storage.h"
 
 namespace deepwell {
-
-enum class Storage : int { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt4 = 3 };
 
 // One matrix in tiles of 16 output rows; see matrix.h for the layout.
 struct Tiles {
@@ -46,11 +43,39 @@ struct MlaTask {
   float scale;
 };
 
+// Attention over a cache in bfloat16; kernels_cached.h states the layout of a page. A row is one query head of one token
+// and sees `length` tokens; rows of a task share keys and values, and a row's result does not depend on the others.
+struct CachedRow {
+  const float* q;
+  float* out;
+  int length;
+};
+struct CachedTask {
+  const CachedRow* rows;
+  int count;
+  const uint16_t* pages;
+  const int32_t* table;
+  size_t page_shorts;
+  size_t k_offset, v_offset;  // grouped-query: of this head's keys and values in a page
+  int width;                  // of a query: head_dim, or latent + rope
+  int value;                  // of a result: head_dim, or latent
+  int stride;                 // latent: shorts between the rows of a page
+  float scale;
+};
+
 struct Kernels {
   const char* name;
   // y[m][n] = sum over k of w[n][k] * x[m][k] (+ bias[n]) for the rows n of tiles [first, last).
   void (*linear)(const Tiles& w, int first, int last, const float* const* x, float* const* y, int rows,
                  const float* bias);
+  // Turns columns [first, last) of x, which has `cols`, into 8-bit codes (CodedRow); `first` is a multiple of 128.
+  void (*encode)(const float* x, int cols, int first, int last, uint8_t* row);
+  // The same product with a quantised matrix and coded rows; kernels_coded.h states its rounding.
+  void (*linear_coded)(const Tiles& w, int first, int last, const uint8_t* const* x, float* const* y, int rows,
+                       const float* bias);
+  // y = silu(gate) * up for tile pairs [first, last) of a matrix whose tiles alternate between gate and up.
+  void (*gated_coded)(const Tiles& w, int first, int last, const uint8_t* const* x, float* const* y, int rows,
+                      const float* bias);
   void (*rms_norm)(const float* x, const float* weight, float* y, int n, float eps);
   void (*add)(const float* x, const float* y, float* out, int n);
   void (*swiglu)(const float* gate, const float* up, float* out, int n);
@@ -61,6 +86,9 @@ struct Kernels {
   void (*combine)(const float* const* xs, const float* w, int count, float* out, int n);
   void (*gqa)(const GqaTask& task);
   void (*mla)(const MlaTask& task);
+  void (*to_bf16)(const float* x, uint16_t* y, int n);
+  void (*gqa_cached)(const CachedTask& task);
+  void (*mla_cached)(const CachedTask& task);
 };
 
 }  // namespace deepwell

@@ -1,5 +1,5 @@
-// y = W x for one to many rows of x at once. Each output is one chain of fused multiply-adds over the columns, in order
-// (int8, int4: one chain per group of 32, then times the scale into the running total), whatever the number of rows.
+// y = W x for one to many rows of x at once, W in a float storage. Each output is one chain of fused multiply-adds over
+// the columns, in order, whatever the number of rows.
 #pragma once
 #include "kernels.h"
 #include "simd.h"
@@ -12,37 +12,22 @@ constexpr int kCols = 32;  // columns of a group
 // What a storage is: columns in a 64-byte vector of words, and how column I of a word becomes a float.
 struct Float32 {
   static constexpr int per_word = 1, group_bytes = 2048;
-  static constexpr bool scaled = false;
   template <int I> static DW_INLINE Vec unpack(Word w) { return as_float(w); }
 };
 struct Bfloat16 {
   static constexpr int per_word = 2, group_bytes = 1024;
-  static constexpr bool scaled = false;
   template <int I> static DW_INLINE Vec unpack(Word w) {
     if constexpr (I == 0) return as_float(shift_left<16>(w));
     else return as_float(high_half(w));
   }
 };
-struct Int8 {
-  static constexpr int per_word = 4, group_bytes = 512;
-  static constexpr bool scaled = true;
-  template <int I> static DW_INLINE Vec unpack(Word w) { return signed_byte<I>(w); }
+struct Float16 {
+  static constexpr int per_word = 2, group_bytes = 1024;
+  template <int I> static DW_INLINE Vec unpack(Word w) {
+    if constexpr (I == 0) return low_halves(w);
+    else return high_halves(w);
+  }
 };
-struct Int4 {
-  static constexpr int per_word = 8, group_bytes = 256;
-  static constexpr bool scaled = true;
-  template <int I> static DW_INLINE Vec unpack(Word w) { return nibble_minus_8<I % 4 * 8 + I / 4 * 4>(w); }
-};
-
-template <class S>
-DW_INLINE size_t group_at(int g) {
-  if constexpr (!S::scaled) return (size_t)g * S::group_bytes;
-  else return (size_t)(g / 2) * (64 + 2 * S::group_bytes) + 64 + (size_t)(g % 2) * S::group_bytes;
-}
-template <class S>
-DW_INLINE size_t scales_at(int g) {
-  return (size_t)(g / 2) * (64 + 2 * S::group_bytes) + (size_t)(g % 2) * 32;
-}
 
 // acc[m][n] += the group's columns of tile n times those of row m.
 template <class S, int M, int N>
@@ -64,23 +49,6 @@ DW_INLINE void add_group(const uint8_t* w, size_t tile_bytes, const float* const
   }
 }
 
-// One group with its scale, if it has one.
-template <class S, int M, int N>
-DW_INLINE void add_scaled(const uint8_t* tile, size_t tile_bytes, int g, const float* const (&x)[M],
-                          Vec (&total)[M][N]) {
-  if constexpr (!S::scaled) {
-    add_group<S, M, N>(tile + group_at<S>(g), tile_bytes, x, total);
-  } else {
-    Vec part[M][N];
-    unroll<M>([&](auto m) DW_LAMBDA { unroll<N>([&](auto n) DW_LAMBDA { part[m][n] = zero(); }); });
-    add_group<S, M, N>(tile + group_at<S>(g), tile_bytes, x, part);
-    unroll<N>([&](auto n) DW_LAMBDA {
-      const Vec scale = load_half(tile + n * tile_bytes + scales_at<S>(g));
-      unroll<M>([&](auto m) DW_LAMBDA { total[m][n] = fma(part[m][n], scale, total[m][n]); });
-    });
-  }
-}
-
 // N tiles from `first` on, M rows. `tail` holds each row's last, incomplete group, filled up with zeros.
 template <class S, int M, int N>
 void tile_block(const Tiles& w, int first, const float* const* rows, const float (*tail)[kCols], float* const* y,
@@ -92,12 +60,12 @@ void tile_block(const Tiles& w, int first, const float* const* rows, const float
   unroll<M>([&](auto m) DW_LAMBDA { x[m] = rows[m]; });
   const int groups = w.cols / kCols;
   for (int g = 0; g < groups; ++g) {
-    add_scaled<S, M, N>(tile, w.tile_bytes, g, x, total);
+    add_group<S, M, N>(tile + (size_t)g * S::group_bytes, w.tile_bytes, x, total);
     unroll<M>([&](auto m) DW_LAMBDA { x[m] += kCols; });
   }
   if (w.cols % kCols) {
     unroll<M>([&](auto m) DW_LAMBDA { x[m] = tail[m]; });
-    add_scaled<S, M, N>(tile, w.tile_bytes, groups, x, total);
+    add_group<S, M, N>(tile + (size_t)groups * S::group_bytes, w.tile_bytes, x, total);
   }
   unroll<N>([&](auto n) DW_LAMBDA {
     const int row = (first + n) * 16, left = w.rows - row < 16 ? w.rows - row : 16;
@@ -156,8 +124,7 @@ inline void linear(const Tiles& w, int first, int last, const float* const* x, f
   switch (w.storage) {
     case Storage::kFloat32: return all_rows<Float32>(w, first, last, x, y, rows, bias);
     case Storage::kBfloat16: return all_rows<Bfloat16>(w, first, last, x, y, rows, bias);
-    case Storage::kInt8: return all_rows<Int8>(w, first, last, x, y, rows, bias);
-    case Storage::kInt4: return all_rows<Int4>(w, first, last, x, y, rows, bias);
+    default: return all_rows<Float16>(w, first, last, x, y, rows, bias);
   }
 }
 

@@ -51,11 +51,11 @@ inline void add(const float* x, const float* y, float* out, int n) {
   each_vector(n, [&](int i, int c) DW_LAMBDA { store_some(out + i, load_some(x + i, c) + load_some(y + i, c), c); });
 }
 
+DW_INLINE Vec silu(Vec x) { return x / (fill(1.0f) + exp(zero() - x)); }
+
 inline void swiglu(const float* gate, const float* up, float* out, int n) {
   each_vector(n, [&](int i, int c) DW_LAMBDA {
-    const Vec g = load_some(gate + i, c);
-    const Vec silu = g / (fill(1.0f) + exp(zero() - g));
-    store_some(out + i, silu * load_some(up + i, c), c);
+    store_some(out + i, silu(load_some(gate + i, c)) * load_some(up + i, c), c);
   });
 }
 

@@ -1,6 +1,8 @@
 // Included once per instruction set, with DEEPWELL_ISA defined: compiles the kernels for it and lists them.
 #pragma once
 #include "kernels_attention.h"
+#include "kernels_cached.h"
+#include "kernels_coded.h"
 #include "kernels_linear.h"
 #include "kernels_rows.h"
 
@@ -11,8 +13,9 @@ namespace deepwell {
 namespace DEEPWELL_ISA {
 
 extern const Kernels table;
-const Kernels table = {DEEPWELL_NAME(DEEPWELL_ISA), linear, rms_norm, add, swiglu, softmax, sigmoid, exp_row, combine,
-                       gqa, mla};
+const Kernels table = {DEEPWELL_NAME(DEEPWELL_ISA), linear, encode, linear_coded,
+                       gated_coded, rms_norm, add, swiglu, softmax, sigmoid, exp_row, combine,
+                       gqa, mla, to_bf16, gqa_cached, mla_cached};
 
 }  // namespace DEEPWELL_ISA
 }  // namespace deepwell

@@ -1,4 +1,4 @@
-// Aligned memory that the system hands out page by page, in huge pages where it can.
+// Zeroed memory, aligned to 64 bytes, that the system hands out page by page, in huge pages where it can and is asked.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -22,6 +22,7 @@ class Buffer {
  private:
   uint8_t* data_ = nullptr;
   size_t size_ = 0;
+  size_t mapped_ = 0;  // bytes to unmap; 0 for memory of the heap
 };
 
 }  // namespace deepwell

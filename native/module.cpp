@@ -41,6 +41,26 @@ void fill(Matrix& m, int index, int row_start, const Floats2& values) {
   m.fill(index, row_start, rows, values.data());
 }
 
+using Blocks = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Codes8 = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Halves = nb::ndarray<const uint16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void fill_blocks(Matrix& m, int index, int row_start, const Blocks& blocks) {
+  require(blocks.shape(1) == m.row_bytes(), "the rows have " + std::to_string(blocks.shape(1)) +
+          " bytes, the matrix needs " + std::to_string(m.row_bytes()));
+  nb::gil_scoped_release release;
+  m.fill_blocks(index, row_start, static_cast<int>(blocks.shape(0)), blocks.data());
+}
+
+void fill_coded(Matrix& m, int index, int row_start, const Codes8& q, const Halves& d) {
+  require(static_cast<int>(q.shape(1)) == m.cols() && d.shape(0) == q.shape(0) &&
+              d.shape(1) == ceil_div(m.cols(), kGroup),
+          "codes must be n x " + std::to_string(m.cols()) + " and scales n x " +
+              std::to_string(ceil_div(m.cols(), kGroup)));
+  nb::gil_scoped_release release;
+  m.fill_coded(index, row_start, static_cast<int>(q.shape(0)), q.data(), d.data());
+}
+
 nb::object dequantize(const Matrix& m, int index) {
   require(index >= 0 && index < m.count(), "matrix index " + std::to_string(index) + " is out of range");
   Output out = new_array(m.rows(), m.cols());
@@ -65,15 +85,18 @@ nb::object run(Program& program, const Ints& tokens, const Ints& positions, cons
 
 void bind_data(nb::module_& m) {
   nb::class_<Matrix>(m, "Matrix")
-      .def("__init__", [](Matrix* self, int count, int rows, int cols, const std::string& storage) {
-        new (self) Matrix(count, rows, cols, parse_storage(storage));
-      }, "count"_a, "rows"_a, "cols"_a, "storage"_a)
+      .def("__init__", [](Matrix* self, int count, int rows, int cols, const std::string& storage, bool pairs) {
+        new (self) Matrix(count, rows, cols, parse_storage(storage), pairs);
+      }, "count"_a, "rows"_a, "cols"_a, "storage"_a, "pairs"_a = false)
       .def("fill", &fill, "index"_a, "row_start"_a, "values"_a)
+      .def("fill_blocks", &fill_blocks, "index"_a, "row_start"_a, "blocks"_a)
+      .def("fill_coded", &fill_coded, "index"_a, "row_start"_a, "codes"_a, "scales"_a)
       .def("dequantize", &dequantize, "index"_a = 0)
       .def_prop_ro("count", &Matrix::count)
       .def_prop_ro("rows", &Matrix::rows)
       .def_prop_ro("cols", &Matrix::cols)
       .def_prop_ro("storage", [](const Matrix& x) { return storage_name(x.storage()); })
+      .def_prop_ro("pairs", &Matrix::pairs)
       .def_prop_ro("nbytes", &Matrix::nbytes);
   nb::class_<Vector>(m, "Vector")
       .def("__init__", [](Vector* self, const Floats& values) {
@@ -81,7 +104,8 @@ void bind_data(nb::module_& m) {
       }, "values"_a)
       .def_prop_ro("size", &Vector::size);
   nb::class_<Cache>(m, "Cache")
-      .def(nb::init<const std::vector<int>&, int>(), "layer_widths"_a, "blocks"_a)
+      .def(nb::init<const std::vector<int>&, int, bool>(), "layer_widths"_a, "blocks"_a, "bfloat16"_a = false)
+      .def_prop_ro("bfloat16", &Cache::bfloat16)
       .def_prop_ro("blocks", &Cache::blocks)
       .def_prop_ro("layer_widths", &Cache::layer_widths)
       .def_prop_ro("nbytes", &Cache::nbytes);
@@ -110,14 +134,15 @@ void bind_program(nb::module_& m) {
         return p.mla(q, latent, k_rope, k_b, v_b, layer, {heads, nope, rope, value, latent.width, scale});
       }, "q"_a, "latent"_a, "k_rope"_a, "k_b"_a, "v_b"_a, "layer"_a, "heads"_a, "nope"_a, "rope"_a, "value"_a,
          "scale"_a)
-      .def("swiglu", &Program::swiglu, "gate_up"_a)
+      .def("gated", &Program::gated, "x"_a, "weight"_a, "bias"_a.none())
       .def("moe", [](Program& p, View x, MatrixPtr router, VectorPtr bias, MatrixPtr gate_up, MatrixPtr down,
-                     int top_k, bool softmax, const std::string& method, int n_group, int topk_group, bool normalize,
+                     MatrixPtr shared_gate_up, MatrixPtr shared_down, int top_k, bool softmax, const std::string& method, int n_group, int topk_group, bool normalize,
                      float scale) {
         require(router != nullptr, "the router is missing");
         const Routing r{router->rows(), top_k, softmax, parse_method(method), n_group, topk_group, normalize, scale};
-        return p.moe(x, router, bias, gate_up, down, r);
-      }, "x"_a, "router"_a, "bias"_a.none(), "gate_up"_a, "down"_a, "top_k"_a, "softmax"_a, "method"_a, "n_group"_a,
+        return p.moe(x, router, bias, gate_up, down, shared_gate_up, shared_down, r);
+      }, "x"_a, "router"_a, "bias"_a.none(), "gate_up"_a, "down"_a, "shared_gate_up"_a.none(),
+         "shared_down"_a.none(), "top_k"_a, "softmax"_a, "method"_a, "n_group"_a,
          "topk_group"_a, "normalize"_a, "scale"_a)
       .def("select", &Program::select, "x"_a)
       .def("finish", &Program::finish, "logits"_a)

@@ -74,10 +74,10 @@ void Program::record(std::vector<View> uses, Args&&... args) {
   }
 }
 
-void Program::use_layer(int layer, int width) {
+void Program::use_layer(int layer, int width, bool bfloat16) {
   require(layer >= 0, "layer " + number(layer) + " is negative");
   for (const LayerUse& use : layers_) require(use.layer != layer, "layer " + number(layer) + " is used twice");
-  layers_.push_back({layer, width});
+  layers_.push_back({layer, width, bfloat16});
 }
 
 View Program::embed(MatrixPtr table) {
@@ -100,8 +100,41 @@ View Program::linear(View x, MatrixPtr weight, VectorPtr bias) {
   check_view(x, "the input of linear");
   check_shape(weight, 1, -1, x.width, "the weight of linear");
   if (bias) check_vector(bias, weight->rows(), "the bias of linear");
+  require(!weight->pairs(), "a matrix of pairs is for gated, not for linear");
+  if (quantised(weight->storage())) x = encoded(x);
   const View out = buffer(weight->rows(), x.selected);
   record<Linear>({x, out}, x, weight, bias, out);
+  return out;
+}
+
+View Program::encoded(View x) {
+  for (const Encoding& e : encodings_)
+    if (e.x.buffer == x.buffer && e.x.offset == x.offset && e.x.width == x.width) return e.codes;
+  const View codes = code_buffer(x.width, 1, x.selected);
+  record<Encode>({x, codes}, x, codes);
+  encodings_.push_back({x, codes});
+  return codes;
+}
+
+View Program::code_buffer(int width, int count, bool selected) {
+  return buffer(static_cast<int>(CodedRow(width).bytes / sizeof(float)) * count, selected);
+}
+
+View Program::gated(View x, MatrixPtr weight, VectorPtr bias) {
+  check_view(x, "the input of gated");
+  check_shape(weight, 1, -1, x.width, "the weight of gated");
+  require(weight->rows() % 2 == 0, "gated needs an even number of rows, not " + number(weight->rows()));
+  if (bias) check_vector(bias, weight->rows(), "the bias of gated");
+  const int width = weight->rows() / 2;
+  if (!weight->pairs()) {
+    const View both = linear(x, weight, bias), out = buffer(width, x.selected);
+    record<Swiglu>({both, out}, both, out);
+    return out;
+  }
+  x = encoded(x);
+  const View out = buffer(width, x.selected), codes = code_buffer(width, 1, x.selected);
+  record<Gated>({x, out, codes}, x, weight, bias, out, codes);
+  encodings_.push_back({out, codes});
   return out;
 }
 
@@ -167,7 +200,7 @@ View Program::gqa(View q, View k, View v, int layer, const GqaShape& s) {
   check_width(q, s.heads * s.head_dim, "the queries of gqa");
   check_width(k, s.kv_heads * s.head_dim, "the keys of gqa");
   check_width(v, s.kv_heads * s.head_dim, "the values of gqa");
-  use_layer(layer, 2 * s.kv_heads * s.head_dim);
+  use_layer(layer, 2 * s.kv_heads * s.head_dim, s.head_dim % kLanes == 0 && s.head_dim <= kMostCachedWidth);
   const View out = buffer(s.heads * s.head_dim, false);
   record<Gqa>({q, k, v, out}, q, k, v, layer, s, out);
   return out;
@@ -184,26 +217,21 @@ View Program::mla(View q, View latent, View k_rope, MatrixPtr k_b, MatrixPtr v_b
   check_width(k_rope, s.rope, "the rotated key of mla");
   check_shape(k_b, s.heads, s.latent, s.nope, "the key half of kv_b");
   check_shape(v_b, s.heads, s.value, s.latent, "the value half of kv_b");
-  use_layer(layer, s.latent + s.rope);
+  use_layer(layer, s.latent + s.rope, static_cast<int>(round_up(s.latent + s.rope, 32)) <= kMostCachedWidth);
   const View absorbed = buffer(s.heads * (s.latent + s.rope), false), weighted = buffer(s.heads * s.latent, false);
-  const View out = buffer(s.heads * s.value, false);
-  record<Mla>({q, latent, k_rope, absorbed, weighted, out}, q, latent, k_rope, k_b, v_b, layer, s, absorbed, weighted,
-              out);
+  const int most = std::max(quantised(k_b->storage()) ? s.nope : 0, quantised(v_b->storage()) ? s.latent : 0);
+  const View codes = code_buffer(most, s.heads, false), out = buffer(s.heads * s.value, false);
+  record<Mla>({q, latent, k_rope, absorbed, weighted, codes, out}, q, latent, k_rope, k_b, v_b, layer, s, absorbed,
+              weighted, codes, out);
   return out;
 }
 
-View Program::swiglu(View x) {
-  check_view(x, "the input of swiglu");
-  require(x.width % 2 == 0, "swiglu needs an even number of columns, not " + number(x.width));
-  const View out = buffer(x.width / 2, x.selected);
-  record<Swiglu>({x, out}, x, out);
-  return out;
-}
-
-View Program::moe(View x, MatrixPtr router, VectorPtr bias, MatrixPtr gate_up, MatrixPtr down, const Routing& r) {
+View Program::moe(View x, MatrixPtr router, VectorPtr bias, MatrixPtr gate_up, MatrixPtr down,
+                  MatrixPtr shared_gate_up, MatrixPtr shared_down, const Routing& r) {
   check_view(x, "the input of moe");
   check(r);
   check_shape(router, 1, r.experts, x.width, "the router");
+  require(!quantised(router->storage()), "the router must be in a float storage");
   if (bias) {
     require(r.method == Method::kNoauxTc, "only noaux_tc routing takes a bias");
     check_vector(bias, r.experts, "the router's bias");
@@ -211,12 +239,26 @@ View Program::moe(View x, MatrixPtr router, VectorPtr bias, MatrixPtr gate_up, M
   require(down != nullptr, "the experts' down matrix is missing");
   check_shape(gate_up, r.experts, 2 * down->cols(), x.width, "the experts' gate and up matrix");
   check_shape(down, r.experts, -1, down->cols(), "the experts' down matrix");
-  const int f = down->cols(), d = down->rows();
-  const View logits = buffer(r.experts, x.selected), hidden = buffer(r.top_k * 2 * f, x.selected);
-  const View active = buffer(r.top_k * f, x.selected), results = buffer(r.top_k * d, x.selected);
+  require(!shared_gate_up == !shared_down, "a shared expert needs both its matrices");
+  if (shared_down) {
+    check_shape(shared_gate_up, 1, 2 * shared_down->cols(), x.width, "the shared expert's gate and up matrix");
+    check_shape(shared_down, 1, down->rows(), shared_down->cols(), "the shared expert's down matrix");
+  }
+  const int f = down->cols(), d = down->rows(), k = r.top_k, fs = shared_down ? shared_down->cols() : 0;
+  const bool codes_in = quantised(gate_up->storage()) || (fs && quantised(shared_gate_up->storage()));
+  const View coded = codes_in ? encoded(x) : x;
+  const auto hidden_of = [](const MatrixPtr& m) { return m && !m->pairs() ? m->rows() : 0; };
+  const auto codes_of_row = [](const MatrixPtr& m) {
+    return m && quantised(m->storage()) ? static_cast<int>(CodedRow(m->cols()).bytes / sizeof(float)) : 0;
+  };
+  const Moe::Scratch scratch{buffer(r.experts, x.selected),
+                             buffer(std::max(1, k * hidden_of(gate_up) + hidden_of(shared_gate_up)), x.selected),
+                             buffer(k * f + fs, x.selected),
+                             buffer(std::max(1, k * codes_of_row(down) + codes_of_row(shared_down)), x.selected),
+                             buffer((k + (fs ? 1 : 0)) * d, x.selected)};
   const View out = buffer(d, x.selected);
-  record<Moe>({x, logits, hidden, active, results, out}, x, router, bias, gate_up, down, r, logits, hidden, active,
-              results, out);
+  record<Moe>({x, coded, scratch.logits, scratch.hidden, scratch.active, scratch.codes, scratch.results, out}, x, coded,
+              router, bias, ExpertWeights{gate_up, down}, ExpertWeights{shared_gate_up, shared_down}, r, scratch, out);
   return out;
 }
 
@@ -280,6 +322,8 @@ void Program::check_cache(const Cache& cache) const {
                 number(use.layer));
     require(widths[use.layer] == use.width, "layer " + number(use.layer) + " of the cache is " +
             number(widths[use.layer]) + " wide, the plan needs " + number(use.width));
+    require(use.bfloat16 || !cache.bfloat16(), "layer " + number(use.layer) + " needs a float32 cache: its heads are " +
+            "no multiple of 16 wide, or wider than " + number(kMostCachedWidth));
   }
 }
 

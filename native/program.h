@@ -49,6 +49,7 @@ struct Rows {
   size_t stride;
   int count;
   float* operator[](int row) const { return base + row * stride; }
+  uint8_t* codes(int row) const { return reinterpret_cast<uint8_t*>(base + row * stride); }
 };
 
 // Cosines and sines of the step's positions: [row][pair].
@@ -85,14 +86,17 @@ class Program {
   View embed(MatrixPtr table);
   View rms_norm(View x, VectorPtr weight, float eps);
   View linear(View x, MatrixPtr weight, VectorPtr bias);
+  // silu(gate) * up, where the weight's first half of rows is the gate's.
+  View gated(View x, MatrixPtr weight, VectorPtr bias);
   std::vector<View> split(View x, const std::vector<int>& widths);
   View concat(const std::vector<View>& xs);
   View add(View x, View y);
   View rope(View x, int heads, const Rotation& rotation);
   View gqa(View q, View k, View v, int layer, const GqaShape& shape);
   View mla(View q, View latent, View k_rope, MatrixPtr k_b, MatrixPtr v_b, int layer, const MlaShape& shape);
-  View swiglu(View gate_up);
-  View moe(View x, MatrixPtr router, VectorPtr bias, MatrixPtr gate_up, MatrixPtr down, const Routing& routing);
+  // The shared expert's matrices may be null.
+  View moe(View x, MatrixPtr router, VectorPtr bias, MatrixPtr gate_up, MatrixPtr down, MatrixPtr shared_gate_up,
+           MatrixPtr shared_down, const Routing& routing);
   View select(View x);
 
   void finish(View logits);
@@ -111,6 +115,10 @@ class Program {
   };
   struct LayerUse {
     int layer, width;
+    bool bfloat16;  // whether the layer can be kept in bfloat16
+  };
+  struct Encoding {
+    View x, codes;
   };
 
   View buffer(int width, bool selected);
@@ -118,7 +126,9 @@ class Program {
   void record(std::vector<View> uses, Args&&... args);
   void check_view(const View& v, const char* what) const;
   void check_open() const;
-  void use_layer(int layer, int width);
+  void use_layer(int layer, int width, bool bfloat16);
+  View encoded(View x);
+  View code_buffer(int width, int count, bool selected);
   size_t place_buffers(bool selected);
   void check_cache(const Cache& cache) const;
 
@@ -127,6 +137,7 @@ class Program {
   std::vector<std::unique_ptr<Instruction>> instructions_;
   std::vector<Rotation> rotations_;
   std::vector<LayerUse> layers_;
+  std::vector<Encoding> encodings_;  // buffers are written once, so a row is coded once
   int vocabulary_ = 0;
   int logits_ = -1;
   size_t row_floats_ = 0, selected_floats_ = 0;  // arena floats per row of each kind

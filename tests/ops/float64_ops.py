@@ -78,20 +78,29 @@ class Float64Ops:
                 )
         return out
 
-    def swiglu(self, gate_up: Array) -> Array:
-        gate, up = np.split(gate_up, 2, axis=-1)
+    def gated(self, x: Array, gate_up: Array, bias: Array | None = None) -> Array:
+        gate, up = np.split(self.linear(x, gate_up, bias), 2, axis=-1)
         return gate / (1 + np.exp(-gate)) * up
 
     def moe(
-        self, x: Array, router: Array, bias: Array | None, gate_up: Array, down: Array, routing: Routing, layer: int
+        self,
+        x: Array,
+        router: Array,
+        bias: Array | None,
+        gate_up: Array,
+        down: Array,
+        routing: Routing,
+        layer: int,
+        shared: tuple[Array, Array] | None = None,
     ) -> Array:
         rows = [choose(row @ router.T, bias, routing) for row in x]
-        return np.stack(
+        routed = np.stack(
             [
-                sum(w * (down[e] @ self.swiglu(row @ gate_up[e].T)) for e, w in choices)
+                sum(w * self.linear(self.gated(row[None], gate_up[e]), down[e])[0] for e, w in choices)
                 for row, choices in zip(x, rows, strict=True)
             ]
         )
+        return routed if shared is None else routed + self.linear(self.gated(x, shared[0]), shared[1])
 
     def select(self, x: Array) -> Array:
         return x[self.batch.selected_L]
@@ -106,6 +115,25 @@ class Float64Ops:
         for row, past in zip(rows, slots, strict=True):
             self.cache[past[-1]] = row
         return [np.stack([self.cache[slot] for slot in past]) for past in slots]
+
+
+class CodedInputs(Float64Ops):
+    """The same, with the inputs of every matrix but a router rounded to 8 bits, as quantised matrices see them."""
+
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        return super().linear(coded(x), weight, bias)
+
+
+def coded(x: Any) -> Array:
+    """Each row in 8-bit codes per 128 columns, by the documented rounding, and back."""
+    x = np.asarray(x, dtype=np.float32)
+    out = np.empty(x.shape)
+    for k in range(0, x.shape[-1], 128):
+        part = x[..., k : k + 128]
+        peak = np.abs(part).max(-1, keepdims=True)
+        inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak > 0)
+        out[..., k : k + 128] = np.rint(part * inverse).astype(np.float64) * (peak / np.float32(127))
+    return out
 
 
 def softmax(x: Array) -> Array:

@@ -80,8 +80,11 @@ class TorchBackend:
 
 
 class NativeBackend:
-    def __init__(self, isa: str, storage: native.Storage = "float32", threads: int = 2) -> None:
+    def __init__(
+        self, isa: str, storage: native.Storage = "float32", threads: int = 2, bfloat16_cache: bool = False
+    ) -> None:
         self.name, self.isa, self.storage, self.threads = f"native-{isa}", isa, storage, threads
+        self.bfloat16_cache = bfloat16_cache
 
     def run(
         self,
@@ -94,7 +97,7 @@ class NativeBackend:
         handles = {k: self.handle(k, w, mla) for k, w in weights.items()}
         recorder = native.Recorder()
         plan = recorder.finish(recorder.select(graph(recorder, handles)))
-        cache = native.Cache(list(widths), blocks_of(steps))
+        cache = native.Cache(list(widths), blocks_of(steps), self.bfloat16_cache)
         before = native.isa(), native.threads()
         native.set_isa(self.isa)
         native.set_threads(self.threads)
@@ -112,12 +115,12 @@ class NativeBackend:
             kv_b = native.KvB(mla.heads, mla.nope, mla.value, mla.latent, self.storage)
             kv_b.fill(0, w)
             return kv_b
-        return packed(w, "float32" if name in ("x", "router") else self.storage)
+        return packed(w, "float32" if name in ("x", "router") else self.storage, "gate_up" in name)
 
 
-def packed(w: NDArray[np.float32], storage: native.Storage) -> native.Matrix:
+def packed(w: NDArray[np.float32], storage: native.Storage, gate_up: bool = False) -> native.Matrix:
     stack = w if w.ndim == 3 else w[None]
-    matrix = native.Matrix(*stack.shape, storage)
+    matrix = (native.gate_up_matrix if gate_up else native.Matrix)(*stack.shape, storage)
     for i, one in enumerate(stack):
         matrix.fill(i, 0, one)
     return matrix

@@ -72,10 +72,10 @@ def test_rope_at_far_positions(backend: Backend, seed: int, layout: Any) -> None
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_swiglu(backend: Backend, seed: int) -> None:
-    rows, width = sizes(seed, 20, 100)
-    weights = {"x": normal(seed, rows, 2 * width) * 20}
-    check(backend, lambda ops, w: ops.swiglu(ops.embed(w["x"])), weights, [rows_batch(rows)])
+def test_gated(backend: Backend, seed: int) -> None:
+    rows, width, inter = sizes(seed, 20, 100, 90)
+    weights = {"x": normal(seed, rows, width), "w": normal(seed + 1, 2 * inter, width), "b": normal(2, 2 * inter)}
+    check(backend, lambda ops, w: ops.gated(ops.embed(w["x"]), w["w"], w["b"]), weights, [rows_batch(rows)])
 
 
 def two_steps(seed: int) -> list[Batch]:

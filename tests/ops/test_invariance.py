@@ -15,7 +15,7 @@ from deepwell.ops.base import Batch, GqaShape, MlaShape, Rotation, Routing
 
 VOCAB, WIDTH, EXPERTS = 50, 72, 8
 MLA = MlaShape(heads=5, nope=24, rope=8, value=20, latent=40, scale=0.2)
-GQA = GqaShape(heads=6, kv_heads=2, head_dim=18, scale=0.3)
+GQA = GqaShape(heads=6, kv_heads=2, head_dim=16, scale=0.3)
 ROUTING = Routing(EXPERTS, 3, "sigmoid", "noaux_tc", n_group=4, topk_group=2, normalize=True, scale=2.5)
 ROTATION = Rotation((1.0, 0.3, 0.1, 0.03), "interleaved")
 CACHE_WIDTHS = [MLA.latent + MLA.rope, 2 * GQA.kv_heads * GQA.head_dim]
@@ -32,9 +32,12 @@ def weights() -> dict[str, NDArray[np.float32]]:
         "qkv": ((GQA.heads + 2 * GQA.kv_heads) * GQA.head_dim, WIDTH),
         "gqa_o": (WIDTH, GQA.heads * GQA.head_dim),
         "router": (EXPERTS, WIDTH),
-        "gate_up": (EXPERTS, 2 * 40, WIDTH),
-        "down": (EXPERTS, WIDTH, 40),
-        "head": (90, WIDTH),
+        "gate_up": (EXPERTS, 2 * 48, WIDTH),
+        "down": (EXPERTS, WIDTH, 48),
+        "shared_gate_up": (2 * 144, WIDTH),
+        "shared_down": (WIDTH, 144),
+        "gate_up_dense": (2 * 160, WIDTH),
+        "head": (90, 160),
     }
     made = {name: normal(i, *shape) * shape[-1] ** -0.5 for i, (name, shape) in enumerate(shapes.items())}
     return made | {"norm": 1 + 0.1 * normal(99, WIDTH), "bias": 0.1 * normal(98, EXPERTS)}
@@ -48,14 +51,14 @@ def small_model(ops: Any, w: Any) -> Any:
     q = ops.rope(ops.linear(h, w["q"]), MLA.heads, ROTATION)
     x = ops.add(x, ops.linear(ops.mla(q, latent, ops.rope(k_rope, 1, ROTATION), w["kv_b"], 0, MLA), w["o"]))
     h = ops.rms_norm(x, w["norm"], 1e-6)
-    x = ops.add(x, ops.moe(h, w["router"], w["bias"], w["gate_up"], w["down"], ROUTING, 0))
+    shared = w["shared_gate_up"], w["shared_down"]
+    x = ops.add(x, ops.moe(h, w["router"], w["bias"], w["gate_up"], w["down"], ROUTING, 0, shared))
     h = ops.rms_norm(x, w["norm"], 1e-6)
     kv = GQA.kv_heads * GQA.head_dim
     q, k, v = ops.split(ops.linear(h, w["qkv"]), (GQA.heads * GQA.head_dim, kv, kv))
     k = ops.concat(ops.split(k, (kv // 2, kv // 2)))
     x = ops.add(x, ops.linear(ops.gqa(q, k, v, 1, GQA), w["gqa_o"]))
-    gate, up = ops.split(ops.linear(x, w["head"]), (45, 45))
-    return ops.swiglu(ops.concat([up, gate]))
+    return ops.linear(ops.gated(x, w["gate_up_dense"]), w["head"])
 
 
 def tables() -> NDArray[np.int32]:
@@ -99,18 +102,21 @@ ALL_AT_ONCE = [[(s, 0, n) for s, n in enumerate(LENGTHS)]]
 
 
 @pytest.mark.parametrize("backend", NATIVE_BACKENDS, ids=lambda b: b.name)
-@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])
-def test_neighbours_leave_no_trace(backend: NativeBackend, storage: native.Storage) -> None:
-    backend = NativeBackend(backend.isa, storage)
+@pytest.mark.parametrize(
+    ("storage", "cache"), [(s, False) for s in ("float32", "bfloat16", "int8", "int4")] + [("int4", True)]
+)
+def test_neighbours_leave_no_trace(backend: NativeBackend, storage: native.Storage, cache: bool) -> None:
+    backend = NativeBackend(backend.isa, storage, bfloat16_cache=cache)
     together = answers(backend, ALL_AT_ONCE)
     for s in range(len(LENGTHS)):
         for place, bits in answers(backend, alone(s)).items():
             assert bits == together[place], place
 
 
+@pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("chunk", [1, 7, 63, 64])
-def test_chunks_leave_no_trace(chunk: int) -> None:
-    backend = NATIVE_BACKENDS[0]
+def test_chunks_leave_no_trace(chunk: int, cache: bool) -> None:
+    backend = NativeBackend(NATIVE_BACKENDS[0].isa, "int4" if cache else "float32", bfloat16_cache=cache)
     steps = [
         [(s, first, min(first + chunk, n)) for s, n in enumerate(LENGTHS) if first < n]
         for first in range(0, max(LENGTHS), chunk)
@@ -129,8 +135,10 @@ def test_threads_leave_no_trace(threads: int) -> None:
     assert answers(NativeBackend(isa, threads=threads), ALL_AT_ONCE) == answers(NATIVE_BACKENDS[0], ALL_AT_ONCE)
 
 
+@pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])
-def test_instruction_sets_give_the_same_bits(storage: native.Storage) -> None:
-    first, *others = (answers(NativeBackend(b.isa, storage), ALL_AT_ONCE) for b in NATIVE_BACKENDS)
+def test_instruction_sets_give_the_same_bits(storage: native.Storage, cache: bool) -> None:
+    backends = (NativeBackend(b.isa, storage, bfloat16_cache=cache) for b in NATIVE_BACKENDS)
+    first, *others = (answers(backend, ALL_AT_ONCE) for backend in backends)
     for other in others:
         assert other == first

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from float64_ops import coded
 from numpy.typing import NDArray
 from op_backends import NATIVE_BACKENDS, REFERENCE, NativeBackend, assert_close, normal, packed, rows_batch
 
+from deepwell.ops import native
 from deepwell.ops.native import KvB, Matrix, Storage, vector
 
-STORAGES: list[Storage] = ["float32", "bfloat16", "int8", "int4"]
+STORAGES: list[Storage] = ["float32", "bfloat16", "float16", "int8", "int4"]
 
 
 def as_stored(w: NDArray[np.float32], storage: Storage) -> NDArray[np.float32]:
@@ -21,6 +23,8 @@ def as_stored(w: NDArray[np.float32], storage: Storage) -> NDArray[np.float32]:
     if storage == "bfloat16":
         u = w.view(np.uint32)
         return ((u + 0x7FFF + (u >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    if storage == "float16":
+        return w.astype(np.float16).astype(np.float32)
     out = np.empty_like(w)
     for k in range(0, w.shape[1], 32):
         group = w[:, k : k + 32]
@@ -54,7 +58,7 @@ def test_filling_in_pieces_equals_filling_at_once(storage: Storage) -> None:
 
 
 def test_bytes_per_weight() -> None:
-    for storage, bits in (("float32", 32), ("bfloat16", 16), ("int8", 8.5), ("int4", 4.5)):
+    for storage, bits in (("float32", 32), ("bfloat16", 16), ("float16", 16), ("int8", 8.5), ("int4", 4.5)):
         assert Matrix(2, 64, 128, storage).nbytes == 2 * 64 * 128 * bits / 8
 
 
@@ -69,7 +73,8 @@ def test_products_with_stored_weights(backend: NativeBackend, storage: Storage, 
         return ops.linear(ops.embed(handles["x"]), handles["w"])
 
     got = NativeBackend(backend.isa, storage).run(graph, {"x": x, "w": w}, [rows_batch(rows)])
-    want = REFERENCE.run(graph, {"x": x, "w": as_stored(w, storage)}, [rows_batch(rows)])
+    seen = x if storage in native.FLOATS else coded(x).astype(np.float64)
+    want = REFERENCE.run(graph, {"x": seen, "w": as_stored(w, storage)}, [rows_batch(rows)])
     assert_close(got[0], want[0], 5e-6)
 
 

@@ -159,7 +159,8 @@ ROTATION = Rotation((1.0,), "half")
         (lambda o, x: o.rope(x, 3, ROTATION), "cannot rotate"),
         (lambda o, x: o.rope(x, 16, ROTATION), "cannot rotate"),
         (lambda o, x: o.select(o.select(x)), "already"),
-        (lambda o, x: o.swiglu(o.split(x, (7, 9))[0]), "even number"),
+        (lambda o, x: o.gated(x, packed(normal(0, 7, 16), "float32")), "even number"),
+        (lambda o, x: o.linear(x, native.gate_up_matrix(1, 64, 16, "int4")), "pairs"),
         (lambda o, x: o.finish(x), "call select first"),
         (lambda o, x: o.finish(o.split(o.select(x), (8, 8))[0]), "whole result"),
         (lambda o, x: o.gqa(x, x, x, 0, GqaShape(4, 3, 4, 1.0)), "cannot share 3 key heads"),
@@ -186,7 +187,8 @@ def test_wrong_plans_are_refused_while_recording(graph: Any, message: str) -> No
     ],
 )
 def test_wrong_routings_are_refused(routing: Routing, bias: int | None, message: str) -> None:
-    router, gate_up, down = (packed(normal(0, *s), "int4") for s in ((8, 16), (8, 6, 16), (8, 16, 3)))
+    router = packed(normal(0, 8, 16), "float32")
+    gate_up, down = (packed(normal(0, *s), "int4") for s in ((8, 6, 16), (8, 16, 3)))
     vector = native.vector(normal(0, bias)) if bias else None
     with pytest.raises(ValueError, match=message):
         record(lambda o, x: o.moe(x, router, vector, gate_up, down, routing, 0))

@@ -153,7 +153,8 @@ def _pack(checkpoint: Checkpoint, param: Param, kept: native.Storage) -> Any:
         return packed
     *count, rows, cols = param.shape
     # routers decide by small differences, so they are never quantised
-    matrix = native.Matrix(count[0] if count else 1, rows, cols, "float32" if param.kind == "router" else kept)
+    make = native.gate_up_matrix if param.key.endswith("gate_up") else native.Matrix
+    matrix = make(count[0] if count else 1, rows, cols, "float32" if param.kind == "router" else kept)
     for row, values in checkpoint.pieces(param):
         matrix.fill(row // rows, row % rows, np.ascontiguousarray(values))
     return matrix

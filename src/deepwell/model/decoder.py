@@ -104,13 +104,12 @@ class Decoder:
         return ops.mla(q, latent, ops.rope(k_rope, 1, self.rotation), w["kv_b"], layer, shape)
 
     def _mlp(self, ops: Ops[A], h: A, w: Weights) -> A:
-        gate_up = ops.linear(h, w["gate_up"], w.get("gate_up_bias"))
-        return ops.linear(ops.swiglu(gate_up), w["down"], w.get("down_bias"))
+        return ops.linear(ops.gated(h, w["gate_up"], w.get("gate_up_bias")), w["down"], w.get("down_bias"))
 
     def _moe(self, ops: Ops[A], h: A, w: Weights, layer: int) -> A:
         moe = self.config.moe
         assert moe is not None
-        routed = ops.moe(
-            h, w["router"], w.get("router_bias"), w["experts.gate_up"], w["experts.down"], moe.routing, layer
-        )
-        return ops.add(routed, self._mlp(ops, h, w.at("shared"))) if moe.shared else routed
+        experts = w["experts.gate_up"], w["experts.down"]
+        shared = (w["shared.gate_up"], w["shared.down"]) if moe.shared and not self.config.mlp_bias else None
+        out = ops.moe(h, w["router"], w.get("router_bias"), *experts, moe.routing, layer, shared)
+        return ops.add(out, self._mlp(ops, h, w.at("shared"))) if moe.shared and shared is None else out

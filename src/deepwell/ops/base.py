@@ -7,6 +7,11 @@ S sequences of a step, P pages of the longest block table, L rows whose logits a
 Every operation works row by row in float32: row t of the result depends on row t of the inputs alone (attention: on
 the earlier tokens of the same sequence). The order of every reduction depends on shapes of the model only, never on
 T, S or the place of a row in the batch. That is what makes a request's bytes independent of its neighbours.
+
+A matrix may be kept quantised. Its inputs are then rounded to 8 bits first: per row and 128 columns, scale = max|x| / 127
+and code = rint(x · 127 / max|x|). Sums of products of codes are exact integers; native/kernels_coded.h has the rest.
+The KV cache may be kept in bfloat16: keys, values, queries and each page's weights are then rounded to it, and products
+are added up in float32.
 """
 
 from __future__ import annotations
@@ -137,14 +142,25 @@ class Ops(Protocol[A]):
         """
         ...
 
-    def swiglu(self, gate_up: A) -> A:
-        """silu(gate) * up, where gate is the first half of the columns and up the second."""
+    def gated(self, x: A, gate_up: Any, bias: Any | None = None) -> A:
+        """y_TF = silu(gate) * up, where gate | up = x_TK · gate_up_(2F)Kᵀ (+ bias): SwiGLU's first half."""
         ...
 
-    def moe(self, x: A, router: Any, bias: Any | None, gate_up: Any, down: Any, routing: Routing, layer: int) -> A:
-        """y_TD = Σ over the chosen experts e, from the best down, of w_e · down_e · swiglu(gate_up_e · x).
+    def moe(
+        self,
+        x: A,
+        router: Any,
+        bias: Any | None,
+        gate_up: Any,
+        down: Any,
+        routing: Routing,
+        layer: int,
+        shared: tuple[Any, Any] | None = None,
+    ) -> A:
+        """y_TD = Σ over the chosen experts e, from the best down, of w_e · down_e · gated(x, gate_up_e), plus the
+        shared expert's down · gated(x, gate_up), if there is one.
 
-        router_ED, bias_E or None, gate_up_E(2F)D (gate rows then up rows), down_EDF.
+        router_ED, bias_E or None, gate_up_E(2F)D (gate rows then up rows), down_EDF; shared is (gate_up, down).
         """
         ...
 

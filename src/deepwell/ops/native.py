@@ -9,8 +9,9 @@ A plan is a list of instructions, one per operation, over buffers whose width is
 tokens (after `select`, the selected rows). Every width is checked while recording. `finish` lays the buffers into one
 arena, reusing the place of results nobody reads any more. `run` checks the batch, then executes without the GIL.
 
-Weights are `Matrix` (float32, bfloat16, int8 or int4 in groups of 32 columns; native/matrix.h states layout and
-rounding), `Vector` (float32) and `KvB`. All arithmetic is float32; every instruction set gives the same bits.
+Weights are `Matrix` (a float storage, int8 or int4 in groups of 32 columns, or ggml's blocks as they are;
+native/matrix.h states layout and rounding), `Vector` (float32) and `KvB`. ops/base.py states the arithmetic; every
+instruction set gives the same bits.
 """
 
 from __future__ import annotations
@@ -41,8 +42,20 @@ __all__ = [
     "vector",
 ]
 
-Storage = Literal["float32", "bfloat16", "int8", "int4"]
+Storage = Literal[
+    "float32", "bfloat16", "float16", "int8", "int4", "q4_1", "q5_0", "q5_1",
+    "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
+]  # fmt: skip
+FLOATS: tuple[Storage, ...] = ("float32", "bfloat16", "float16")
 Vector = _native.Vector
+
+
+def gate_up_matrix(count: int, rows: int, cols: int, storage: Storage) -> Matrix:
+    """A matrix for `gated` or for experts: rows of the gate, then as many of the up projection.
+
+    Quantised ones lay the two side by side, where their height allows it, and are then computed in one pass.
+    """
+    return Matrix(count, rows, cols, storage, pairs=storage not in FLOATS and rows % 32 == 0)
 
 
 def vector(values: NDArray[Any]) -> Vector:
@@ -133,8 +146,8 @@ class Recorder:
             q, latent, k_rope, kv_b.k_b, kv_b.v_b, layer, s.heads, s.nope, s.rope, s.value, s.scale
         )
 
-    def swiglu(self, gate_up: View) -> View:
-        return self._program.swiglu(gate_up)
+    def gated(self, x: View, gate_up: Matrix, bias: Vector | None = None) -> View:
+        return self._program.gated(x, gate_up, bias)
 
     def moe(
         self,
@@ -145,13 +158,27 @@ class Recorder:
         down: Matrix,
         routing: Routing,
         layer: int,
+        shared: tuple[Matrix, Matrix] | None = None,
     ) -> View:
-        r = routing
+        r, (shared_gate_up, shared_down) = routing, shared or (None, None)
         if router.rows != r.experts:
             raise ValueError(f"the router has {router.rows} rows, the routing {r.experts} experts")
         softmax = r.scoring == "softmax"
         return self._program.moe(
-            x, router, bias, gate_up, down, r.top_k, softmax, r.method, r.n_group, r.topk_group, r.normalize, r.scale
+            x,
+            router,
+            bias,
+            gate_up,
+            down,
+            shared_gate_up,
+            shared_down,
+            r.top_k,
+            softmax,
+            r.method,
+            r.n_group,
+            r.topk_group,
+            r.normalize,
+            r.scale,
         )
 
     def select(self, x: View) -> View:

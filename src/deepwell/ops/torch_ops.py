@@ -88,8 +88,8 @@ class TorchOps:
         k_BHSK = torch.cat([k_nope_BHSN, k_rope_BHSR], dim=-1)
         return self._attend(self._heads(q, shape.heads), k_BHSK, v_BHSV, shape.scale)
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
+    def gated(self, x: Tensor, gate_up: Tensor, bias: Tensor | None = None) -> Tensor:
+        gate, up = F.linear(x, gate_up, bias).chunk(2, dim=-1)
         return F.silu(gate) * up
 
     def moe(
@@ -101,13 +101,15 @@ class TorchOps:
         down: Tensor,
         routing: Routing,
         layer: int,
+        shared: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         score_TE = self._scores(x, router, routing)
         chosen_TA = choose_experts(score_TE, bias, routing)
         weight_TA = expert_weights(score_TE, chosen_TA, routing)
         count_E = torch.bincount(chosen_TA.reshape(-1), minlength=routing.experts)
         self.loads.append(RouterLoad(layer, count_E, score_TE, chosen_TA))
-        return _run_experts(x, chosen_TA, weight_TA, count_E, gate_up, down)
+        routed = _run_experts(x, chosen_TA, weight_TA, count_E, gate_up, down)
+        return routed if shared is None else routed + F.linear(self.gated(x, shared[0]), shared[1])
 
     def select(self, x: Tensor) -> Tensor:
         return x
