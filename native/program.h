@@ -83,7 +83,7 @@ class Program {
   Program();
 
   View embed(MatrixPtr table);
-  View rms_norm(View x, VectorPtr weight, float eps);
+  View rms_norm(View x, VectorPtr weight, float eps, int heads);
   View linear(View x, MatrixPtr weight, VectorPtr bias);
   std::vector<View> split(View x, const std::vector<int>& widths);
   View concat(const std::vector<View>& xs);
