@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV3Config, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 YARN = {
     "rope_type": "yarn",
@@ -74,6 +82,23 @@ CONFIGS: dict[str, Any] = {
         rope_parameters={
             "rope_type": "yarn",
             "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "qwen2": lambda: Qwen2Config(
+        **_BASE, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False
+    ),
+    "qwen3": lambda: Qwen3Config(
+        **_BASE,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        tie_word_embeddings=True,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 1000000.0,
             "factor": 4.0,
             "original_max_position_embeddings": 64,
         },

@@ -155,7 +155,7 @@ def test_missing_shard_and_escaping_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported are llama, deepseek_v2, deepseek_v3"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported are llama, qwen2, qwen3, deepseek, "),
         ({"num_hidden_layers": "three"}, "num_hidden_layers is 'three'"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
         ({"hidden_size": None}, "hidden_size is missing"),

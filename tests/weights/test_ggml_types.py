@@ -1,4 +1,4 @@
-"""Every block format: bit by bit what the reference dequantiser of the gguf package gives, and what its formula says."""
+"""Every block format: bit by bit what the gguf package's dequantiser gives, and what the formula says."""
 
 import gguf
 import numpy as np
