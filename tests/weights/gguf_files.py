@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from fakes import SPECIALS, tiny_tokenizer, write_tiny_tokenizer
 
 Arrays = dict[str, NDArray[Any]]
 Change = Callable[[GGUFWriter, Arrays], None]
-F32, F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
+F32, BF16 = GGMLQuantizationType.F32, GGMLQuantizationType.BF16
 
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -135,9 +137,6 @@ def _mla(w: GGUFWriter, c: Any, split_kv_b: bool) -> None:
 
 def add_tokenizer(w: GGUFWriter, pre: str = "gpt-2") -> None:
     """The tiny tokenizer of the tests: its special tokens as control tokens, 0 and 1 first and last."""
-    import json
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         raw = json.loads((write_tiny_tokenizer(Path(folder)) / "tokenizer.json").read_text("utf-8"))
     vocab = sorted(raw["model"]["vocab"].items(), key=lambda item: item[1])
@@ -164,7 +163,8 @@ def write(
     change: Change | None = None,
     **options: Any,
 ) -> Path:
-    """Write a model; `quantise` gives a tensor's type by name, `change` edits metadata and tensors before."""
+    """Write a model. `quantise` gives a matrix's type by name, and rows of no whole blocks stay F32; `change` edits
+    metadata and tensors before."""
     writer = GGUFWriter(file, arch, **options)
     arrays = tensors_of(config, saved, arch, split_kv_b)
     _metadata(writer, config, arch, split_kv_b)
@@ -172,7 +172,7 @@ def write(
     if change is not None:
         change(writer, arrays)
     for name, value in arrays.items():
-        kind = quantise(name) if value.ndim > 1 else F32
+        kind = quantise(name) if value.ndim > 1 and value.shape[-1] % 32 == 0 else F32
         data = value.astype(np.float32) if kind == F32 else gguf.quants.quantize(value.astype(np.float32), kind)
         writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()

@@ -29,7 +29,7 @@ MAX_NAME_BYTES, MAX_STRING_BYTES, MAX_ITEMS, MAX_NESTING = 1 << 10, 16 << 20, 1 
 MAX_DIMENSION = 1 << 32
 
 _MAGIC = b"GGUF"
-_ARRAY, _STRING, _BOOL = 9, 8, 7
+_ARRAY, _STRING, _BOOL, _FLOAT32 = 9, 8, 7, 6
 _NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 10: "<u8", 11: "<i8", 12: "<f8"}
 _SMALLEST = {_ARRAY: 12, _STRING: 8, _BOOL: 1} | {code: int(text[2]) for code, text in _NUMBERS.items()}
 _SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
@@ -175,7 +175,9 @@ class _Cursor:
             return self._bools(1)[0]
         if code not in _NUMBERS:
             raise self.error(f"has the value type {code}; allowed are 0 to 12")
-        return np.frombuffer(self.take(_SMALLEST[code]), _NUMBERS[code])[0].item()
+        number = np.frombuffer(self.take(_SMALLEST[code]), _NUMBERS[code])[0]
+        # the shortest decimal is what was written: 1e-6, not the 9.99999997e-7 that float32 makes of it
+        return float(str(number)) if code == _FLOAT32 else number.item()
 
     def _array(self, depth: int) -> Any:
         code, count = self.number("I"), self.number("Q")

@@ -146,7 +146,8 @@ class GgufCheckpoint:
         rows = values_in(param.shape[:-1]) if len(param.shape) > 1 else param.shape[0]
         wanted = (rows // len(param.sources), *(param.shape[-1:] if len(param.shape) > 1 else ()))
         # experts share a tensor, which need be looked at once
-        for name, stacked in {(name, index is not None) for name, index in map(gguf_name, param.sources)}:
+        stacks = {name: index is not None for name, index in map(gguf_name, param.sources)}
+        for name, stacked in stacks.items():
             self._check_shape(name, (param.shape[0], *wanted) if stacked else wanted)
 
     def _check_halves(self, keys: GgufTensor, values: GgufTensor) -> None:

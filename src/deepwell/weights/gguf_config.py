@@ -204,9 +204,9 @@ def _rope(keys: _Keys, context: int, width: int) -> RopeConfig:
     kind = keys.get("rope.scaling.type") or "linear"
     divisors = _divisors(keys, width)
     if kind == "none" or (kind == "linear" and factor == 1):
-        return RopeConfig(theta=theta, divisors=divisors)
+        return RopeConfig(theta=theta, original=context, divisors=divisors)
     if kind == "linear":
-        return RopeConfig(theta=theta, kind="linear", factor=factor, divisors=divisors)
+        return RopeConfig(theta=theta, kind="linear", factor=factor, original=context, divisors=divisors)
     if kind != "yarn":
         raise keys.error("rope.scaling.type", f"is {kind!r}; supported are none, linear and yarn")
     attention_factor = keys.get("rope.scaling.yarn_attn_factor")
