@@ -75,7 +75,8 @@ SPLITS: Mapping[str, Sequence[str]] = {
     "gpt-2": _GPT2,
     "default": _GPT2,
 }
-"""Expressions by `tokenizer.ggml.pre`. Each cuts what the ones before it left into matches and what lies between."""
+"""Expressions by `tokenizer.ggml.pre`. Each cuts every piece that the ones before it made into matches
+and what lies between; so DeepSeek-LLM's marks, whose range holds a-z, part ASCII letters from others."""
 
 
 def tokenizer_from(file: GgufFile) -> Tokenizer:
