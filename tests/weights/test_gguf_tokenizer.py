@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,10 @@ def from_file(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return tokenizer_from(GgufFile(file))
 
 
-@given(
-    st.text() | st.sampled_from(SPECIALS) | st.lists(st.sampled_from([*SPECIALS, "The quick", " brown"])).map("".join)
-)
+WORDS = st.lists(st.sampled_from([*SPECIALS, "The quick", " brown"])).map("".join)
+
+
+@given(st.text() | WORDS)
 def test_the_ids_of_the_folder(from_file: Tokenizer, text: str) -> None:
     """The same vocabulary gives the same ids; text that spells a special token stays text."""
     ids = from_file.encode(text)
@@ -125,8 +127,6 @@ def test_llama_takes_whole_tokens_that_no_merge_makes(tmp_path: Path) -> None:
 
 def pieces(pre: str, text: str) -> list[str]:
     """How the tokenizer of a family cuts a text: by the library, from a file that names the family."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         plain: Any = write(Path(folder) / "x.gguf", pre)._plain
     return [bytes(BYTE_ALPHABET[c] for c in piece).decode() for piece, _ in plain.pre_tokenizer.pre_tokenize_str(text)]
@@ -140,8 +140,8 @@ def pieces(pre: str, text: str) -> list[str]:
         ("deepseek-v3", "深度求索ab かな", ["深度求索", "ab", " ", "かな"]),
         ("deepseek-v3", "  two", [" ", " two"]),
         ("deepseek-llm", "abc 123 x_y\nz", ["abc", " ", "123", " x", "_", "y", "\n", "z"]),
-        ("deepseek-llm", "深度 Größe!? end  ", ["深度", " Größe", "!?", " end", "  "]),
-        ("deepseek-coder", "x12 = y;\n\n  深", ["x", "1", "2", " =", " y", ";", "\n", "\n", "  ", "深"]),
+        ("deepseek-llm", "深度 Größe!? end  ", ["深度", " Gr", "öß", "e", "!?", " end", "  "]),
+        ("deepseek-coder", "x12 = y;\n\n  深", ["x", "1", "2", " =", " y", ";", "\n", "\n", " ", " 深"]),
         ("qwen2", "I'LL be 1234\n  x", ["I", "'LL", " be", " ", "1", "2", "3", "4", "\n", " ", " x"]),
         ("deepseek-r1-qwen", "a 12", ["a", " ", "1", "2"]),
         ("llama-bpe", "I'll be 12345", ["I", "'ll", " be", " ", "123", "45"]),
@@ -154,11 +154,9 @@ def test_how_text_is_cut(pre: str, text: str, wanted: list[str]) -> None:
 
 @pytest.mark.parametrize("pre", SPLITS)
 def test_cutting_as_another_engine_of_expressions_does(pre: str) -> None:
-    """The `regex` package, applied expression by expression to what the ones before left, cuts the same."""
+    """The `regex` package, applied expression by expression to every piece, cuts the same."""
     rng = np.random.default_rng(0)
-    alphabet = list(
-        "abZ  \n\r\t019.,!_='s\u00e9\u00df\u03b1\u0436\u4e2d\u6587\u304b\ud55c\u0301\u3002\uff01\u00b2\u10d0\u2460"
-    )
+    alphabet = list("abZ  \n\r\t019.,!_='séßαж中文か한。！²ა①\u0301")
     for _ in range(60):
         text = "".join(rng.choice(alphabet, 40))
         parts = [text]
