@@ -165,6 +165,7 @@ def test_missing_shard_and_escaping_index(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"scoring_func": "argmax"}, "scoring_func is 'argmax'; allowed are softmax, sigmoid"),
         ({"vocab_size": 321}, "has shape"),
+        ({"use_sliding_window": True}, "use_sliding_window is true; supported is attention to the whole sequence"),
     ],
 )
 def test_config_errors(folder: Path, change: dict[str, Any], reason: str) -> None:

@@ -141,7 +141,7 @@ def pieces(pre: str, text: str) -> list[str]:
         ("deepseek-v3", "  two", [" ", " two"]),
         ("deepseek-llm", "abc 123 x_y\nz", ["abc", " ", "123", " x", "_", "y", "\n", "z"]),
         ("deepseek-llm", "深度 Größe!? end  ", ["深度", " Gr", "öß", "e", "!?", " end", "  "]),
-        ("deepseek-coder", "x12 = y;\n\n  深", ["x", "1", "2", " =", " y", ";", "\n", "\n", " ", " 深"]),
+        ("deepseek-coder", "x12 = y;\n\n  深", ["x", "1", "2", " =", " y", ";", "\n", "\n", " ", " ", "深"]),
         ("qwen2", "I'LL be 1234\n  x", ["I", "'LL", " be", " ", "1", "2", "3", "4", "\n", " ", " x"]),
         ("deepseek-r1-qwen", "a 12", ["a", " ", "1", "2"]),
         ("llama-bpe", "I'll be 12345", ["I", "'ll", " be", " ", "123", "45"]),
