@@ -78,7 +78,10 @@ void Embed::run(Step& step) const {
 void RmsNorm::run(Step& step) const {
   const Rows in = step.rows(x), y = step.rows(out);
   const auto norm = kernels().rms_norm;
-  each_row(in.count, out.width, [&](int t) { norm(in[t], weight->values.data(), y[t], out.width, eps); });
+  const int width = out.width / heads;
+  each_row(in.count, out.width, [&](int t) {
+    for (int at = 0; at < out.width; at += width) norm(in[t] + at, weight->values.data(), y[t] + at, width, eps);
+  });
 }
 
 namespace {

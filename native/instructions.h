@@ -39,11 +39,12 @@ struct Embed : Instruction {
 };
 
 struct RmsNorm : Instruction {
-  RmsNorm(View i, VectorPtr w, float e, View o) : x(i), weight(std::move(w)), eps(e), out(o) {}
+  RmsNorm(View i, VectorPtr w, float e, int h, View o) : x(i), weight(std::move(w)), eps(e), heads(h), out(o) {}
   void run(Step& step) const override;
   View x;
   VectorPtr weight;
   float eps;
+  int heads;
   View out;
 };
 

@@ -118,7 +118,7 @@ void bind_program(nb::module_& m) {
   nb::class_<Program>(m, "Program")
       .def(nb::init<>())
       .def("embed", &Program::embed, "table"_a)
-      .def("rms_norm", &Program::rms_norm, "x"_a, "weight"_a, "eps"_a)
+      .def("rms_norm", &Program::rms_norm, "x"_a, "weight"_a, "eps"_a, "heads"_a)
       .def("linear", &Program::linear, "x"_a, "weight"_a, "bias"_a.none())
       .def("split", &Program::split, "x"_a, "widths"_a)
       .def("concat", &Program::concat, "xs"_a)

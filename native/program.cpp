@@ -88,11 +88,13 @@ View Program::embed(MatrixPtr table) {
   return out;
 }
 
-View Program::rms_norm(View x, VectorPtr weight, float eps) {
+View Program::rms_norm(View x, VectorPtr weight, float eps, int heads) {
   check_view(x, "the input of rms_norm");
-  check_vector(weight, x.width, "the weight of rms_norm");
+  require(heads >= 1 && x.width % heads == 0,
+          "rms_norm cannot cut " + number(x.width) + " columns into " + number(heads) + " heads");
+  check_vector(weight, x.width / heads, "the weight of rms_norm");
   const View out = buffer(x.width, x.selected);
-  record<RmsNorm>({x, out}, x, weight, eps, out);
+  record<RmsNorm>({x, out}, x, weight, eps, heads, out);
   return out;
 }
 

@@ -84,7 +84,7 @@ class Program {
   Program();
 
   View embed(MatrixPtr table);
-  View rms_norm(View x, VectorPtr weight, float eps);
+  View rms_norm(View x, VectorPtr weight, float eps, int heads);
   View linear(View x, MatrixPtr weight, VectorPtr bias);
   // silu(gate) * up, where the weight's first half of rows is the gate's.
   View gated(View x, MatrixPtr weight, VectorPtr bias);

@@ -39,7 +39,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     model: Annotated[
         Path | None,
-        Meta(description="Folder of a Hugging Face checkpoint; the embedded model if left out.", extra=ARGUMENT),
+        Meta(
+            description="Folder of a Hugging Face checkpoint, or a GGUF file; the embedded model if left out.",
+            extra=ARGUMENT,
+        ),
     ] = None
     dtype: Annotated[
         Dtype, Meta(description="How weights are held in memory; auto keeps the checkpoint's own precision.")

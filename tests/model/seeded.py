@@ -5,11 +5,22 @@ transformers is the independent reference: it builds, initialises, saves and run
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV3Config, LlamaConfig, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
+)
 
 YARN = {
     "rope_type": "yarn",
@@ -78,6 +89,23 @@ CONFIGS: dict[str, Any] = {
             "original_max_position_embeddings": 64,
         },
     ),
+    "qwen2": lambda: Qwen2Config(
+        **_BASE, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False
+    ),
+    "qwen3": lambda: Qwen3Config(
+        **_BASE,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        tie_word_embeddings=True,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 1000000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
     "v2-lite": lambda: DeepseekV2Config(
         **_BASE,
         **_MLA,
@@ -125,7 +153,59 @@ CONFIGS: dict[str, Any] = {
 def make(name: str, seed: int = 0) -> PreTrainedModel:
     """A float32 model of that name with weights large enough that logits and routing really vary."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval()
+    return _vary(AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval())
+
+
+def save(name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
+    """Save that model as a checkpoint in `folder` and return it, with the values the file holds, in float32."""
+    make(name, seed).to(dtype).save_pretrained(folder, **options)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def make_deepseek_moe(folder: Path, seed: int = 0) -> PreTrainedModel:
+    """A checkpoint of DeepSeek-MoE's architecture, which transformers lacks, and a model that computes the same.
+
+    Qwen2-MoE is that architecture with biases and a gate on the shared expert more: biases are 0 here, and the gate
+    is a constant 0.5, which the checkpoint's shared expert has in its last matrix.
+    """
+    torch.manual_seed(seed)
+    moe = {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": False, "shared_expert_intermediate_size": 64}
+    config = Qwen2MoeConfig(
+        **_BASE,
+        **moe,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        mlp_only_layers=[0],
+        tie_word_embeddings=False,
+    )
+    model = _vary(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if key.endswith(("proj.bias", "shared_expert_gate.weight")):
+                weight.zero_()
+    model.save_pretrained(folder)
+    saved = load_file(folder / "model.safetensors")
+    kept: dict[str, torch.Tensor] = {}
+    for key, value in saved.items():
+        if not key.endswith(("proj.bias", "shared_expert_gate.weight")):
+            half = 0.5 if key.endswith("shared_expert.down_proj.weight") else 1.0
+            kept[key.replace("shared_expert.", "shared_experts.")] = value * half
+    save_file(kept, folder / "model.safetensors")
+    raw = json.loads((folder / "config.json").read_text()) | {
+        "model_type": "deepseek",
+        "n_routed_experts": 8,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "moe_layer_freq": 1,
+        "scoring_func": "softmax",
+    }
+    (folder / "config.json").write_text(json.dumps(raw))
+    return model
+
+
+def _vary(model: PreTrainedModel) -> PreTrainedModel:
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if key.endswith("norm.weight") or "layernorm" in key:
@@ -138,9 +218,3 @@ def make(name: str, seed: int = 0) -> PreTrainedModel:
             if key.endswith("e_score_correction_bias"):
                 buffer.uniform_(-0.6, 0.3)
     return model
-
-
-def save(name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
-    """Save that model as a checkpoint in `folder` and return it, with the values the file holds, in float32."""
-    make(name, seed).to(dtype).save_pretrained(folder, **options)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

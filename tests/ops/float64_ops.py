@@ -26,8 +26,9 @@ class Float64Ops:
     def embed(self, table: Array) -> Array:
         return table[self.batch.tokens_T]
 
-    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+    def rms_norm(self, x: Array, weight: Array, eps: float, heads: int = 1) -> Array:
+        cut = x.reshape(len(x), heads, -1)
+        return (cut / np.sqrt((cut * cut).mean(-1, keepdims=True) + eps) * weight).reshape(x.shape)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         return x @ weight.T + (0 if bias is None else bias)

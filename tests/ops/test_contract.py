@@ -42,6 +42,13 @@ def test_rms_norm(backend: Backend, seed: int) -> None:
     check(backend, lambda ops, w: ops.rms_norm(ops.embed(w["x"]), w["w"], 1e-5), weights, [rows_batch(rows)])
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rms_norm_of_heads(backend: Backend, seed: int) -> None:
+    rows, heads, width = sizes(seed, 20, 8, 40)
+    weights = {"x": normal(seed, rows, heads * width) * 3, "w": normal(seed + 1, width)}
+    check(backend, lambda ops, w: ops.rms_norm(ops.embed(w["x"]), w["w"], 1e-5, heads), weights, [rows_batch(rows)])
+
+
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_linear(backend: Backend, seed: int, with_bias: bool) -> None:

@@ -149,6 +149,7 @@ ROTATION = Rotation((1.0,), "half")
         ),
         (lambda o, x: o.linear(x, packed(normal(0, 4, 16), "int8"), native.vector(normal(0, 5))), "bias of linear"),
         (lambda o, x: o.rms_norm(x, native.vector(normal(0, 15)), 1e-6), "rms_norm has 15 values, expected 16"),
+        (lambda o, x: o.rms_norm(x, native.vector(normal(0, 16)), 1e-6, 3), "cannot cut 16 columns into 3 heads"),
         (lambda o, x: o.split(x, (8, 9)), "do not fit in 16 columns"),
         (lambda o, x: o.split(x, (8, 7)), "add up to 15, not 16"),
         (lambda o, x: o.split(x, (16, -1)), "do not fit"),

@@ -155,7 +155,7 @@ def test_missing_shard_and_escaping_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported are llama, deepseek_v2, deepseek_v3"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported are llama, qwen2, qwen3, deepseek, "),
         ({"num_hidden_layers": "three"}, "num_hidden_layers is 'three'"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
         ({"hidden_size": None}, "hidden_size is missing"),
@@ -165,6 +165,7 @@ def test_missing_shard_and_escaping_index(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"scoring_func": "argmax"}, "scoring_func is 'argmax'; allowed are softmax, sigmoid"),
         ({"vocab_size": 321}, "has shape"),
+        ({"use_sliding_window": True}, "use_sliding_window is true; supported is attention to the whole sequence"),
     ],
 )
 def test_config_errors(folder: Path, change: dict[str, Any], reason: str) -> None:

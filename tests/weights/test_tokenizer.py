@@ -88,6 +88,7 @@ def test_added_single_characters_are_text(tmp_path: Path) -> None:
         ({"config.json": {"bos_token_id": 3, "eos_token_id": 4}}, 3, (4,)),
         ({"config.json": {"eos_token_id": 4}, "generation_config.json": {"eos_token_id": [19, 4]}}, None, (19, 4)),
         ({"tokenizer_config.json": {"eos_token": EOS}, "config.json": {"eos_token_id": 19}}, None, (19, 1)),
+        ({"tokenizer_config.json": {"bos_token": None}, "config.json": {"bos_token_id": 5}}, None, ()),
         ({"config.json": {"bos_token_id": None, "eos_token_id": -1}}, None, ()),
         ({}, None, ()),
     ],

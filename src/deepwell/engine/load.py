@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -20,7 +21,7 @@ from deepwell.model.params import Param
 from deepwell.ops import native
 from deepwell.ops.base import BLOCK_TOKENS, Batch, MlaShape
 from deepwell.weights import embedded_path
-from deepwell.weights.checkpoint import Checkpoint
+from deepwell.weights.source import Source, open_source
 from deepwell.weights.tokenizer import Tokenizer
 
 DType = Literal["auto", "float32", "bfloat16", "int8", "int4"]
@@ -47,7 +48,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
 class NativeRunner:
     """The engine's `Runner` over the C++ backend: one recorded plan and one paged cache."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: DType = "auto", *, context: int = 0, blocks: int = 0) -> None:
+    def __init__(self, checkpoint: Source, dtype: DType = "auto", *, context: int = 0, blocks: int = 0) -> None:
         config = checkpoint.config
         self.dtype = storage(dtype, checkpoint.stored)
         self.context = _context(config, context)
@@ -69,7 +70,7 @@ class NativeRunner:
 def load_model(
     folder: Path | None = None, *, dtype: DType = "auto", threads: int = 0, context: int = 0, blocks: int = 0
 ) -> LoadedModel:
-    """Load a Hugging Face folder, the embedded model if None.
+    """Load a Hugging Face folder or a GGUF file (of a split one, the first shard); the embedded model if None.
 
     `threads` 0 is one per usable core; `context` 0 is the model's own; `blocks` 0 sizes the KV cache by free memory.
     Raises CheckpointError for files that are missing or broken, ConfigError for a value that is not allowed.
@@ -80,11 +81,12 @@ def load_model(
     if not 0 <= threads <= 1024:
         raise ConfigError(f"threads is {threads}; allowed are 1 to 1024, or 0 for one per core ({usable})")
     native.set_threads(threads or usable)
-    checkpoint = Checkpoint(folder)
-    tokenizer = Tokenizer.load(folder)
+    checkpoint = open_source(folder)
+    tokenizer = checkpoint.tokenizer()
     if tokenizer.vocab_size > checkpoint.config.vocab:
+        what = "tokenizer.json" if folder.is_dir() else "its tokenizer"
         raise CheckpointError(
-            f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only {checkpoint.config.vocab}; "
+            f"{folder}: {what} has {tokenizer.vocab_size} tokens, the model only {checkpoint.config.vocab}; "
             "they belong to different models"
         )
     runner = NativeRunner(checkpoint, dtype, context=context, blocks=blocks)
@@ -100,7 +102,9 @@ def load_model(
 
 
 def model_name(folder: Path) -> str:
-    """What clients call the model of a folder: the folder's name, and `deepwell` for the embedded one."""
+    """What clients call a model: the name of its folder or GGUF file, and `deepwell` for the embedded one."""
+    if folder.is_file():
+        return re.sub(r"(-00001-of-\d{5})?\.gguf$", "", folder.name)
     return "deepwell" if folder == embedded_path() else folder.resolve().name
 
 
@@ -141,7 +145,7 @@ def _context(config: ModelConfig, asked: int) -> int:
     return asked or config.context
 
 
-def _pack(checkpoint: Checkpoint, param: Param, kept: native.Storage) -> Any:
+def _pack(checkpoint: Source, param: Param, kept: native.Storage) -> Any:
     """One parameter as the native backend keeps it, filled a source tensor at a time."""
     if param.kind == "vector":
         return native.vector(checkpoint.whole(param))

@@ -1,7 +1,7 @@
 """What a model is: its shape, read from a Hugging Face config.json.
 
-Families: `llama` (DeepSeek LLM, Coder), `deepseek_v2`, `deepseek_v3`. A family is a set of values of `ModelConfig`, not
-code of its own.
+Families: `llama` (DeepSeek LLM, Coder), `qwen2` and `qwen3` (distilled models), `deepseek` (MoE-16B), `deepseek_v2`,
+`deepseek_v3`. A family is a set of values of `ModelConfig`, not code of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from deepwell.errors import ConfigError
 from deepwell.model.rope import RopeConfig, yarn_score_factor
 from deepwell.ops.base import GqaShape, MlaShape, Rotation, Routing
 
-FAMILIES = ("llama", "deepseek_v2", "deepseek_v3")
+FAMILIES = ("llama", "qwen2", "qwen3", "deepseek", "deepseek_v2", "deepseek_v3")
 
 
 class MlaConfig(msgspec.Struct, frozen=True):
@@ -39,7 +39,11 @@ class MoeConfig(msgspec.Struct, frozen=True):
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One decoder: attention is GQA unless `mla` is set; layers from `moe.first_dense` on are MoE if `moe` is set."""
+    """One decoder: attention is GQA unless `mla` is set; layers from `moe.first_dense` on are MoE if `moe` is set.
+
+    `attention_bias` adds biases to all projections of attention, `qkv_bias` to those of GQA's q, k and v alone;
+    `qk_norm` norms each head of q and k. `interleaved` is the rotation layout of GQA; MLA always interleaves.
+    """
 
     family: str
     vocab: int
@@ -57,7 +61,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     mtp_layers: int = 0
     tied: bool = False
     attention_bias: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
     mlp_bias: bool = False
+    interleaved: bool = False
 
     def is_moe(self, layer: int) -> bool:
         return self.moe is not None and layer >= self.moe.first_dense
@@ -74,7 +81,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def rotation(self) -> Rotation:
         width = self.mla.rope if self.mla else self.head_dim
-        return self.rope.rotation(width, "interleaved" if self.mla else "half")
+        return self.rope.rotation(width, "interleaved" if self.mla or self.interleaved else "half")
 
     @property
     def cache_width(self) -> int:
@@ -92,9 +99,12 @@ def from_hugging_face(raw: Mapping[str, Any]) -> ModelConfig:
         raise ConfigError(f"config.json: model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
     if (act := raw.get("hidden_act", "silu")) != "silu":
         raise ConfigError(f"config.json: hidden_act {act!r} is not supported; supported is 'silu'")
+    if keys.flag("use_sliding_window", False):
+        raise ConfigError("config.json: use_sliding_window is true; supported is attention to the whole sequence")
     hidden, heads, context = keys.count("hidden_size"), keys.count("num_attention_heads"), _context(keys)
-    mla = None if family == "llama" else _mla(keys)
-    head_dim = keys.count("head_dim", hidden // heads) if mla is None else mla.nope + mla.rope
+    mla = _mla(keys) if family in ("deepseek_v2", "deepseek_v3") else None
+    usual = 128 if family == "qwen3" else hidden // heads
+    head_dim = keys.count("head_dim", usual) if mla is None else mla.nope + mla.rope
     kv_heads = keys.count("num_key_value_heads", heads)
     if heads % kv_heads:
         raise ConfigError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
@@ -112,10 +122,12 @@ def from_hugging_face(raw: Mapping[str, Any]) -> ModelConfig:
         rope=RopeConfig.from_hugging_face(raw, context),
         context=context,
         mla=mla,
-        moe=None if family == "llama" else _moe(keys, family, layers),
+        moe=_moe(keys, family, layers) if family.startswith("deepseek") else None,
         mtp_layers=keys.count("num_nextn_predict_layers", 0, least=0) if family == "deepseek_v3" else 0,
         tied=keys.flag("tie_word_embeddings", False),
         attention_bias=keys.flag("attention_bias", False),
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
         mlp_bias=keys.flag("mlp_bias", False),
     )
 
@@ -197,7 +209,7 @@ def _moe(keys: _Keys, family: str, layers: int) -> MoeConfig | None:
     if (freq := keys.count("moe_layer_freq", 1)) != 1:
         raise ConfigError(f"config.json: moe_layer_freq {freq} is not supported; supported is 1")
     experts, top_k = keys.count("n_routed_experts"), keys.count("num_experts_per_tok")
-    method = keys.choice("topk_method", "greedy" if family == "deepseek_v2" else "noaux_tc")
+    method = keys.choice("topk_method", "noaux_tc" if family == "deepseek_v3" else "greedy")
     n_group = keys.count("n_group", 1) if method != "greedy" else 1
     topk_group = keys.count("topk_group", 1) if method != "greedy" else 1
     if experts % n_group or topk_group > n_group or top_k > experts // n_group * topk_group:
@@ -209,7 +221,7 @@ def _moe(keys: _Keys, family: str, layers: int) -> MoeConfig | None:
     routing = Routing(
         experts=experts,
         top_k=top_k,
-        scoring=keys.choice("scoring_func", "softmax" if family == "deepseek_v2" else "sigmoid"),
+        scoring=keys.choice("scoring_func", "sigmoid" if family == "deepseek_v3" else "softmax"),
         method=method,
         n_group=n_group,
         topk_group=topk_group,

@@ -86,6 +86,9 @@ class Decoder:
         shape = self.shape
         assert isinstance(shape, GqaShape)
         q, k, v = (ops.linear(h, w[name], w.get(f"{name}_bias")) for name in ("q", "k", "v"))
+        if self.config.qk_norm:
+            q = ops.rms_norm(q, w["q_norm"], self.config.eps, shape.heads)
+            k = ops.rms_norm(k, w["k_norm"], self.config.eps, shape.kv_heads)
         q = ops.rope(q, shape.heads, self.rotation)
         k = ops.rope(k, shape.kv_heads, self.rotation)
         return ops.gqa(q, k, v, layer, shape)

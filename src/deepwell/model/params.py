@@ -71,8 +71,10 @@ def _gqa(config: ModelConfig, key: str, source: str) -> Iterator[Param]:
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     for name, out, into in (("q", q, config.hidden), ("k", kv, config.hidden), ("v", kv, config.hidden)):
         yield Param(f"{key}.{name}", (out, into), "matrix", (f"{source}.{name}_proj.weight",))
-        if config.attention_bias:
+        if config.attention_bias or config.qkv_bias:
             yield _vector(f"{key}.{name}_bias", out, f"{source}.{name}_proj.bias")
+        if config.qk_norm and name != "v":
+            yield _vector(f"{key}.{name}_norm", config.head_dim, f"{source}.{name}_norm.weight")
     yield from _linear(f"{key}.o", config.hidden, q, f"{source}.o_proj", config.attention_bias)
 
 

@@ -16,7 +16,11 @@ _KINDS = ("default", "linear", "yarn", "llama3")
 
 
 class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Base frequency and scaling. Fields that a kind does not use keep their defaults."""
+    """Base frequency and scaling. Fields that a kind does not use keep their defaults.
+
+    `divisors` slow each frequency by a number of its own, before any other scaling; empty for none. This is how GGUF
+    files keep the llama3 kind.
+    """
 
     theta: float = 10000.0
     kind: Literal["default", "linear", "yarn", "llama3"] = "default"
@@ -29,6 +33,7 @@ class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
     attention_factor: float | None = None
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
+    divisors: tuple[float, ...] = ()
 
     @staticmethod
     def from_hugging_face(raw: Mapping[str, Any], context: int) -> RopeConfig:
@@ -61,6 +66,8 @@ class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
         exponent_R = np.arange(0, width, 2, dtype=np.float64) / width
         freq_R = self.theta**-exponent_R
         magnitude = 1.0
+        if self.divisors:
+            freq_R = freq_R / np.array(self.divisors)
         if self.kind == "linear":
             freq_R = freq_R / self.factor
         elif self.kind == "yarn":

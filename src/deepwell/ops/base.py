@@ -108,8 +108,8 @@ class Ops(Protocol[A]):
         """x_TD: rows of table_VD for the step's tokens."""
         ...
 
-    def rms_norm(self, x: A, weight: Any, eps: float) -> A:
-        """x / sqrt(mean(x²) + eps) * weight, over the columns."""
+    def rms_norm(self, x: A, weight: Any, eps: float, heads: int = 1) -> A:
+        """x / sqrt(mean(x²) + eps) * weight, over the columns of each of `heads` equal heads."""
         ...
 
     def linear(self, x: A, weight: Any, bias: Any | None = None) -> A:

@@ -118,8 +118,8 @@ class Recorder:
     def embed(self, table: Matrix) -> View:
         return self._program.embed(table)
 
-    def rms_norm(self, x: View, weight: Vector, eps: float) -> View:
-        return self._program.rms_norm(x, weight, eps)
+    def rms_norm(self, x: View, weight: Vector, eps: float, heads: int = 1) -> View:
+        return self._program.rms_norm(x, weight, eps, heads)
 
     def linear(self, x: View, weight: Matrix, bias: Vector | None = None) -> View:
         return self._program.linear(x, weight, bias)

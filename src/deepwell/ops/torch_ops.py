@@ -46,8 +46,8 @@ class TorchOps:
     def embed(self, table: Tensor) -> Tensor:
         return F.embedding(self.tokens_T, table)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, heads: int = 1) -> Tensor:
+        return F.rms_norm(x.unflatten(-1, (heads, -1)), weight.shape, weight, eps).flatten(-2)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)

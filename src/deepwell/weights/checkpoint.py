@@ -15,6 +15,7 @@ from deepwell.errors import CheckpointError
 from deepwell.model.config import ModelConfig, from_hugging_face
 from deepwell.model.params import Param, param_specs
 from deepwell.weights.safetensors import Tensor, read
+from deepwell.weights.tokenizer import Tokenizer
 
 MAX_JSON_BYTES = 64 << 20
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -41,7 +42,9 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
-            raise CheckpointError(f"{folder}: {what}; give a folder with config.json and *.safetensors")
+            raise CheckpointError(
+                f"{folder}: {what}; give a folder with config.json and *.safetensors, or a .gguf file"
+            )
         self.folder = folder
         raw = read_json(folder / "config.json")
         if not isinstance(raw, dict):
@@ -66,6 +69,9 @@ class Checkpoint:
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
             digest.update(tensor.sample())
         return digest.digest()
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.folder)
 
     def pieces(self, param: Param) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """(first row, rows) of a parameter seen as a matrix, one source tensor at a time."""

@@ -54,7 +54,7 @@ class Tokenizer:
         added = _added_tokens(document, path)
         plain = _without_special(document, added, path)
         spelled = {id: text for text, id in added.items()}
-        special = {text: id for text, id in added.items() if not _is_text(text)}
+        special = {text: id for text, id in added.items() if not is_text(text)}
         bos, eos = _boundaries(folder, added)
         return cls(plain, special, spelled, bos=bos, eos=eos)
 
@@ -96,18 +96,18 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-_BYTE_OF = _byte_alphabet()
+BYTE_ALPHABET = _byte_alphabet()
 
 
 def _unmapped(spelling: str) -> bytes:
     """Bytes behind a vocabulary entry. An entry outside the byte alphabet is taken as written."""
     try:
-        return bytes(_BYTE_OF[char] for char in spelling)
+        return bytes(BYTE_ALPHABET[char] for char in spelling)
     except KeyError:
         return spelling.encode()
 
 
-def _is_text(added: str) -> bool:
+def is_text(added: str) -> bool:
     """Whether an added token is ordinary text: one character or white space, as in DeepSeek-Coder's vocabulary."""
     return len(added) == 1 or added.isspace()
 
@@ -163,8 +163,8 @@ def _without_special(document: dict[str, Any], added: Mapping[str, int], path: P
         raise CheckpointError(f"{path}: model: the vocabulary is empty")
     merged = {"".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.merges}
     # A vocabulary entry that no merge makes could still be matched whole (ignore_merges), so it leaves too.
-    vocab = {text: id for text, id in model.vocab.items() if text not in added or _is_text(text) or text in merged}
-    kept = [token for token in document.get("added_tokens") or [] if _is_text(token["content"])]
+    vocab = {text: id for text, id in model.vocab.items() if text not in added or is_text(text) or text in merged}
+    kept = [token for token in document.get("added_tokens") or [] if is_text(token["content"])]
     # The library numbers an added token by its place unless the vocabulary holds it.
     vocab = {token["content"]: token["id"] for token in kept} | vocab
     plain = document | {
@@ -198,6 +198,8 @@ def _boundaries(folder: Path, added: Mapping[str, int]) -> tuple[int | None, tup
         for name in ("tokenizer_config.json", "generation_config.json", "config.json")
     )
     bos = _by_spelling(named.get("bos_token"), added) or _ids(generation, model, "bos_token_id")
+    if named.get("bos_token", "") is None:  # Qwen names an id, and says here that nothing opens a sequence
+        bos = []
     eos = _ids(generation, model, "eos_token_id") + _by_spelling(named.get("eos_token"), added)
     return (bos[0] if bos else None), tuple(dict.fromkeys(eos))
 

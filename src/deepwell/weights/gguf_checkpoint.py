@@ -1,0 +1,181 @@
+"""A model in a GGUF file: its tensors under the names of `param_specs`, checked against the parameters it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwell.errors import CheckpointError
+from deepwell.model.config import ModelConfig
+from deepwell.model.params import Param, param_specs
+from deepwell.weights.ggml_types import values_in
+from deepwell.weights.gguf import GgufFile, GgufTensor
+from deepwell.weights.gguf_config import model_config
+from deepwell.weights.gguf_tokenizer import tokenizer_from
+from deepwell.weights.tokenizer import Tokenizer
+
+_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_IN_LAYER = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.kv_b_proj": "attn_kv_b",
+    "mlp.gate": "ffn_gate_inp",
+}
+_IN_LAYER |= {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
+_IN_LAYER |= {f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")}
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(\w+)")
+_EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(\w+)_proj")
+_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+_UNUSED = ("rope_freqs.weight",)
+_FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+def gguf_name(source: str) -> tuple[str, int | None]:
+    """Where GGUF keeps a tensor of `param_specs`: the name, and the place in it if it is one of stacked experts."""
+    if (match := _LAYER.fullmatch(source)) is None:
+        stem, _, kind = source.rpartition(".")
+        return f"{_TOP[stem]}.{kind}", None
+    layer, stem, kind = match.groups()
+    if kind == "e_score_correction_bias":
+        return f"blk.{layer}.exp_probs_b.bias", None
+    if (expert := _EXPERT.fullmatch(stem)) is not None:
+        return f"blk.{layer}.ffn_{expert[2]}_exps.{kind}", int(expert[1])
+    return f"blk.{layer}.{_IN_LAYER[stem]}.{kind}", None
+
+
+class GgufCheckpoint:
+    """An opened GGUF model. `tensors` are mapped, not read; `stored` is the type most weights are kept in."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = GgufFile(path)
+        self.path, self.tensors = path, self._file.tensors
+        self.config: ModelConfig = model_config(self._file)
+        self.params = param_specs(self.config)
+        for param in self.params:
+            self._check(param)
+        self._check_extra()
+
+    @property
+    def stored(self) -> str:
+        """float32, float16, bfloat16 or the name of a ggml type."""
+        dtype = max(self.tensors.values(), key=lambda t: values_in(t.shape)).dtype
+        return _FLOATS.get(dtype, dtype)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """16 bytes that name this model: its config and, of every tensor, name, type, shape and first values."""
+        digest = hashlib.blake2b(msgspec.json.encode(self.config), digest_size=16)
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+            digest.update(tensor.sample())
+        return digest.digest()
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja text that the file brings for conversations, None if it has none."""
+        text = self._file.metadata.get("tokenizer.chat_template")
+        return text if isinstance(text, str) else None
+
+    def tokenizer(self) -> Tokenizer:
+        return tokenizer_from(self._file)
+
+    def pieces(self, param: Param) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(first row, rows) of a parameter seen as a matrix, one source tensor at a time."""
+        if param.kind == "kv_b" and (halves := self.kv_halves(param)) is not None:
+            yield 0, _joined(*halves)
+            return
+        row = 0
+        for tensor in self._sources(param):
+            values = tensor.float32()
+            yield row, values
+            row += values.shape[0]
+
+    def whole(self, param: Param) -> NDArray[np.float32]:
+        return np.concatenate([piece for _, piece in self.pieces(param)]).reshape(param.shape)
+
+    def source_dtype(self, param: Param) -> str | None:
+        """The one ggml type that all sources of a parameter have; None if they differ or their rows are regrouped."""
+        if param.kind == "kv_b" and self.kv_halves(param) is not None:
+            return None
+        types = {self.tensors[gguf_name(source)[0]].dtype for source in param.sources}
+        return types.pop() if len(types) == 1 else None
+
+    def block_pieces(self, param: Param) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """(first row, raw rows as stored) like `pieces`, without a copy; for parameters that have a `source_dtype`."""
+        row = 0
+        for tensor in self._sources(param):
+            blocks = tensor.blocks()
+            yield row, blocks
+            row += len(blocks)
+
+    def kv_halves(self, param: Param) -> tuple[GgufTensor, GgufTensor] | None:
+        """MLA's kv_b as newer files store it, for absorbed attention: keys (heads, latent, nope) and values
+        (heads, value, latent). None where the file has kv_b in one piece."""
+        prefix = gguf_name(param.sources[0])[0].removesuffix("attn_kv_b.weight")
+        keys, values = (self.tensors.get(f"{prefix}attn_{part}_b.weight") for part in "kv")
+        if keys is None or values is None:
+            return None
+        return keys, values
+
+    def _sources(self, param: Param) -> Iterator[GgufTensor]:
+        for source in param.sources:
+            name, index = gguf_name(source)
+            yield self.tensors[name] if index is None else self.tensors[name][index]
+
+    def _check(self, param: Param) -> None:
+        if param.kind == "kv_b" and (halves := self.kv_halves(param)) is not None:
+            self._check_halves(*halves)
+            return
+        rows = values_in(param.shape[:-1]) if len(param.shape) > 1 else param.shape[0]
+        wanted = (rows // len(param.sources), *(param.shape[-1:] if len(param.shape) > 1 else ()))
+        # experts share a tensor, which need be looked at once
+        stacks = {name: index is not None for name, index in map(gguf_name, param.sources)}
+        for name, stacked in stacks.items():
+            self._check_shape(name, (param.shape[0], *wanted) if stacked else wanted)
+
+    def _check_halves(self, keys: GgufTensor, values: GgufTensor) -> None:
+        mla = self.config.mla
+        if mla is not None:
+            self._check_shape(keys.name, (self.config.heads, mla.kv_lora, mla.nope))
+            self._check_shape(values.name, (self.config.heads, mla.value, mla.kv_lora))
+
+    def _check_shape(self, name: str, wanted: tuple[int, ...]) -> None:
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(f"{self.path}: tensor {name} is missing; the metadata call for {wanted}")
+        if tensor.shape != wanted:
+            raise CheckpointError(
+                f"{tensor.file}: tensor {name} has shape {tensor.shape}; the metadata call for {wanted}"
+            )
+
+    def _check_extra(self) -> None:
+        known = {gguf_name(source)[0] for param in self.params for source in param.sources}
+        for name, tensor in self.tensors.items():
+            block = _BLOCK.fullmatch(name)
+            if name in known or name in _UNUSED or (block and int(block[1]) >= self.config.layers):
+                continue  # blocks behind the last layer predict further tokens
+            if self.config.mla is None or not block or block[2] not in ("attn_k_b.weight", "attn_v_b.weight"):
+                raise CheckpointError(f"{tensor.file}: tensor {name} is none of a {self.config.family} model's")
+
+
+def _joined(keys: GgufTensor, values: GgufTensor) -> NDArray[np.float32]:
+    """kv_b (heads·(nope+value), latent) from its halves: per head the nope rows, then the value rows."""
+    both = np.concatenate([keys.float32().transpose(0, 2, 1), values.float32()], axis=1)
+    return both.reshape(-1, both.shape[-1])

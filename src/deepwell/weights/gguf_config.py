@@ -1,0 +1,242 @@
+"""What a GGUF file says its model is: metadata keys, and which tensors there are, to a `ModelConfig`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from deepwell.errors import CheckpointError
+from deepwell.model.config import MlaConfig, ModelConfig, MoeConfig
+from deepwell.model.rope import RopeConfig
+from deepwell.ops.base import Routing
+from deepwell.weights.gguf import GgufFile, GgufTensor
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "deepseek", "deepseek2")
+_LARGEST = 1 << 24
+_MOST_LAYERS, _MOST_EXPERT_LAYERS = 1 << 12, 1 << 17
+_SOFTMAX, _SIGMOID = 1, 2
+
+
+def model_config(file: GgufFile) -> ModelConfig:
+    """The shape of the model in `file`. CheckpointError names a key that is missing, odd or unsupported."""
+    keys = _Keys(file)
+    arch = keys.arch
+    if keys.get("expert_count") and not arch.startswith("deepseek"):
+        raise keys.error("expert_count", f"is set; supported are {arch} models without experts")
+    hidden, heads = keys.count("embedding_length"), keys.count("attention.head_count")
+    mla = _mla(keys) if arch == "deepseek2" else None
+    head_dim = mla.nope + mla.rope if mla else _head_dim(keys, hidden // heads)
+    kv_heads = heads if mla else keys.count("attention.head_count_kv", heads)
+    if heads % kv_heads:
+        raise keys.error("attention.head_count", f"is {heads}, no multiple of head_count_kv {kv_heads}")
+    layers, context = _layers(keys), keys.count("context_length")
+    moe = _moe(keys, layers) if arch.startswith("deepseek") else None
+    sigmoid = moe is not None and moe.routing.scoring == "sigmoid"
+    everywhere = keys.has("blk.0.attn_output.bias")
+    return ModelConfig(
+        family=("deepseek_v3" if sigmoid else "deepseek_v2") if mla else arch,
+        vocab=keys.tensor("token_embd.weight").shape[0],
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        inter=keys.count("feed_forward_length"),
+        eps=keys.positive("attention.layer_norm_rms_epsilon"),
+        rope=_rope(keys, context, mla.rope if mla else head_dim),
+        context=context,
+        mla=mla,
+        moe=moe,
+        tied=not keys.has("output.weight"),
+        attention_bias=everywhere,
+        qkv_bias=keys.has("blk.0.attn_q.bias") and not everywhere,
+        qk_norm=keys.has("blk.0.attn_q_norm.weight"),
+        mlp_bias=keys.has("blk.0.ffn_down.bias"),
+        # converters reorder the rows of q and k of these families for pairs of neighbouring columns
+        interleaved=arch in ("llama", "deepseek"),
+    )
+
+
+class _Keys:
+    """Reads the metadata of one architecture key by key; each error names the file, the key and what is allowed."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self._file = file
+        arch = file.metadata.get("general.architecture")
+        if not isinstance(arch, str) or arch not in ARCHITECTURES:
+            told = f"general.architecture {arch!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
+            raise CheckpointError(f"{file.files[0]}: {told}")
+        self.arch = arch
+
+    def error(self, key: str, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self._file.files[0]}: {self.arch}.{key} {problem}")
+
+    def has(self, tensor: str) -> bool:
+        return tensor in self._file.tensors
+
+    def tensor(self, name: str) -> GgufTensor:
+        if name not in self._file.tensors:
+            raise CheckpointError(f"{self._file.files[0]}: tensor {name} is missing")
+        return self._file.tensors[name]
+
+    def get(self, key: str) -> Any:
+        """A value, None if missing. A list with one value per layer counts as that value if all are the same."""
+        value = self._file.metadata.get(f"{self.arch}.{key}")
+        if isinstance(value, np.ndarray):
+            if not value.size or (value != value[0]).any():
+                raise self.error(key, "differs between layers; supported are layers of one shape")
+            return value[0].item()
+        return value
+
+    def count(self, key: str, default: int | None = None, least: int = 1) -> int:
+        value = default if (value := self.get(key)) is None else value
+        if value is None:
+            raise self.error(key, "is missing")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _LARGEST:
+            raise self.error(key, f"is {value!r}; allowed are whole numbers from {least} to {_LARGEST}")
+        return value
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        value = default if (value := self.get(key)) is None else value
+        if value is None:
+            raise self.error(key, "is missing")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e12:
+            raise self.error(key, f"is {value!r}; allowed are numbers above 0")
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        value = self.get(key)
+        if not isinstance(value, bool | None):
+            raise self.error(key, f"is {value!r}; allowed are true and false")
+        return bool(value)
+
+
+def _layers(keys: _Keys) -> int:
+    """Blocks without those that only predict further tokens, which lie behind the others."""
+    blocks = keys.count("block_count")
+    layers = blocks - keys.count("nextn_predict_layers", 0, least=0)
+    if not 1 <= layers <= _MOST_LAYERS:
+        raise keys.error("block_count", f"leaves {layers} layers; allowed are 1 to {_MOST_LAYERS}")
+    keys.tensor(f"blk.{layers - 1}.attn_norm.weight")
+    return layers
+
+
+def _head_dim(keys: _Keys, usual: int) -> int:
+    head_dim = keys.count("attention.key_length", usual)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if (other := keys.count(key, head_dim)) != head_dim:
+            raise keys.error(key, f"is {other}; supported is the width of a key, {head_dim}")
+    if head_dim % 2:
+        raise keys.error("attention.key_length", f"is {head_dim}; allowed are even numbers")
+    return head_dim
+
+
+def _mla(keys: _Keys) -> MlaConfig:
+    """Widths of a head. Newer files give them as *_length_mla, beside the widths of the latent form (576 and 512)."""
+    split = keys.get("attention.key_length_mla") is not None
+    key = "attention.key_length_mla" if split else "attention.key_length"
+    rope, width = keys.count("rope.dimension_count"), keys.count(key)
+    if width <= rope or rope % 2:
+        raise keys.error(key, f"is {width} and rope.dimension_count {rope}; allowed is a smaller, even rope part")
+    return MlaConfig(
+        # old files of the Lite models name a rank that they do not use
+        q_lora=keys.count("attention.q_lora_rank") if keys.has("blk.0.attn_q_a.weight") else None,
+        kv_lora=keys.count("attention.kv_lora_rank"),
+        nope=width - rope,
+        rope=rope,
+        value=keys.count("attention.value_length_mla" if split else "attention.value_length"),
+    )
+
+
+def _moe(keys: _Keys, layers: int) -> MoeConfig | None:
+    first_dense, experts = keys.count("leading_dense_block_count", 0, least=0), keys.count("expert_count", 0, least=0)
+    if not experts or first_dense >= layers:
+        return None
+    if experts * layers > _MOST_EXPERT_LAYERS:
+        raise keys.error("expert_count", f"is {experts} in {layers} layers; allowed are {_MOST_EXPERT_LAYERS} in all")
+    bias = keys.has(f"blk.{first_dense}.exp_probs_b.bias")
+    return MoeConfig(
+        routing=_routing(keys, experts, bias),
+        inter=keys.count("expert_feed_forward_length"),
+        shared=keys.count("expert_shared_count", 0, least=0),
+        first_dense=first_dense,
+        bias=bias,
+    )
+
+
+def _routing(keys: _Keys, experts: int, bias: bool) -> Routing:
+    """The file does not name the method: groups scored by their two best come with sigmoid scores (DeepSeek-V3)."""
+    gating = keys.count("expert_gating_func", _SOFTMAX, least=0) or _SOFTMAX
+    if gating not in (_SOFTMAX, _SIGMOID):
+        raise keys.error("expert_gating_func", f"is {gating}; supported are 1 (softmax) and 2 (sigmoid)")
+    groups = keys.count("expert_group_count", 1, least=0) or 1
+    used = keys.count("expert_group_used_count", groups, least=0) or groups
+    top_k = keys.count("expert_used_count")
+    if experts % groups or used > groups or top_k > experts // groups * used:
+        raise keys.error("expert_used_count", f"asks for {top_k} of {experts} experts from {used} of {groups} groups")
+    method: Literal["greedy", "group_limited_greedy", "noaux_tc"] = "greedy"
+    if bias or (gating == _SIGMOID and groups > 1):
+        method = "noaux_tc"
+        if experts // groups < 2:
+            raise keys.error("expert_group_count", f"is {groups} for {experts} experts; a group needs two or more")
+    elif groups > 1:
+        method = "group_limited_greedy"
+    return Routing(
+        experts=experts,
+        top_k=top_k,
+        scoring="sigmoid" if gating == _SIGMOID else "softmax",
+        method=method,
+        n_group=groups,
+        topk_group=used,
+        normalize=keys.flag("expert_weights_norm"),
+        # 0 is how some writers say that weights are not scaled
+        scale=keys.positive("expert_weights_scale", 1.0) if keys.get("expert_weights_scale") else 1.0,
+    )
+
+
+def _rope(keys: _Keys, context: int, width: int) -> RopeConfig:
+    theta = keys.positive("rope.freq_base", 10000.0)
+    if theta <= 1:
+        raise keys.error("rope.freq_base", f"is {theta}; allowed are numbers above 1")
+    factor = keys.positive("rope.scaling.factor", keys.positive("rope.scale_linear", 1.0))
+    kind = keys.get("rope.scaling.type") or "linear"
+    divisors = _divisors(keys, width)
+    if kind == "none" or (kind == "linear" and factor == 1):
+        return RopeConfig(theta=theta, original=context, divisors=divisors)
+    if kind == "linear":
+        return RopeConfig(theta=theta, kind="linear", factor=factor, original=context, divisors=divisors)
+    if kind != "yarn":
+        raise keys.error("rope.scaling.type", f"is {kind!r}; supported are none, linear and yarn")
+    attention_factor = keys.get("rope.scaling.yarn_attn_factor")
+    # DeepSeek's files hold a tenth of mscale_all_dim. They leave mscale out: in every published model the two are
+    # equal, so that cosines and sines are not scaled, and the scores by yarn_score_factor alone.
+    mscale = 0.0
+    if keys.arch == "deepseek2" and keys.get("rope.scaling.yarn_log_multiplier"):
+        mscale = round(10 * keys.positive("rope.scaling.yarn_log_multiplier"), 6)
+    return RopeConfig(
+        theta=theta,
+        kind="yarn",
+        factor=factor,
+        original=keys.count("rope.scaling.original_context_length", context),
+        beta_fast=keys.positive("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0),
+        mscale=mscale,
+        mscale_all_dim=mscale,
+        attention_factor=None if attention_factor is None else keys.positive("rope.scaling.yarn_attn_factor"),
+        divisors=divisors,
+    )
+
+
+def _divisors(keys: _Keys, width: int) -> tuple[float, ...]:
+    """What each frequency is divided by, from the tensor that Llama 3.1's scaling is stored as."""
+    if not keys.has("rope_freqs.weight"):
+        return ()
+    tensor = keys.tensor("rope_freqs.weight")
+    if tensor.shape != (width // 2,):
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} has shape {tensor.shape}, expected ({width // 2},)")
+    divisors = tuple(float(d) for d in tensor.float32())
+    if not all(d > 0 and math.isfinite(1 / d) for d in divisors):
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} must hold numbers above 0")
+    return divisors

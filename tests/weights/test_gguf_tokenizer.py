@@ -1,0 +1,187 @@
+"""Tokenizers from GGUF metadata: the ids of the folder's tokenizer, the splits of each family, special tokens apart."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gguf_files
+import numpy as np
+import pytest
+import regex
+from gguf import GGUFWriter
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepwell.chat import Message, render_chat, render_text
+from deepwell.weights.gguf import GgufFile
+from deepwell.weights.gguf_checkpoint import GgufCheckpoint
+from deepwell.weights.gguf_tokenizer import SPLITS, tokenizer_from
+from deepwell.weights.tokenizer import BYTE_ALPHABET, Tokenizer
+from fakes import BOS, EOS, SPECIALS, tiny_tokenizer
+
+BYTES = list(BYTE_ALPHABET)
+
+
+def write(file: Path, pre: str | None = "gpt-2", more: list[tuple[str, int]] = [], **keys: Any) -> Tokenizer:  # noqa: B006
+    """A tokenizer of single bytes and the tokens of `more` (spelling, type) behind them."""
+    writer = GGUFWriter(file, "llama")
+    writer.add_tokenizer_model("gpt2")
+    if pre:
+        writer.add_tokenizer_pre(pre)
+    merges = keys.pop("merges", ["a b"])
+    writer.add_token_list(BYTES + ["ab"] + [text for text, _ in more])
+    writer.add_token_types([1] * (len(BYTES) + 1) + [kind for _, kind in more])
+    writer.add_token_merges(merges)
+    for name, value in keys.items():
+        add = writer.add_bool if isinstance(value, bool) else writer.add_uint32
+        add(f"tokenizer.ggml.{name}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return tokenizer_from(GgufFile(file))
+
+
+@pytest.fixture(scope="module")
+def from_file(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The tiny tokenizer of the tests, by way of a GGUF file."""
+    file = tmp_path_factory.mktemp("gguf") / "x.gguf"
+    writer = GGUFWriter(file, "llama")
+    gguf_files.add_tokenizer(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return tokenizer_from(GgufFile(file))
+
+
+WORDS = st.lists(st.sampled_from([*SPECIALS, "The quick", " brown"])).map("".join)
+
+
+@given(st.text() | WORDS)
+def test_the_ids_of_the_folder(from_file: Tokenizer, text: str) -> None:
+    """The same vocabulary gives the same ids; text that spells a special token stays text."""
+    ids = from_file.encode(text)
+    assert ids == tiny_tokenizer().encode(text)
+    assert not any(from_file.is_special(id) for id in ids)
+    assert from_file.decode(ids) == text
+
+
+def test_special_tokens_and_ends(from_file: Tokenizer) -> None:
+    wanted = tiny_tokenizer()
+    assert (from_file.bos, from_file.eos, from_file.vocab_size) == (wanted.bos, wanted.eos, wanted.vocab_size)
+    for text in SPECIALS:
+        assert from_file.special(text) == wanted.special(text) is not None
+        assert from_file.token_bytes(from_file.special(text) or 0) == text.encode()
+    chat = [Message(role="user", content=f"Hello {EOS}")]
+    assert render_chat(chat, from_file) == render_chat(chat, wanted)
+
+
+def test_types_of_tokens(tmp_path: Path) -> None:
+    """Control and user-defined tokens stand outside of text, blanks among them inside; unused ones are no tokens."""
+    more = [("<end>", 3), ("<think>", 4), ("   ", 4), ("[PAD7]", 5), ("<unk>", 2)]
+    t = write(tmp_path / "x.gguf", more=more, eos_token_id=257, eot_token_id=258, bos_token_id=257, add_bos_token=True)
+    assert (t.bos, t.eos) == (257, (257, 258))
+    assert [t.special(text) for text, _ in more] == [257, 258, None, None, 261]
+    assert t.encode("ab   ab") == [256, 259, 256]
+    assert t.token_bytes(259) == b"   "
+    assert t.token_bytes(260) == b""
+    assert t.decode(t.encode("<end><think>[PAD7]")) == "<end><think>[PAD7]"
+
+
+@pytest.mark.parametrize(
+    ("pre", "add", "opens"),
+    [
+        ("qwen2", False, False),
+        ("qwen2", None, False),
+        ("qwen2", True, True),
+        ("gpt-2", None, False),
+        ("llama-bpe", None, True),
+        ("llama-bpe", False, False),
+        ("deepseek-v3", False, True),
+        ("deepseek-r1-qwen", None, True),
+    ],
+)
+def test_what_opens_a_text(pre: str, add: bool | None, opens: bool, tmp_path: Path) -> None:
+    keys = {} if add is None else {"add_bos_token": add}
+    t = write(tmp_path / "x.gguf", pre, more=[("<bos>", 3)], bos_token_id=257, **keys)
+    assert t.bos == (257 if opens else None)
+    assert render_text("ab", t) == ((257, 256) if opens else (256,))
+
+
+def test_a_file_without_bos(tmp_path: Path) -> None:
+    assert write(tmp_path / "x.gguf", "deepseek-llm").bos is None
+    assert write(tmp_path / "y.gguf", None).eos == ()
+
+
+def test_merges_that_make_no_token_are_never_used(tmp_path: Path) -> None:
+    t = write(tmp_path / "x.gguf", merges=["c d", "a b", "Q\u0120 b"])
+    assert t.encode("abcd") == [256, BYTES.index("c"), BYTES.index("d")]
+
+
+def test_llama_takes_whole_tokens_that_no_merge_makes(tmp_path: Path) -> None:
+    assert write(tmp_path / "x.gguf", "llama-bpe", more=[("cd", 1)]).encode("cd ab")[0] == 257
+    assert write(tmp_path / "y.gguf", "qwen2", more=[("cd", 1)]).encode("cd")[0] == BYTES.index("c")
+
+
+def pieces(pre: str, text: str) -> list[str]:
+    """How the tokenizer of a family cuts a text: by the library, from a file that names the family."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain: Any = write(Path(folder) / "x.gguf", pre)._plain
+    return [bytes(BYTE_ALPHABET[c] for c in piece).decode() for piece, _ in plain.pre_tokenizer.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "wanted"),
+    [
+        ("deepseek-v3", "abc 12345", ["abc", " ", "123", "45"]),
+        ("deepseek-v3", "Hi, you(all)!\n\n x", ["Hi", ",", " you", "(all", ")!\n\n", " x"]),
+        ("deepseek-v3", "深度求索ab かな", ["深度求索", "ab", " ", "かな"]),
+        ("deepseek-v3", "  two", [" ", " two"]),
+        ("deepseek-llm", "abc 123 x_y\nz", ["abc", " ", "123", " x", "_", "y", "\n", "z"]),
+        ("deepseek-llm", "深度 Größe!? end  ", ["深度", " Gr", "öß", "e", "!?", " end", "  "]),
+        ("deepseek-coder", "x12 = y;\n\n  深", ["x", "1", "2", " =", " y", ";", "\n", "\n", " ", " ", "深"]),
+        ("qwen2", "I'LL be 1234\n  x", ["I", "'LL", " be", " ", "1", "2", "3", "4", "\n", " ", " x"]),
+        ("deepseek-r1-qwen", "a 12", ["a", " ", "1", "2"]),
+        ("llama-bpe", "I'll be 12345", ["I", "'ll", " be", " ", "123", "45"]),
+        ("gpt-2", "I'll be 12345  ok", ["I", "'ll", " be", " 12345", " ", " ok"]),
+    ],
+)
+def test_how_text_is_cut(pre: str, text: str, wanted: list[str]) -> None:
+    assert pieces(pre, text) == wanted
+
+
+@pytest.mark.parametrize("pre", SPLITS)
+def test_cutting_as_another_engine_of_expressions_does(pre: str) -> None:
+    """The `regex` package, applied expression by expression to every piece, cuts the same."""
+    rng = np.random.default_rng(0)
+    alphabet = list("abZ  \n\r\t019.,!_='séßαж中文か한。！²ა①\u0301")
+    for _ in range(60):
+        text = "".join(rng.choice(alphabet, 40))
+        parts = [text]
+        for expression in SPLITS[pre]:
+            pattern = regex.compile(re.sub(r"\\x\{(\w+)\}", lambda m: regex.escape(chr(int(m[1], 16))), expression))
+            parts = [piece for part in parts for piece in cut(pattern, part)]
+        assert pieces(pre, text) == parts
+
+
+def cut(pattern: Any, text: str) -> list[str]:
+    found, at = [], 0
+    for match in pattern.finditer(text):
+        found += [text[at : match.start()], match[0]]
+        at = match.end()
+    return [piece for piece in (*found, text[at:]) if piece]
+
+
+def test_qwen_composes_characters(tmp_path: Path) -> None:
+    t = write(tmp_path / "x.gguf", "qwen2")
+    assert t.encode("e\u0301") == t.encode("\u00e9")
+    other = write(tmp_path / "y.gguf", "deepseek-v3")
+    assert other.encode("e\u0301") != other.encode("\u00e9")
+
+
+def test_the_chat_template_is_kept_as_text(tmp_path: Path) -> None:
+    _, file = gguf_files.save("llama", tmp_path)
+    assert GgufCheckpoint(file).chat_template == "{{ bos_token }}"
+    assert GgufCheckpoint(file).tokenizer().special(BOS) == 0
