@@ -76,9 +76,7 @@ class Plan(msgspec.Struct, frozen=True):
         """Cells that one process of an engine measures, so that engines can take turns between them."""
         together = {"load": 0, "prefill": 1, "decode": 1, "streams": 2, "depth": 3}
         cells = self.cells()
-        return [
-            group for number in range(4) if (group := tuple(c for c in cells if together[c.measure] == number))
-        ]
+        return [group for number in range(4) if (group := tuple(c for c in cells if together[c.measure] == number))]
 
     def context(self) -> int:
         """Tokens that the longest sequence holds."""

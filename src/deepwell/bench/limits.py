@@ -1,6 +1,7 @@
 """What this machine allows: how fast memory is read, and how fast numbers are multiplied.
 
 Shared machines change speed within seconds, so a limit is worth most when it is measured right beside what it judges.
+The native backend is imported only to measure: `deepwell doctor` must be able to say that it does not load.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from statistics import median
 
 import msgspec
 
-from deepwell import _native
 from deepwell.engine.machine import free_memory, inspect_machine
 from deepwell.model.config import ModelConfig
 
@@ -41,6 +41,8 @@ class Limits(msgspec.Struct, frozen=True):
 
 def measure_limits(threads: int) -> Limits:
     """Measure everything, in a second or two. Sets the number of threads of this process."""
+    from deepwell import _native
+
     _native.set_threads(threads)
     size = _affordable(_READ_BYTES)
     rates = _native.read_bandwidth(size, _ROUNDS)
@@ -55,11 +57,15 @@ def measure_limits(threads: int) -> Limits:
 
 def read_speed() -> float:
     """Bytes per second that all threads read now, the median of a few rounds."""
+    from deepwell import _native
+
     return median(_native.read_bandwidth(_affordable(_QUICK_READ_BYTES), _QUICK_ROUNDS))
 
 
 def int8_speed() -> float | None:
     """Operations per second of 8-bit dot products that all threads reach now; None without such an instruction."""
+    from deepwell import _native
+
     found = _native.peak("int8", _QUICK_ROUNDS)
     return median(found[1]) if found else None
 
@@ -76,6 +82,8 @@ def prefill_ops(config: ModelConfig, active_params: int) -> int:
 
 
 def _peak(kind: str) -> Rate | None:
+    from deepwell import _native
+
     found = _native.peak(kind, _ROUNDS)
     return Rate(found[0], max(found[1]), median(found[1])) if found else None
 

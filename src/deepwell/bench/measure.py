@@ -64,8 +64,8 @@ def check(model: LoadedModel, plan: Plan) -> None:
     if plan.context() > model.runner.context:
         raise ConfigError(
             f"--prompt-tokens {_listed(plan.prompt_tokens)}, --depths {_listed(plan.depths)} and --decode-tokens "
-            f"{plan.decode_tokens} need a context of {plan.context()} tokens for {', '.join(plan.measures)}; this model "
-            f"has {model.runner.context}"
+            f"{plan.decode_tokens} need a context of {plan.context()} tokens; this model has "
+            f"{model.runner.context} (measured: {', '.join(plan.measures)})"
         )
     room = model.runner.blocks * BLOCK_TOKENS
     many = max(plan.streams, default=0) if "streams" in plan.measures else 0
