@@ -45,7 +45,7 @@ class Cell(msgspec.Struct, frozen=True):
             case "decode":
                 return "decode, 1 stream"
             case "streams":
-                return f"decode, {self.size:,} streams"
+                return f"decode, {self.size:,} stream" + ("s" if self.size > 1 else " in a batch")
             case "depth":
                 return f"decode at depth {self.size:,}"
             case "memory":

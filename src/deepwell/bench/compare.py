@@ -154,7 +154,7 @@ class _Book:
         """One engine's turn at a group; the limit measured after it."""
         try:
             done = start(engine.command(cells))
-            found = engine.read(cells, done.output)
+            found = engine.read(cells, done)
         except RunFailed as error:
             self.errors |= {(engine.name, cell): str(error) for cell in cells}
             return before

@@ -14,7 +14,7 @@ import msgspec
 
 from deepwell.bench.cells import SHORT_PROMPT, Cell, Plan
 from deepwell.bench.measure import Report
-from deepwell.bench.process import RunFailed
+from deepwell.bench.process import Finished, RunFailed
 from deepwell.errors import ConfigError
 
 SAME_EXPERTS = (
@@ -33,7 +33,7 @@ class Engine(Protocol):
         """The command line that measures one group of a plan, once."""
         ...
 
-    def read(self, cells: Sequence[Cell], output: str) -> dict[Cell, float]:
+    def read(self, cells: Sequence[Cell], done: Finished) -> dict[Cell, float]:
         """Tokens per second by cell, from what the command printed. Raises RunFailed for anything else."""
         ...
 
@@ -50,7 +50,15 @@ class Deepwell:
     def __init__(self, model: Path, plan: Plan, threads: int, dtype: str, context: int | None) -> None:
         self._plan, self._sizes = plan, ["--decode-tokens", str(plan.decode_tokens)]
         context_flag = ["--context", str(context)] if context else []
-        self._start = [sys.executable, "-m", "deepwell.cli.main", "bench", str(model), "--json", "--no-limits"]
+        self._start = [
+            sys.executable,
+            "-m",
+            "deepwell.cli.main",
+            "bench",
+            str(model.absolute()),
+            "--json",
+            "--no-limits",
+        ]
         self._start += ["--repeats", "1", "--threads", str(threads), "--dtype", dtype, *context_flag]
         self.report: Report | None = None
         """What the latest run said of itself."""
@@ -63,9 +71,9 @@ class Deepwell:
             command += [flag, ",".join(chosen)] if chosen else []
         return command
 
-    def read(self, cells: Sequence[Cell], output: str) -> dict[Cell, float]:
+    def read(self, cells: Sequence[Cell], done: Finished) -> dict[Cell, float]:
         try:
-            self.report = report = msgspec.json.decode(output, type=Report)
+            self.report = report = msgspec.json.decode(done.output, type=Report)
         except msgspec.DecodeError as error:
             raise RunFailed(f"deepwell bench printed no report: {error}") from None
         found = {(result.measure, result.size): result.median for result in report.results}
@@ -81,7 +89,7 @@ class Llama:
     def __init__(self, name: str, bench: Path, model: Path, plan: Plan, threads: int) -> None:
         self.name = name
         self._bench, self._batched = bench, bench.with_name("llama-batched-bench")
-        self._plan, self._model, self._threads = plan, ["-m", str(model)], ["-t", str(threads)]
+        self._plan, self._model, self._threads = plan, ["-m", str(model.absolute())], ["-t", str(threads)]
         flags = _help(bench)
         self._ik = "--run-time-repack" in flags
         self._deep = "--n-depth" in flags
@@ -113,12 +121,12 @@ class Llama:
         command += ["-fa", "on", "-rtr", *(["-mla", "3"] if self._latent else [])] if self._ik else []
         return [*command, "-npp", str(SHORT_PROMPT), "-ntg", str(tokens), "-npl", ",".join(map(str, streams))]
 
-    def read(self, cells: Sequence[Cell], output: str) -> dict[Cell, float]:
+    def read(self, cells: Sequence[Cell], done: Finished) -> dict[Cell, float]:
         if cells[0].measure == "load":
             return {}
         if cells[0].measure == "streams":
-            return _of(cells, dict(_batched_rows(output)))
-        return _of(cells, dict(_bench_rows(output)))
+            return _of(cells, dict(_batched_rows(done.output + done.errors)))
+        return _of(cells, dict(_bench_rows(done.output)))
 
     def note(self, cell: Cell) -> str | None:
         return SAME_EXPERTS if self._ik and self._latent and cell.measure == "streams" else None
@@ -178,13 +186,13 @@ class _Test(msgspec.Struct):
 
 
 def _batched_rows(output: str) -> Iterator[tuple[Cell, float]]:
-    """llama-batched-bench: a table; B is the number of streams and S_TG their speed together."""
+    """llama-batched-bench: a table (ik_llama.cpp: among the messages); B streams, S_TG their speed together."""
     columns: list[str] = []
     for line in output.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if "S_TG t/s" in cells:
             columns = cells
-        elif len(cells) == len(columns) > 1 and not cells[0].startswith("-"):
+        elif len(cells) == len(columns) > 1 and "|" in line and not cells[0].startswith("-"):
             row = dict(zip(columns, cells, strict=True))
             try:
                 yield Cell("streams", int(row["B"])), float(row["S_TG t/s"])

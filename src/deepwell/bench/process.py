@@ -15,6 +15,7 @@ from deepwell.errors import DeepwellError
 
 _MOST_OUTPUT = 4 << 20
 _TAIL = 4096
+_ERRORS_KEPT = 64 << 10
 _LINES_SHOWN = 6
 _SAMPLE_SECONDS = 0.02
 
@@ -24,19 +25,30 @@ class RunFailed(DeepwellError):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """`seconds` from start to end; `peak_bytes` resident at most, mapped files included, None if it was too short."""
+    """`seconds` from start to end; `peak_bytes` resident at most, mapped files included, None if it was too short.
+
+    `output` is what it printed, `errors` the end of what it printed to standard error.
+    """
 
     output: str
+    errors: str
     seconds: float
     peak_bytes: int | None
 
 
 def run(command: Sequence[str]) -> Finished:
-    """Run to the end. Raises RunFailed with the process's last lines. The process ends with us, on Ctrl-C too."""
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+    """Run to the end, in a folder of its own that is then removed: some engines write log files where they stand.
+
+    Raises RunFailed with the process's last lines. The process ends with us, on Ctrl-C too.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="deepwell-bench-") as folder,
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryFile() as errors,
+    ):
         begun = time.perf_counter()
         try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+            process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
         except OSError as error:
             raise RunFailed(f"cannot start {command[0]}: {error.strerror}") from None
         try:
@@ -47,12 +59,13 @@ def run(command: Sequence[str]) -> Finished:
             raise
         seconds = time.perf_counter() - begun
         if process.returncode:
-            said = _tail(errors) or _tail(output) or "it said nothing"
+            said = _last_lines(errors) or _last_lines(output) or "it said nothing"
             raise RunFailed(f"{Path(command[0]).name} {_ending(process.returncode)}: {said}")
         if output.seek(0, 2) > _MOST_OUTPUT:
             raise RunFailed(f"{Path(command[0]).name} printed more than {_MOST_OUTPUT} bytes")
         output.seek(0)
-        return Finished(output.read().decode(errors="replace"), seconds, peak)
+        said = output.read().decode(errors="replace")
+        return Finished(said, _tail(errors, _ERRORS_KEPT), seconds, peak)
 
 
 def _watch(process: subprocess.Popen[bytes]) -> int | None:
@@ -76,12 +89,13 @@ def _peak_bytes(pid: int) -> int | None:
     return int(found[0]) * 1024 if found else None
 
 
-def _tail(stream: IO[bytes]) -> str:
-    """The last lines, on one line each."""
-    size = stream.seek(0, 2)
-    stream.seek(max(0, size - _TAIL))
-    lines = stream.read().decode(errors="replace").strip().splitlines()
-    return "\n".join(lines[-_LINES_SHOWN:])
+def _last_lines(stream: IO[bytes]) -> str:
+    return "\n".join(_tail(stream, _TAIL).strip().splitlines()[-_LINES_SHOWN:])
+
+
+def _tail(stream: IO[bytes], size: int) -> str:
+    stream.seek(max(0, stream.seek(0, 2) - size))
+    return stream.read().decode(errors="replace")
 
 
 def _ending(code: int) -> str:
