@@ -126,7 +126,7 @@ def test_a_wrong_peer_is_named_before_anything_runs(
 def test_a_missing_batched_bench_matters_only_for_streams(tmp_path: Path) -> None:
     folder = build(tmp_path / "bin")
     (folder / "llama-batched-bench").unlink()
-    with pytest.raises(ConfigError, match="streams need .*llama-batched-bench"):
+    with pytest.raises(ConfigError, match=r"streams need .*llama-batched-bench"):
         find_peer(f"x={folder}", tmp_path / "m.gguf", EVERYTHING, 2)
     assert find_peer(f"x={folder}", tmp_path / "m.gguf", Plan(("decode",), (), (), (), 4), 2).name == "x"
 
