@@ -293,7 +293,7 @@ def _q4_k_scales(random: np.random.Generator, count: int) -> Bytes:
 
 
 def _q4_k_halves(count: int) -> Bytes:
-    """The scale of the scales, and that of the minima: 8 of it, the middle of the values, so that weights are centred."""
+    """The scale of the scales, and that of the minima: 8 of it, which centres the weights."""
     scale = _SIGMA / 2.7 / 40
     return np.tile(np.array([scale, 8 * scale], np.float16).view(np.uint8), (count, 1))
 
@@ -304,7 +304,7 @@ def _q6_k_scales(random: np.random.Generator, count: int) -> Bytes:
 
 _BLOCKS: dict[Type, Callable[[np.random.Generator, int], list[Bytes]]] = {
     Type.Q4_0: lambda r, n: [_halves(r, n, _SIGMA / 2.7), _nibbles(r, n, 16)],
-    Type.Q5_0: lambda r, n: [_halves(r, n, _SIGMA / 8), _uniform(r, n, 20)],
+    Type.Q5_0: lambda r, n: [_halves(r, n, _SIGMA / 9.2), _uniform(r, n, 20)],
     Type.Q8_0: lambda r, n: [_halves(r, n, _SIGMA / 40), _q8(r, n)],
     Type.Q4_K: lambda r, n: [_q4_k_halves(n), _q4_k_scales(r, n), _nibbles(r, n, 128)],
     Type.Q6_K: lambda r, n: [_uniform(r, n, 192), _q6_k_scales(r, n), _halves(r, n, _SIGMA / 18 / 70)],

@@ -173,6 +173,25 @@ class BenchOptions(EngineOptions, frozen=True, kw_only=True):
     json: Annotated[bool, Meta(description="Print one JSON object.", extra=ONCE)] = False
 
 
+class ConvertOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Pack a model into one file that loads at once.
+
+    Examples:
+      deepwell convert ./my-model my-model.deepwell
+      deepwell convert ./my-model my-model.deepwell --dtype int8 --force
+
+    Loading a checkpoint means reading it, converting every weight and laying it out for this processor's kernels;
+    a packed file holds the result. The source is left as it is, and OUT is there only when it is whole.
+    """
+
+    source: Annotated[Path, Meta(description="The model: whatever serve can load.", extra=ARGUMENT | ONCE)]
+    out: Annotated[Path, Meta(description="File to write, by custom NAME.deepwell.", extra=ARGUMENT | ONCE)]
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "int8", "int4"], Meta(description="How weights are held in the file.")
+    ] = "int4"
+    force: Annotated[bool, Meta(description="Write OUT anew if it exists.", extra=ONCE)] = False
+
+
 class DoctorOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Say what Deepwell finds on this machine, what is missing, and what would be faster.
 

@@ -47,7 +47,7 @@ out = sys.stderr if {ik} else sys.stdout
 print("main: n_kv_max = 2048", "", {header!r}, {rule!r}, sep="\\n", file=out)
 for b in args[args.index("-npl") + 1].split(","):
     speed = f"{{int(b) * 7.5:9.2f}}"
-    print(f"|    64 |     64 |{{b:>5}} |   2048 |    8.766 |    58.41 |    3.240 |{{speed}} |   9.1 |   74.6 |", file=out)
+    print(f"|    64 |     64 |{{b:>5}} |   2048 |    8.766 |    58.41 |    3.240 |{{speed}} | 9.1 | 74.6 |", file=out)
 print("", "llama_print_timings:        load time =    1887.99 ms", sep="\\n", file=out)
 """
 
