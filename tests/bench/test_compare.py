@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from fake_peer import build, gguf
 
+from deepwell.bench import limits
 from deepwell.bench.cells import Cell, Plan
 from deepwell.bench.chart import draw
 from deepwell.bench.compare import Comparison, Limit, compare
@@ -203,7 +204,10 @@ def test_the_picture_is_wellformed_and_complete() -> None:
     assert draw(result) == draw(result)
 
 
-def test_from_the_command_line(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_command_line(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(limits, "_QUICK_READ_BYTES", 1 << 24)
     peer = build(tmp_path / "bin")
     (peer / "llama-bench").write_text((peer / "llama-bench").read_text().replace('open(flags["-m"][0], "rb")', "X"))
     (peer / "llama-bench").write_text((peer / "llama-bench").read_text().replace("if not X.read(4)", "if not b'GGUF'"))

@@ -8,6 +8,7 @@ import pytest
 from seeded import CONFIGS
 
 from deepwell import _native
+from deepwell.bench import limits
 from deepwell.bench.limits import measure_limits, prefill_ops
 from deepwell.cli import doctor
 from deepwell.cli.main import main
@@ -49,18 +50,27 @@ def test_wrong_calls_are_refused(call: object, said: str) -> None:
         call()  # type: ignore[operator]
 
 
-def test_doctor_measures_limits_only_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_READ_BYTES", 1 << 24)
+
+
+def test_doctor_measures_limits_only_when_asked(small: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.examine({}).limits is None
     assert main(["doctor", "--limits", "--json"]) == 0
-    limits = json.loads(capsys.readouterr().out)["limits"]
-    assert limits["read"]["best"] >= limits["read"]["median"] > 1e8
+    found = json.loads(capsys.readouterr().out)["limits"]
+    assert found["read"]["best"] >= found["read"]["median"] > 1e8
     assert main(["doctor", "--limits"]) == 0
     assert "\nmemory reads " in capsys.readouterr().out
 
 
-def test_all_figures_use_the_threads_asked_for() -> None:
-    assert measure_limits(1).threads == 1
-    assert _native.threads() == 1
+def test_all_figures_use_the_threads_asked_for(small: None) -> None:
+    before = _native.threads()
+    try:
+        assert measure_limits(1).threads == 1
+        assert _native.threads() == 1
+    finally:
+        _native.set_threads(before)
 
 
 @pytest.mark.parametrize("name", ["llama", "v3", "llama-tied-bias"])

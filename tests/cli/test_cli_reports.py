@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from deepwell import __version__
+from deepwell.bench import limits
 from deepwell.cli import doctor
 from deepwell.cli.main import main
 from deepwell.engine import machine
@@ -92,7 +93,8 @@ def test_limits_of_the_container(
     assert machine.default_threads(eight) == (8 if cpus is None else 2)
 
 
-def test_bench(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench(model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(limits, "_QUICK_READ_BYTES", 1 << 24)
     sizes = ["--prompt-tokens", "100,300", "--decode-tokens", "5", "--streams", "16,3", "--depths", "200"]
     sizes += ["--measure", "load,prefill,decode,streams,depth", "--repeats", "2", "--dtype", "int8"]
     assert main(["bench", str(model_folder), *sizes, "--json"]) == 0

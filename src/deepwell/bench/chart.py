@@ -28,7 +28,12 @@ def draw(comparison: Comparison) -> str:
     lines.append(_text(0, y, f"{comparison.model} on {comparison.cpu}, {comparison.threads} threads", "head"))
     y += 18
     lines.append(
-        _text(0, y, f"medians of {comparison.rounds} rounds taken in turns; thin lines show the spread", "dim")
+        _text(
+            0,
+            y,
+            f"medians of {comparison.rounds} rounds taken in turns, thin lines: spread, x: times better Deepwell is",
+            "dim",
+        )
     )
     for row in comparison.rows:
         if any(score.median for score in row.scores):

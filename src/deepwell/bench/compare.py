@@ -103,10 +103,10 @@ def compare(
     """
     native.set_threads(threads)
     book = _Book()
+    before = limit()
     for number in range(rounds):
         turn = number % len(engines)
         for cells in plan.groups():
-            before = limit()
             for engine in (*engines[turn:], *engines[:turn]):
                 say(f"round {number + 1} of {rounds}: {engine.name}, {', '.join(cell.title for cell in cells)}")
                 if (engine.name, cells[0]) not in book.errors:

@@ -74,13 +74,16 @@ def check(model: LoadedModel, plan: Plan) -> None:
         raise ConfigError(f"{many} streams need room for {many * pages} tokens; the KV cache holds {room}")
 
 
-def measure(model: LoadedModel, plan: Plan, repeats: int, *, beside: bool = True) -> Report:
+def measure(
+    model: LoadedModel, plan: Plan, repeats: int, *, beside: bool = True, engine: EngineConfig | None = None
+) -> Report:
     """Run every cell `repeats` times, after a short warm-up, on prompts never seen before.
 
-    `beside` measures the machine's limit before and after each run. Raises ConfigError for sequences that do not fit.
+    `beside` measures the machine's limit before and after each run. `engine` is the engine's configuration, but for
+    what many streams need. Raises ConfigError for sequences that do not fit.
     """
     check(model, plan)
-    bench = _Bench(model, plan)
+    bench = _Bench(model, plan, engine or EngineConfig())
     begun = time.perf_counter()
     bench.first_token(8)
     first_token = model.seconds + time.perf_counter() - begun
@@ -148,10 +151,11 @@ def _listed(sizes: Sequence[int]) -> str:
 class _Bench:
     """An engine of its own, and prompts drawn from a seed: no two are equal, so nothing is found in the cache."""
 
-    def __init__(self, model: LoadedModel, plan: Plan) -> None:
+    def __init__(self, model: LoadedModel, plan: Plan, engine: EngineConfig) -> None:
         self._tokens = plan.decode_tokens
         most = max((1, *plan.streams))
-        config = EngineConfig(max_running=most, token_budget=max(512, 2 * most))
+        # Twice the streams, so that READING_STEPS is enough for all prompts beside the answers already begun.
+        config = msgspec.structs.replace(engine, max_running=most, token_budget=max(engine.token_budget, 2 * most))
         self._core = EngineCore(model.runner, model.tokenizer, config)
         self._vocab = model.config.vocab
         self._random = np.random.default_rng(0)
@@ -180,7 +184,7 @@ class _Bench:
         while len(started) < len(prompts):
             started |= self._step().keys()
         begun, done = time.perf_counter(), 0
-        while done < self._tokens * len(prompts):
+        while done < self._tokens * len(prompts) and self._core.live:
             done += sum(self._step().values())
         seconds = time.perf_counter() - begun
         for id in list(self._core.live):
