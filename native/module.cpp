@@ -2,11 +2,13 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "isa.h"
+#include "limits.h"
 #include "pool.h"
 #include "program.h"
 
@@ -151,6 +153,16 @@ void bind_program(nb::module_& m) {
            "block_table"_a.noconvert(), "selected"_a.noconvert(), "cache"_a);
 }
 
+void bind_limits(nb::module_& m) {
+  m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "rounds"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("peak", [](const std::string& kind, int rounds) -> std::optional<std::pair<std::string, std::vector<double>>> {
+    nb::gil_scoped_release release;
+    auto found = peak(kind, rounds);
+    if (!found) return std::nullopt;
+    return std::pair(std::move(found->instruction), std::move(found->rates));
+  }, "kind"_a, "rounds"_a);
+}
+
 }  // namespace
 }  // namespace deepwell
 
@@ -167,6 +179,7 @@ NB_MODULE(_native, m) {
     kernels().exp(x.data(), out.data, static_cast<int>(x.size()));
     return out.array;
   }, "x"_a, "The exponential the kernels use; a row of results.");
+  bind_limits(m);
   bind_data(m);
   bind_program(m);
 }

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,3 +15,16 @@ for folder in ("", "model", "weights"):
 # The same examples in every run, and no time limit on one: a busy machine is no failure.
 settings.register_profile("deepwell", deadline=None, derandomize=True)
 settings.load_profile("deepwell")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny DeepSeek-V3-shaped checkpoint with a real tokenizer."""
+    # Only here, because they import torch and transformers.
+    from seeded import save
+
+    from fakes import write_tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-v3"
+    save("v3", folder)
+    return write_tiny_tokenizer(folder)

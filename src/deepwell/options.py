@@ -26,12 +26,18 @@ Dtype = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
+Streams = Annotated[int, Meta(ge=1, le=512)]
+Measure = Literal["load", "prefill", "decode", "streams", "depth"]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 ARGUMENT = {"argument": True}
 """Marks a positional argument; it can be set nowhere else when it is also ONCE."""
 ONCE = {"once": True}
 """Marks what belongs to one call only: no environment variable and no TOML key."""
+
+
+COMMAS = {"commas": True}
+"""Marks a list that is written in one go, with commas: 512,2048."""
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,18 +135,64 @@ class GenerateOptions(SamplingOptions, frozen=True, kw_only=True):
 
 
 class BenchOptions(EngineOptions, frozen=True, kw_only=True):
-    """Measure load time, prefill and decode speed, time to first token and memory, beside the model's accounting.
+    """Measure prefill, decode, load and memory, beside what the machine allows and beside other engines.
 
     Examples:
       deepwell bench                              the embedded model
       deepwell bench ./my-model --dtype int4 --repeats 5
+      deepwell bench ./my-model --measure prefill,depth --prompt-tokens 512,2048 --depths 4096
+      deepwell bench model.gguf --compare llama.cpp=~/llama.cpp/build/bin --chart speed.svg
       deepwell bench --json > bench.json
+
+    --compare takes turns: in every round each engine runs in a process of its own, one after the other, and what the
+    machine allows is measured before and after each. PATH is the folder of a build of llama.cpp or ik_llama.cpp
+    (with llama-bench and llama-batched-bench), or its llama-bench.
     """
 
-    prompt_tokens: Annotated[Positive, Meta(description="Tokens of each prompt.")] = 512
-    decode_tokens: Annotated[Positive, Meta(description="Tokens generated after each prompt.")] = 64
+    measure: Annotated[
+        tuple[Measure, ...],
+        Meta(description="What to measure; depth is decoding after long prompts.", extra=COMMAS),
+    ] = ("load", "prefill", "decode", "streams")
+    prompt_tokens: Annotated[
+        tuple[Positive, ...], Meta(description="Lengths of the prompts that are read for prefill.", extra=COMMAS)
+    ] = (512,)
+    decode_tokens: Annotated[Positive, Meta(description="Tokens generated wherever decoding is measured.")] = 64
+    streams: Annotated[
+        tuple[Streams, ...], Meta(description="How many different prompts are answered together.", extra=COMMAS)
+    ] = (16,)
+    depths: Annotated[
+        tuple[Positive, ...], Meta(description="Tokens before the answers that depth measures.", extra=COMMAS)
+    ] = (4096,)
     repeats: Annotated[Positive, Meta(description="Runs of each measurement; the median is shown.")] = 3
+    no_limits: Annotated[
+        bool, Meta(description="Do not measure what the machine allows beside each run (a moment, and 512 MiB).")
+    ] = False
+    compare: Annotated[
+        tuple[str, ...], Meta(description="Another engine as NAME=PATH; may be repeated.", extra=ONCE)
+    ] = ()
+    chart: Annotated[
+        Path | None, Meta(description="Write the comparison as a picture into this SVG file.", extra=ONCE)
+    ] = None
     json: Annotated[bool, Meta(description="Print one JSON object.", extra=ONCE)] = False
+
+
+class ConvertOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Pack a model into one file that loads at once.
+
+    Examples:
+      deepwell convert ./my-model my-model.deepwell
+      deepwell convert ./my-model my-model.deepwell --dtype int8 --force
+
+    Loading a checkpoint means reading it, converting every weight and laying it out for this processor's kernels;
+    a packed file holds the result. The source is left as it is, and OUT is there only when it is whole.
+    """
+
+    source: Annotated[Path, Meta(description="The model: whatever serve can load.", extra=ARGUMENT | ONCE)]
+    out: Annotated[Path, Meta(description="File to write, by custom NAME.deepwell.", extra=ARGUMENT | ONCE)]
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "int8", "int4"], Meta(description="How weights are held in the file.")
+    ] = "int4"
+    force: Annotated[bool, Meta(description="Write OUT anew if it exists.", extra=ONCE)] = False
 
 
 class DoctorOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,9 +200,13 @@ class DoctorOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     Examples:
       deepwell doctor
+      deepwell doctor --limits                    measure memory and arithmetic too, in a few seconds
       deepwell doctor --json | jq .native.isa
     """
 
+    limits: Annotated[
+        bool, Meta(description="Measure how fast memory is read and numbers are multiplied.", extra=ONCE)
+    ] = False
     json: Annotated[bool, Meta(description="Print one JSON object.", extra=ONCE)] = False
 
 
@@ -184,6 +240,14 @@ class Option(msgspec.Struct, frozen=True):
     repeats: bool = False
     argument: bool = False
     once: bool = False
+    commas: bool = False
+
+    @property
+    def shown_default(self) -> str:
+        """The default as one would type it; empty if there is none to show."""
+        if self.default in (None, "", ()) or self.switch:
+            return ""
+        return ",".join(map(str, self.default)) if isinstance(self.default, tuple) else str(self.default)
 
     @property
     def flag(self) -> str:
@@ -281,12 +345,15 @@ def _settings(
 ) -> Iterator[tuple[str, object]]:
     """Every place that sets the option, the strongest first, with words for where it is."""
     if option.name in flags:
-        yield option.name.upper() if option.argument else option.flag, flags[option.name]
+        given = flags[option.name]
+        if option.commas and isinstance(given, str):
+            given = given.split(",")
+        yield option.name.upper() if option.argument else option.flag, given
     if option.once:
         return
     if option.env in environ:
         text = environ[option.env]
-        yield f"environment variable {option.env}", text.split(",") if option.repeats else text
+        yield f"environment variable {option.env}", text.split(",") if option.repeats or option.commas else text
     if option.name in config.tables.get(command, {}):
         yield f"{config.path}: [{command}] {option.name}", config.tables[command][option.name]
     if option.name in config.shared and option.env == ENV_PREFIX + option.name.upper():
@@ -320,9 +387,10 @@ def _option(field: inspect.Field, annotated: Any, prefix: str) -> Option:
         type=annotated,
         choices=tuple(str(value) for value in kind.values) if isinstance(kind, inspect.LiteralType) else (),
         switch=isinstance(kind, inspect.BoolType),
-        repeats=isinstance(kind, inspect.VarTupleType),
+        repeats=isinstance(kind, inspect.VarTupleType) and not marks.get("commas", False),
         argument=marks.get("argument", False),
         once=marks.get("once", False),
+        commas=marks.get("commas", False),
     )
 
 
@@ -345,6 +413,8 @@ def _allowed(kind: inspect.Type) -> str:
             return "one of " + ", ".join(str(value) for value in values)
         case inspect.BoolType():
             return "true or false"
+        case inspect.VarTupleType(item_type=item) if not isinstance(_inner(item), inspect.StrType):
+            return f"a list, each {_allowed(_inner(item))}"
         case inspect.VarTupleType():
             return "a list of texts"
         case inspect.CustomType():

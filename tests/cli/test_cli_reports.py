@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from deepwell import __version__
+from deepwell.bench import limits
 from deepwell.cli import doctor
 from deepwell.cli.main import main
 from deepwell.engine import machine
@@ -92,22 +93,46 @@ def test_limits_of_the_container(
     assert machine.default_threads(eight) == (8 if cpus is None else 2)
 
 
-def test_bench(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--prompt-tokens", "100", "--decode-tokens", "5", "--repeats", "1", "--dtype", "int8"]
+def test_bench(model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(limits, "_QUICK_READ_BYTES", 1 << 24)
+    sizes = ["--prompt-tokens", "100,300", "--decode-tokens", "5", "--streams", "16,3", "--depths", "200"]
+    sizes += ["--measure", "load,prefill,decode,streams,depth", "--repeats", "2", "--dtype", "int8"]
     assert main(["bench", str(model_folder), *sizes, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["model"] == "tiny-v3"
     assert report["accounting"] == msgspec.to_builtins(
         account(from_hugging_face(json.loads((model_folder / "config.json").read_text())), "int8", depth=64)
     )
-    assert report["prefill_tokens_per_second"] == pytest.approx(100 / report["seconds_to_first_token"])
-    for name in ("decode_tokens_per_second", "decode_tokens_per_second_16", "load_seconds", "resident_bytes"):
-        assert report[name] > 0
-    assert main(["bench", str(model_folder), *sizes]) == 0
+    results = {(result["measure"], result["size"]): result for result in report["results"]}
+    wanted = [("load", 0), ("prefill", 100), ("prefill", 300), ("decode", 1), ("streams", 16), ("streams", 3)]
+    assert list(results) == [*wanted, ("depth", 200)]
+    for result in results.values():
+        assert len(result["runs"]) == 2
+        assert min(result["runs"]) > 0
+    decode = results["decode", 1]
+    shares = [rate / limit for rate, limit in zip(decode["runs"], decode["limit"], strict=True)]
+    assert decode["fraction"] == pytest.approx(sum(shares) / 2 * report["accounting"]["weight_bytes_per_token"])
+    assert results["streams", 3]["fraction"] is None
+    assert report["seconds_to_first_token"] == pytest.approx(100 / results["prefill", 100]["median"])
+    assert report["resident_bytes"] > report["load_seconds"] > 0
+    assert main(["bench", str(model_folder), *sizes, "--no-limits"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"\n{name} " in shown for name in ("prefill", "decode, 1 stream", "decode, 16 streams", "KV cache"))
+    assert all(f"\n{name} " in shown for name in ("prefill, 300 tokens", "decode, 1 stream", "KV cache"))
+    assert "decode, 16 streams" in shown
+    assert "decode at depth 200" in shown
+    assert "%" not in shown
 
 
-def test_bench_says_what_does_not_fit(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(model_folder), "--prompt-tokens", "512"]) == 2
-    assert "need a context of 513 tokens; this model has 512" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        (["--prompt-tokens", "512"], "need a context of 513 tokens; this model has 512"),
+        (["--measure", "depth", "--depths", "460"], "need a context of 525 tokens; this model has 512"),
+        (["--measure", "streams", "--streams", "512"], "512 streams need room for 131072 tokens; the KV cache holds"),
+    ],
+)
+def test_bench_says_what_does_not_fit(
+    sizes: list[str], said: str, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(model_folder), *sizes]) == 2
+    assert said in capsys.readouterr().err

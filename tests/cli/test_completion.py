@@ -35,8 +35,8 @@ def test_bash_parses() -> None:
         (("deepwell", "serve", "--dtype", "int"), ["int4", "int8"]),
         (("deepwell", "serve", "--port", "80", "--dtype", "f"), ["float32"]),
         (("deepwell", "completion", "z"), ["zsh"]),
-        (("deepwell", "doctor", "--"), ["--json", "--help"]),
-        (("deepwell", "bench", "--c"), ["--context", "--config"]),
+        (("deepwell", "doctor", "--"), ["--limits", "--json", "--help"]),
+        (("deepwell", "bench", "--co"), ["--context", "--compare", "--config"]),
         (("deepwell", "nonsense", "x"), []),
     ],
 )

@@ -1,59 +1,31 @@
-"""`deepwell bench`: how fast this machine reads prompts and writes answers, beside what the model costs on paper."""
+"""`deepwell bench`: how fast this machine reads prompts and writes answers, beside its limits and other engines."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from statistics import median
+from collections.abc import Iterator
 
 import msgspec
-import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-from deepwell import __version__
+from deepwell.bench.cells import SHORT_PROMPT, Cell, Plan
+from deepwell.bench.chart import amount, amount_unit, draw
+from deepwell.bench.compare import Comparison, Row, Score, compare
+from deepwell.bench.engines import Deepwell, find_peer
+from deepwell.bench.measure import Report, measure
 from deepwell.cli.model import load
-from deepwell.engine import EngineCore, Request, SamplingParams
-from deepwell.engine.load import LoadedModel
-from deepwell.engine.machine import inspect_machine, resident_bytes
+from deepwell.engine.machine import default_threads, inspect_machine
 from deepwell.errors import ConfigError
-from deepwell.model.accounting import Accounting, account
-from deepwell.ops import native
 from deepwell.options import BenchOptions
-
-STREAMS = 16
-SHORT_PROMPT = 64
-"""Tokens of the prompts whose answers are timed: one block, so that one and many streams decode at equal depth."""
-
-
-class Report(msgspec.Struct, frozen=True):
-    """Speeds are medians of `repeats` runs, in tokens per second of all streams together; sizes are bytes."""
-
-    deepwell: str
-    cpu: str
-    isa: str
-    threads: int
-    model: str
-    dtype: str
-    prompt_tokens: int
-    decode_tokens: int
-    repeats: int
-    load_seconds: float
-    prefill_tokens_per_second: float
-    seconds_to_first_token: float
-    decode_tokens_per_second: float
-    decode_tokens_per_second_16: float
-    resident_bytes: int
-    accounting: Accounting
 
 
 def run(options: BenchOptions) -> int:
-    model = load(options)
-    longest = max(options.prompt_tokens + 1, SHORT_PROMPT + options.decode_tokens)
-    if longest > model.runner.context:
-        raise ConfigError(
-            f"--prompt-tokens {options.prompt_tokens} and --decode-tokens {options.decode_tokens} need a context of "
-            f"{longest} tokens; this model has {model.runner.context}"
-        )
-    report = measure(model, options)
+    plan = plan_of(options)
+    if options.compare:
+        return _compare(options, plan)
+    if options.chart:
+        raise ConfigError("--chart draws a comparison; it needs --compare NAME=PATH")
+    report = measure(load(options), plan, options.repeats, beside=not options.no_limits)
     if options.json:
         print(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:
@@ -61,69 +33,46 @@ def run(options: BenchOptions) -> int:
     return 0
 
 
-def measure(model: LoadedModel, options: BenchOptions) -> Report:
-    """Run every measurement `repeats` times, after a short warm-up, on prompts never seen before."""
-    core = EngineCore(model.runner, model.tokenizer)
-    random = np.random.default_rng(0)
-
-    def prompt(length: int) -> tuple[int, ...]:
-        return tuple(random.integers(0, model.config.vocab, length).tolist())
-
-    _times(core, [prompt(8)], 2)
-    firsts, ones, manies = [], [], []
-    for _ in range(options.repeats):
-        firsts.append(_times(core, [prompt(options.prompt_tokens)], 1).first)
-        ones.append(_times(core, [prompt(SHORT_PROMPT)], options.decode_tokens + 1).decode_rate)
-        many = [prompt(SHORT_PROMPT) for _ in range(STREAMS)]
-        manies.append(_times(core, many, options.decode_tokens + 1).decode_rate)
-    return Report(
-        deepwell=__version__,
-        cpu=inspect_machine().cpu,
-        isa=native.isa(),
-        threads=native.threads(),
-        model=model.name,
-        dtype=model.dtype,
-        prompt_tokens=options.prompt_tokens,
-        decode_tokens=options.decode_tokens,
-        repeats=options.repeats,
-        load_seconds=model.seconds,
-        prefill_tokens_per_second=options.prompt_tokens / median(firsts),
-        seconds_to_first_token=median(firsts),
-        decode_tokens_per_second=median(ones),
-        decode_tokens_per_second_16=median(manies),
-        resident_bytes=resident_bytes(),
-        accounting=account(model.config, model.dtype, depth=SHORT_PROMPT),
-    )
+def plan_of(options: BenchOptions) -> Plan:
+    """What the options ask to measure. Raises ConfigError for a measure without sizes."""
+    plan = Plan(options.measure, options.prompt_tokens, options.streams, options.depths, options.decode_tokens)
+    if not plan.cells():
+        raise ConfigError("nothing is to be measured: --measure, or the sizes of what it names, are empty")
+    return plan
 
 
-class _Times(msgspec.Struct, frozen=True):
-    """`first`: seconds until every prompt was read and had its first token. `decode_rate`: tokens/s from then on."""
-
-    first: float
-    decode_rate: float
-
-
-def _times(core: EngineCore, prompts: Sequence[tuple[int, ...]], tokens: int) -> _Times:
-    """Answer the prompts together, `tokens` tokens each, greedily and whatever the model would end with."""
-    sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-    for index, prompt in enumerate(prompts):
-        core.add(Request(id=str(index), prompt=prompt, sampling=sampling))
-    before = core.stats().computed_tokens
-    began = read = time.perf_counter()
-    reading = sum(map(len, prompts))
-    while core.live:
-        core.step()
-        if core.stats().computed_tokens - before <= reading:
-            read = time.perf_counter()
-    ended = time.perf_counter()
-    done = core.stats().computed_tokens - before
-    return _Times(read - began, (done - reading) / (ended - read) if done > reading else 0.0)
+def _compare(options: BenchOptions, plan: Plan) -> int:
+    if options.model is None:
+        raise ConfigError("--compare needs MODEL, a file that the other engines can read too")
+    if not options.model.exists():
+        raise ConfigError(f"{options.model} does not exist")
+    if options.chart and not options.chart.absolute().parent.is_dir():
+        raise ConfigError(f"--chart {options.chart}: the folder does not exist")
+    threads = options.threads or default_threads(inspect_machine())
+    own = Deepwell(options.model, plan, threads, options.dtype, options.context)
+    peers = [find_peer(text, options.model, plan, threads) for text in options.compare]
+    names = [own.name, *(peer.name for peer in peers)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--compare: every engine needs a name of its own, not {', '.join(names)}")
+    with Console(stderr=True, highlight=False, markup=False).status("") as status:
+        result = compare(
+            [own, *peers],
+            plan,
+            model=options.model.resolve().name,
+            rounds=options.repeats,
+            threads=threads,
+            say=status.update,
+        )
+    if options.chart:
+        options.chart.write_text(draw(result), encoding="utf-8")
+    if options.json:
+        print(msgspec.json.format(msgspec.json.encode(result)).decode())
+    else:
+        _show_comparison(result)
+    return 1 if result.failed else 0
 
 
 def _show(report: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -135,16 +84,22 @@ def _show(report: Report) -> None:
         f"{report.model}, {report.dtype}, on {report.cpu} ({report.isa}, {report.threads} threads)", style="bold"
     )
     console.print(table)
-    console.print(f"Medians of {report.repeats} runs. FLOPs at {SHORT_PROMPT} earlier tokens.", style="dim")
+    console.print(
+        f"Medians of {report.repeats} runs, limits measured beside each. FLOPs at {SHORT_PROMPT} earlier tokens.",
+        style="dim",
+    )
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
     paper = report.accounting
     yield "load", f"{report.load_seconds:.3f}", "s"
-    yield "prefill", f"{report.prefill_tokens_per_second:,.0f}", f"tokens/s ({report.prompt_tokens} tokens)"
-    yield "time to first token", f"{report.seconds_to_first_token * 1000:,.1f}", "ms"
-    yield "decode, 1 stream", f"{report.decode_tokens_per_second:,.1f}", "tokens/s"
-    yield f"decode, {STREAMS} streams", f"{report.decode_tokens_per_second_16:,.1f}", "tokens/s in all"
+    for result in report.results:
+        if result.measure == "load":
+            continue
+        title = Cell(result.measure, result.size).title  # type: ignore[arg-type]
+        yield title, amount(result.median, result.unit), result.unit + _share(result.measure, result.fraction)
+    if report.seconds_to_first_token is not None:
+        yield "time to first token", f"{report.seconds_to_first_token * 1000:,.1f}", "ms"
     yield "resident memory", f"{report.resident_bytes / 1e6:,.1f}", "MB"
     yield "parameters", f"{paper.total_params / 1e6:,.2f}", f"M, of which {paper.active_params / 1e6:,.2f} M active"
     yield "computation", f"{paper.flops_per_token / 1e6:,.2f}", "MFLOPs/token"
@@ -154,3 +109,47 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
         f"MB/token of {paper.weight_bytes / 1e6:,.2f} MB",
     )
     yield "KV cache", f"{paper.kv_bytes_per_token:,}", f"bytes/token; plain MHA {paper.mha_kv_bytes_per_token:,}"
+
+
+def _share(measure: str, fraction: float | None) -> str:
+    if fraction is None:
+        return ""
+    limit = "8-bit peak" if measure == "prefill" else "read bandwidth"
+    return f", {fraction:.0%} of the {limit}"
+
+
+def _show_comparison(result: Comparison) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in result.engines:
+        table.add_column(name, justify="right")
+    notes = list(dict.fromkeys(score.note for row in result.rows for score in row.scores if score.note))
+    for row in result.rows:
+        table.add_row(f"{row.title} ({amount_unit(row.unit)})", *(_cell(row, score, notes) for score in row.scores))
+    console = Console(highlight=False, markup=False)
+    console.print(f"{result.model} on {result.cpu} ({result.isa}, {result.threads} threads)", style="bold")
+    console.print(table)
+    console.print(
+        f"Medians of {result.rounds} rounds taken in turns, (lowest to highest), x: times better Deepwell is, "
+        "%: share of the read bandwidth (decode) or of the 8-bit peak (prefill) measured around each turn.",
+        style="dim",
+    )
+    for number, note in enumerate(notes, 1):
+        console.print(f"[{number}] {note}", style="dim")
+    for said in dict.fromkeys(f"{s.engine} failed: {s.error}" for row in result.rows for s in row.scores if s.error):
+        console.print(said, style="red")
+
+
+def _cell(row: Row, score: Score, notes: list[str]) -> str:
+    if score.median is None:
+        return "failed" if score.error else "-"
+    parts = [amount(score.median, row.unit)]
+    if score.note:
+        parts[0] += f"[{notes.index(score.note) + 1}]"
+    if score.low is not None and score.high is not None and len(score.runs) > 1:
+        parts.append(f"({amount(score.low, row.unit)} to {amount(score.high, row.unit)})")
+    if score.ratio is not None:
+        parts.append(f"x{score.ratio:.2f}")
+    if score.fraction is not None:
+        parts.append(f"{score.fraction:.0%}")
+    return " ".join(parts)

@@ -45,7 +45,8 @@ def _section(command: str, group: type[msgspec.Struct]) -> str:
 def _cells(option: Option) -> Iterator[str]:
     yield f"`{option.name.upper() if option.argument else option.flag}`"
     yield option.allowed
-    yield "required" if option.required else "" if option.default in (None, "", ()) else f"`{option.default}`"
+    shown = str(option.default) if option.switch else option.shown_default
+    yield "required" if option.required else f"`{shown}`" if shown else ""
     yield "" if option.once else f"`{option.env}`, `{option.name}`"
     yield option.help
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from deepwell import __version__
+from deepwell.bench.limits import Limits, Rate, measure_limits
 from deepwell.cli.commands import GROUPS
 from deepwell.cli.parser import CONFIG_ENV
 from deepwell.engine.machine import Machine, default_threads, inspect_machine
@@ -54,10 +55,13 @@ class Report(msgspec.Struct, frozen=True):
     ignored_settings: list[str]
     extras: dict[str, Extra]
     advice: list[str]
+    limits: Limits | None = None
 
 
 def run(options: DoctorOptions) -> int:
     report = examine(os.environ)
+    if options.limits and report.native.isa:
+        report = msgspec.structs.replace(report, limits=measure_limits(report.threads))
     if options.json:
         print(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:
@@ -181,12 +185,26 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "torch", report.torch or "not installed (serving does not need it)"
     yield "embedded model", report.embedded_model or "missing"
     yield "config file", report.config_file or f"none ({DEFAULT_CONFIG} in the current folder, or --config)"
+    if report.limits:
+        yield from _limit_rows(report.limits)
     for name, value in report.settings.items():
         yield name, value
     for name in report.ignored_settings:
         yield name, "ignored: no command has this option"
     for name, extra in report.extras.items():
         yield f"extra {name}", f"missing {', '.join(extra.missing)}: {extra.install}" if extra.missing else "installed"
+
+
+def _limit_rows(limits: Limits) -> Iterator[tuple[str, str]]:
+    def line(rate: Rate | None, unit: str) -> str:
+        if rate is None:
+            return "no such instruction"
+        return f"{rate.best / 1e9:,.1f} {unit} at best, {rate.median / 1e9:,.1f} median ({rate.what})"
+
+    yield "memory reads", line(limits.read, "GB/s") + f", {limits.threads} threads"
+    yield "8-bit peak", line(limits.int8, "GOPS")
+    yield "bfloat16 peak", line(limits.bf16, "GFLOPS")
+    yield "float32 peak", line(limits.fma, "GFLOPS")
 
 
 def _gib(size: int | None) -> str:

@@ -80,6 +80,8 @@ def placeholder(option: Option) -> str:
     """What stands for the value in a usage line."""
     if option.choices:
         return "|".join(option.choices)
+    if option.commas:
+        return "A,B"
     word = option.allowed.split()[1] if option.allowed.startswith("a") else option.allowed
     return {"integer": "N", "number": "X", "path": "PATH"}.get(word, "TEXT")
 
@@ -112,5 +114,5 @@ def _add_flag(parser: ArgumentParser, option: Option) -> None:
 
 
 def _help(option: Option) -> str:
-    shown = option.default not in (None, "", (), False) and not option.required
-    return (option.help.rstrip(".") + (f" [{option.default}]" if shown else "")).replace("%", "%%")
+    shown = "" if option.required else option.shown_default
+    return (option.help.rstrip(".") + (f" [{shown}]" if shown else "")).replace("%", "%%")
