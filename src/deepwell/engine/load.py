@@ -105,11 +105,14 @@ def model_name(folder: Path) -> str:
 
 
 def storage(dtype: str, stored: str) -> native.Storage:
-    """How matrices are kept: as asked, or for `auto` as the checkpoint has them (float16 widens to float32)."""
+    """How matrices are kept: as asked, or for `auto` as the checkpoint has them.
+
+    float16 widens to float32. float8 becomes bfloat16: exact where the scales are powers of two, else rounded.
+    """
     if dtype not in get_args(DType):
         raise ConfigError(f"dtype is {dtype!r}; allowed are {', '.join(get_args(DType))}")
     if dtype == "auto":
-        return "bfloat16" if stored == "bfloat16" else "float32"
+        return "bfloat16" if stored in ("bfloat16", "float8") else "float32"
     return cast(native.Storage, dtype)
 
 
