@@ -1,7 +1,7 @@
 """Block-scaled FP8 as DeepSeek-V3, R1 and V3.1 publish it: each weight beside a tensor of scales, one per block.
 
 `config.json` says `quantization_config`: quant_method `fp8`, fmt `e4m3`, weight_block_size [128, 128]. A weight of
-shape (N, K) has a `<name>_scale_inv` of shape (ceil(N/128), ceil(K/128)), float32 or, where scales are powers of two, E8M0.
+shape (N, K) has a `<name>_scale_inv` of shape (ceil(N/128), ceil(K/128)), float32 or, for powers of two, E8M0.
 Despite the name, the value is weight * scale. What is not quantised (embedding, head, norms, router) has no scales.
 Activations, which other engines round to FP8 too, stay float32 here.
 """

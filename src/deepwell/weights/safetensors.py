@@ -27,7 +27,7 @@ _STORED: dict[str, tuple[str, int]] = {
 
 
 def _small_float(exponent_bits: int, bias: int, *, infinity: bool) -> NDArray[np.float32]:
-    """The 256 values of an 8-bit float: sign, exponent, mantissa. Without infinities only the last code is no number."""
+    """The 256 values of an 8-bit float: sign, exponent, mantissa. Without infinity only the last code is no number."""
     codes = np.arange(128, dtype=np.int64)
     mantissa_bits = 7 - exponent_bits
     exponent, mantissa = codes >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
