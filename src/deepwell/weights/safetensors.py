@@ -60,7 +60,9 @@ class Tensor:
         stored = self.raw.reshape(self.shape)
         values: NDArray[np.float32]
         if self.dtype == "BF16":
-            values = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            wide = stored.astype(np.uint32)
+            wide <<= np.uint32(16)
+            values = wide.view(np.float32)
         elif self.dtype in _BYTE_VALUES:
             values = _BYTE_VALUES[self.dtype][stored]
         else:
