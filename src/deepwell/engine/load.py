@@ -83,6 +83,7 @@ def load_model(
     Raises CheckpointError for files that are missing or broken, ConfigError for a value that is not allowed.
     """
     begun = time.perf_counter()
+    check_isa()
     folder = embedded_path() if folder is None else folder
     usable = default_threads(inspect_machine())
     if not 0 <= threads <= 1024:
@@ -105,6 +106,14 @@ def load_model(
         dtype=runner.dtype,
         seconds=time.perf_counter() - begun,
     )
+
+
+def check_isa() -> None:
+    """Choose the instruction set; ConfigError if DEEPWELL_ISA asks for one that this machine does not have."""
+    try:
+        native.isa()
+    except ValueError as error:
+        raise ConfigError(f"DEEPWELL_ISA: {error}") from None
 
 
 def model_name(folder: Path) -> str:
