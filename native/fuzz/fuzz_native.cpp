@@ -164,7 +164,7 @@ void steps(Bytes& in, Program& p, const std::vector<int>& widths) {
   for (int n = 1 + in.byte() % 3; n > 0; --n) {
     const int rows = in.byte() % 20, sequences = 1 + in.byte() % 3, pages = 1 + in.byte() % 3;
     std::vector<int32_t> tokens, positions, sequence, table, selected;
-    for (int t = 0, s = 0, at = in.number(150); t < rows; ++t, ++at) {
+    for (int t = 0, s = 0, at = in.number(150); t < rows; ++t, at += at < INT32_MAX) {
       if (in.byte() % 8 == 0) at = in.number(150), ++s;
       tokens.push_back(in.number(16)), positions.push_back(at), sequence.push_back(s);
     }
