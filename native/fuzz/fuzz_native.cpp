@@ -2,6 +2,7 @@
 // rows, random plans, random batches. Whatever is asked, the answer is a result or std::invalid_argument.
 //
 // Sizes are mostly small and mostly fit each other, so that plans get far; now and then one is anything at all.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -144,7 +145,7 @@ View operation(Bytes& in, Program& p, const std::vector<View>& views, int layer,
         return p.mla(x, y, y, nullptr, nullptr, layer, s);
       const MatrixPtr k_b = matrix(in, s.heads, s.latent, s.nope), v_b = matrix(in, s.heads, s.value, s.latent);
       const View latent = sized(in, p, y, s.latent);
-      widths[layer] = s.latent + s.rope;
+      widths[layer] = static_cast<int>(std::min<int64_t>(int64_t{s.latent} + s.rope, 4096));
       return p.mla(sized(in, p, x, static_cast<int>(s.heads * (int64_t{s.nope} + s.rope))), latent, sized(in, p, x, s.rope), k_b, v_b, layer, s);
     }
     case 9: return p.swiglu(x);

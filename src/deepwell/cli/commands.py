@@ -6,6 +6,7 @@ import msgspec
 
 from deepwell.options import (
     BenchOptions,
+    CalibrateOptions,
     ChatOptions,
     CompletionOptions,
     DoctorOptions,
@@ -19,6 +20,7 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "chat": ChatOptions,
     "generate": GenerateOptions,
     "train": TrainConfig,
+    "calibrate": CalibrateOptions,
     "bench": BenchOptions,
     "doctor": DoctorOptions,
     "completion": CompletionOptions,
