@@ -4,6 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
+FUZZ_SECONDS ?= 30
 # Where torch comes from, for development only: the package index's own wheels for Linux bring gigabytes of CUDA
 # libraries. Give the address of an index of CPU wheels here (TORCH_INDEX=https://...) to do without them.
 TORCH_INDEX ?=
@@ -22,7 +23,7 @@ SECONDS_SINCE = $$(( $$(date +%s) - start ))
 export CXX
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format types contract pytest web web-check bench docs clean
+.PHONY: help serve test lint format types contract pytest fuzz web web-check bench docs clean
 
 define CHECK_COMPILER
 @command -v $(firstword $(CXX)) > /dev/null || { echo "Deepwell compiles its kernels, and there is no C++17 compiler here: install g++ (Debian: apt-get install g++) or name yours with CXX=..." >&2; exit 1; }
@@ -60,6 +61,15 @@ web-check: web/node_modules/.ready ## the page's tests, and: is the committed bu
 	($(NPM) run --silent check && npm run --silent build -- --outDir "$$out" --emptyOutDir) && \
 	if diff -r "$$out" $(STATIC); then echo "== page: $(SECONDS_SINCE) s"; \
 	else echo "$(STATIC) is not the build of web/: run 'make web' and commit the result" >&2; exit 1; fi
+
+fuzz: build/fuzz/native ## fuzz the native backend for a while under sanitizers (FUZZ_SECONDS=30; needs clang)
+	@start=$$(date +%s); mkdir -p build/fuzz/corpus; \
+	build/fuzz/native -max_total_time=$(FUZZ_SECONDS) -max_len=1500 -len_control=0 -timeout=30 -rss_limit_mb=2048 \
+	  -verbosity=0 -print_final_stats=1 -artifact_prefix=build/fuzz/ build/fuzz/corpus && echo "== fuzz: $(SECONDS_SINCE) s"
+
+build/fuzz/native: $(shell find native -name '*.cpp' -o -name '*.h' -o -name build.sh)
+	@command -v clang++-16 clang++ > /dev/null || .ci/packages clang
+	@mkdir -p build/fuzz; native/fuzz/build.sh $@
 
 format: $(VENV)/.dev ## let ruff format and repair what it can
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -13,8 +13,8 @@ std::atomic<uint64_t> programs{0};
 
 std::string number(int n) { return std::to_string(n); }
 
-void check_width(const View& v, int width, const std::string& what) {
-  require(v.width == width, what + " has " + number(v.width) + " columns, expected " + number(width));
+void check_width(const View& v, int64_t width, const std::string& what) {
+  require(v.width == width, what + " has " + number(v.width) + " columns, expected " + std::to_string(width));
 }
 
 void check_shape(const MatrixPtr& m, int count, int rows, int cols, const std::string& what) {
@@ -199,9 +199,9 @@ View Program::gqa(View q, View k, View v, int layer, const GqaShape& s) {
   require(!q.selected && !k.selected && !v.selected, "gqa works on all rows, before select");
   require(s.heads >= 1 && s.kv_heads >= 1 && s.head_dim >= 1 && s.heads % s.kv_heads == 0,
           "gqa cannot share " + number(s.kv_heads) + " key heads among " + number(s.heads) + " query heads");
-  check_width(q, s.heads * s.head_dim, "the queries of gqa");
-  check_width(k, s.kv_heads * s.head_dim, "the keys of gqa");
-  check_width(v, s.kv_heads * s.head_dim, "the values of gqa");
+  check_width(q, int64_t{s.heads} * s.head_dim, "the queries of gqa");
+  check_width(k, int64_t{s.kv_heads} * s.head_dim, "the keys of gqa");
+  check_width(v, int64_t{s.kv_heads} * s.head_dim, "the values of gqa");
   use_layer(layer, 2 * s.kv_heads * s.head_dim, s.head_dim % kLanes == 0 && s.head_dim <= kMostCachedWidth);
   const View out = buffer(s.heads * s.head_dim, false);
   record<Gqa>({q, k, v, out}, q, k, v, layer, s, out);
@@ -214,7 +214,7 @@ View Program::mla(View q, View latent, View k_rope, MatrixPtr k_b, MatrixPtr v_b
   check_view(k_rope, "the rotated key of mla");
   require(!q.selected && !latent.selected && !k_rope.selected, "mla works on all rows, before select");
   require(s.heads >= 1 && s.nope >= 1 && s.rope >= 1 && s.value >= 1 && s.latent >= 1, "mla needs positive widths");
-  check_width(q, s.heads * (s.nope + s.rope), "the queries of mla");
+  check_width(q, s.heads * (int64_t{s.nope} + s.rope), "the queries of mla");
   check_width(latent, s.latent, "the latent of mla");
   check_width(k_rope, s.rope, "the rotated key of mla");
   check_shape(k_b, s.heads, s.latent, s.nope, "the key half of kv_b");

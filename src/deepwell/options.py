@@ -195,6 +195,27 @@ class ConvertOptions(msgspec.Struct, frozen=True, kw_only=True):
     force: Annotated[bool, Meta(description="Write OUT anew if it exists.", extra=ONCE)] = False
 
 
+class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Measure which inputs of a model's matrices matter, over a text, for a better 4-bit quantisation.
+
+    Examples:
+      deepwell calibrate --text prose.txt --out importance.safetensors      the embedded model
+      deepwell calibrate ./my-model --text prose.txt --out my.importance.safetensors --tokens 16384
+
+    Takes torch (pip install 'deepwell[train]'), and memory for the largest layer in float32.
+    """
+
+    model: Annotated[
+        Path | None,
+        Meta(description="Folder of a Hugging Face checkpoint; the embedded model if left out.", extra=ARGUMENT | ONCE),
+    ] = None
+    text: Annotated[Path, Meta(description="Text like what the model will read.", extra=ONCE)]
+    out: Annotated[Path, Meta(description="File to write: mean squares of every input, safetensors.", extra=ONCE)]
+    tokens: Annotated[
+        Annotated[int, Meta(ge=32, le=1 << 20)], Meta(description="Tokens of the text to use.", extra=ONCE)
+    ] = 4096
+
+
 class DoctorOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Say what Deepwell finds on this machine, what is missing, and what would be faster.
 

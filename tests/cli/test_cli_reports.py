@@ -8,11 +8,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cli_calls import deepwell
 
 from deepwell import __version__
 from deepwell.bench import limits
 from deepwell.cli import doctor
 from deepwell.cli.main import main
+from deepwell.cli.model import slowness
 from deepwell.engine import machine
 from deepwell.model.accounting import account
 from deepwell.model.config import from_hugging_face
@@ -59,6 +61,7 @@ def test_doctor_tells_known_from_unknown_variables() -> None:
         ({}, doctor.Native("avx2", ["avx2", "scalar"]), "AVX-512 computes prompts faster"),
         ({}, doctor.Native("scalar", ["avx2", "scalar"]), "DEEPWELL_ISA holds scalar although avx2"),
         ({}, doctor.Native(None, [], "no such file"), "apt-get install g++"),
+        ({}, doctor.Native(None, ["avx2"], "DEEPWELL_ISA: 'sse9' is not available"), "'sse9' is not available; unset"),
         ({"memory_limit": 2**28}, doctor.Native("avx512", ["avx512"]), "Only 256 MiB of memory"),
     ],
 )
@@ -136,3 +139,40 @@ def test_bench_says_what_does_not_fit(
 ) -> None:
     assert main(["bench", str(model_folder), *sizes]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_without_vector_instructions_it_runs_and_warns(model_folder: Path) -> None:
+    """In a process of its own: the instruction set is chosen once."""
+    args = ("generate", str(model_folder), "abc", "--max-tokens", "4")
+    fast, slow = deepwell(*args), deepwell(*args, env=os.environ | {"DEEPWELL_ISA": "scalar"})
+    assert (slow.returncode, slow.stdout) == (0, fast.stdout), "every instruction set gives the same bits"
+    assert "warning" not in fast.stderr
+    assert slow.stderr.startswith("deepwell: warning: ")
+    assert "many times slower" in slow.stderr
+
+
+def test_the_warning_says_what_to_do() -> None:
+    assert slowness("avx2", ["avx512", "avx2", "scalar"]) is None
+    assert slowness("scalar", ["avx2", "scalar"]) == (
+        "DEEPWELL_ISA=scalar computes many times slower than avx2, which this processor has: unset it"
+    )
+    assert "no AVX2, AVX-512 or NEON" in (slowness("scalar", ["scalar"]) or "")
+
+
+@pytest.mark.parametrize("command", ["generate", "bench", "serve"])
+def test_an_unknown_instruction_set_is_named(command: str) -> None:
+    prompt = ("abc",) if command == "generate" else ()
+    done = deepwell(command, *prompt, env=os.environ | {"DEEPWELL_ISA": "sse9"})
+    assert done.returncode == 2
+    available = ", ".join(native.available_isas())
+    assert done.stderr == (
+        f"deepwell: DEEPWELL_ISA: instruction set 'sse9' is not available; this machine has: {available}\n"
+    )
+
+
+def test_doctor_survives_an_unknown_instruction_set() -> None:
+    done = deepwell("doctor", "--json", env=os.environ | {"DEEPWELL_ISA": "sse9"})
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert report["native"]["available_isas"] == native.available_isas()
+    assert any("DEEPWELL_ISA: instruction set 'sse9' is not available" in line for line in report["advice"])

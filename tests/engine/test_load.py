@@ -7,20 +7,69 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from deepwell.engine.load import check_memory, default_blocks, load_model, storage
+from deepwell.engine import load, machine
+from deepwell.engine.load import check_memory, default_blocks, load_model, memory_need, storage
 from deepwell.errors import CheckpointError, ConfigError
 from deepwell.model import account, preset
+from deepwell.model.config import MlaConfig, MoeConfig
+from deepwell.ops.base import Routing
 from deepwell.weights import embedded_path
+
+V3 = msgspec.structs.replace(
+    preset("tiny"),
+    vocab=129280,
+    hidden=7168,
+    layers=61,
+    heads=128,
+    inter=18432,
+    context=163840,
+    mla=MlaConfig(q_lora=1536, kv_lora=512, nope=128, rope=64, value=128),
+    moe=MoeConfig(Routing(256, 8, "sigmoid", "noaux_tc", 8, 4, True, 2.5), 2048, 1, 3, True),
+)
+
+
+def test_need_counts_weights_cache_and_the_tensor_being_read() -> None:
+    """DeepSeek-V3: 671 B parameters, 576 values per token and layer, an embedding of 129280 x 7168."""
+    need = memory_need(V3, "int4")
+    assert need.weights == account(V3, "int4").weight_bytes
+    assert need.weights == pytest.approx(671e9 * 4.5 / 8, rel=2e-3)
+    assert (need.tokens, need.cache) == (512, 512 * 576 * 61 * 4)
+    assert need.reading == 129280 * 7168 * 5
+    assert memory_need(V3, "int4", kv_bytes=2).cache == need.cache // 2
+    assert memory_need(V3, "int4", context=100).tokens == 128
+    assert memory_need(V3, "int4", blocks=1000).cache == 64_000 * 576 * 61 * 4
 
 
 def test_a_model_too_large_names_what_would_fit() -> None:
     config = preset("tiny")
-    int8 = account(config, "int8").weight_bytes
+    int8 = memory_need(config, "int8").total
     check_memory(config, "int8", int8)
-    with pytest.raises(ConfigError, match=r"needs 0\.0 GB as float32.*--dtype int8 would fit"):
-        check_memory(config, "float32", int8)
+    with pytest.raises(ConfigError, match=r"as int4 \d+\.\d MB: no format that Deepwell keeps weights in would fit"):
+        check_memory(config, "int8", 1000)
     with pytest.raises(ConfigError, match="no format that Deepwell keeps weights in would fit"):
-        check_memory(config, "float32", 1000)
+        check_memory(config, "int4", 1000)
+    with pytest.raises(ConfigError) as told:
+        check_memory(V3, "bfloat16", 800 * 10**9, container=True)
+    assert str(told.value) == (
+        "not enough memory: the model needs 1347.0 GB as bfloat16 (1342.3 GB of weights, 72.0 MB of KV cache for 512 "
+        "tokens, 4.6 GB to read its largest tensor), and 800.0 GB are free within the limit of this container; it "
+        "would need as int8 718.0 GB (fits), as int4 382.5 GB (fits): use --dtype int8"
+    )
+
+
+def test_the_cache_asked_for_counts() -> None:
+    config = preset("tiny")
+    free = memory_need(config, "int8").total
+    with pytest.raises(ConfigError, match=r"KV cache for 64000 tokens"):
+        check_memory(config, "int8", free, blocks=1000)
+
+
+def test_a_loading_model_meets_the_memory_of_its_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = msgspec.structs.replace(machine.inspect_machine(), memory_limit=machine.resident_bytes() + 2**20)
+    monkeypatch.setattr(load, "inspect_machine", lambda: here)
+    monkeypatch.setattr(machine, "resident_bytes", lambda: here.memory_limit - 2**20)
+    with pytest.raises(ConfigError, match=r"needs .* and 1\.0 MB are free within the limit of this container"):
+        load_model()
 
 
 def test_the_cache_takes_several_contexts_or_what_memory_allows() -> None:
@@ -34,7 +83,12 @@ def test_the_cache_takes_several_contexts_or_what_memory_allows() -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "stored", "kept"),
-    [("auto", "bfloat16", "bfloat16"), ("auto", "float16", "float32"), ("int4", "float32", "int4")],
+    [
+        ("auto", "bfloat16", "bfloat16"),
+        ("auto", "float16", "float32"),
+        ("auto", "float8", "bfloat16"),
+        ("int4", "float32", "int4"),
+    ],
 )
 def test_storage(dtype: str, stored: str, kept: str) -> None:
     assert storage(dtype, stored) == kept

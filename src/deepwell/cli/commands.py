@@ -6,6 +6,7 @@ import msgspec
 
 from deepwell.options import (
     BenchOptions,
+    CalibrateOptions,
     ChatOptions,
     CompletionOptions,
     ConvertOptions,
@@ -21,6 +22,7 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "generate": GenerateOptions,
     "train": TrainConfig,
     "convert": ConvertOptions,
+    "calibrate": CalibrateOptions,
     "bench": BenchOptions,
     "doctor": DoctorOptions,
     "completion": CompletionOptions,

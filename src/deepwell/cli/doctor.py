@@ -103,7 +103,11 @@ def _native() -> Native:
         from deepwell import _native as module
     except ImportError as error:
         return Native(None, [], str(error))
-    return Native(module.isa(), list(module.available_isas()))
+    available = list(module.available_isas())
+    try:
+        return Native(module.isa(), available)
+    except ValueError as error:
+        return Native(None, available, f"{_ISA_ENV}: {error}")
 
 
 def _embedded_model() -> Path | None:
@@ -128,7 +132,9 @@ def _version(package: str) -> str | None:
 
 
 def _advice(machine: Machine, native: Native, embedded: Path | None) -> Iterator[str]:
-    if native.error:
+    if native.error and native.available_isas:
+        yield f"{native.error}; unset it or set one of these."
+    elif native.error:
         yield (
             "The native backend does not load, so nothing can be served. Reinstall with a C++17 compiler present "
             "(Debian: apt-get install g++): pip install --force-reinstall --no-deps deepwell"
@@ -139,7 +145,7 @@ def _advice(machine: Machine, native: Native, embedded: Path | None) -> Iterator
         yield "No vector instructions of this processor are used; one with AVX2, AVX-512 or NEON is many times faster."
     if native.isa == "avx2":
         yield "AVX2 is in use; a processor with AVX-512 computes prompts faster."
-    if native.available_isas and native.isa != native.available_isas[0]:
+    if native.isa and native.available_isas and native.isa != native.available_isas[0]:
         yield f"{_ISA_ENV} holds {native.isa} although {native.available_isas[0]} is available and faster: unset it."
     if machine.cpu_limit is not None and machine.cpu_limit < machine.usable_cores:
         yield f"The container may use {machine.cpu_limit:g} of {machine.usable_cores} cores; more would be faster."

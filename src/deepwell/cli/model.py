@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 from deepwell.engine import SamplingParams
 from deepwell.engine.load import LoadedModel, load_model
 from deepwell.ops import native
@@ -9,13 +12,25 @@ from deepwell.options import EngineOptions, SamplingOptions
 
 
 def load(options: EngineOptions) -> LoadedModel:
-    """The model asked for. Raises CheckpointError or ConfigError."""
-    return load_model(
+    """The model asked for; a warning on standard error if it will be slow. Raises CheckpointError or ConfigError."""
+    model = load_model(
         options.model,
         dtype=options.dtype,
         threads=options.threads or 0,
         context=options.context or 0,
     )
+    if slow := slowness(native.isa(), native.available_isas()):
+        print(f"deepwell: warning: {slow}", file=sys.stderr, flush=True)
+    return model
+
+
+def slowness(isa: str, available: Sequence[str]) -> str | None:
+    """What to say to someone who is about to wait: `isa` is in use, `available` lists the best first."""
+    if isa != "scalar":
+        return None
+    if available[0] != isa:
+        return f"DEEPWELL_ISA={isa} computes many times slower than {available[0]}, which this processor has: unset it"
+    return "this processor has no AVX2, AVX-512 or NEON that Deepwell could use; it computes many times slower"
 
 
 def describe(model: LoadedModel) -> str:

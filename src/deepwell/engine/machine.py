@@ -49,8 +49,18 @@ def default_threads(machine: Machine) -> int:
 
 def free_memory(machine: Machine) -> int:
     """Bytes this process may still take: what the system can give, within the container's limit."""
-    left = [machine.memory_available, machine.memory_limit and max(0, machine.memory_limit - resident_bytes())]
+    left = [machine.memory_available, _left_in_container(machine)]
     return min((n for n in left if n is not None), default=os.sysconf("SC_AVPHYS_PAGES") * resource.getpagesize())
+
+
+def limited_by_container(machine: Machine) -> bool:
+    """Whether the container's limit, not the system's free memory, is what bounds `free_memory`."""
+    left = _left_in_container(machine)
+    return left is not None and (machine.memory_available is None or left < machine.memory_available)
+
+
+def _left_in_container(machine: Machine) -> int | None:
+    return None if machine.memory_limit is None else max(0, machine.memory_limit - resident_bytes())
 
 
 def resident_bytes() -> int:

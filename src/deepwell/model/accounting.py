@@ -8,8 +8,8 @@ from deepwell.model.config import ModelConfig
 from deepwell.model.params import Param, param_specs
 from deepwell.ops.base import GqaShape
 
-_BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.0 + 1.0, "int4": 4.0 + 1.0}
-"""Bits per weight as stored; 8 and 4 bits carry a float32 scale per group of 32."""
+_BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.5, "int4": 4.5}
+"""Bits per weight as stored; 8 and 4 bits carry a float16 scale per group of 32."""
 _QUANTISED = ("matrix", "experts", "kv_b", "embedding")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 from deepwell.errors import CheckpointError
 from deepwell.model.config import ModelConfig, from_hugging_face
 from deepwell.model.params import Param, param_specs
+from deepwell.weights.block_fp8 import block_format, pair
 from deepwell.weights.safetensors import Tensor, read
 from deepwell.weights.tokenizer import Tokenizer
 
 MAX_JSON_BYTES = 64 << 20
+_STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8", "F8_E5M2": "float8"}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -37,7 +40,10 @@ def read_json(file: Path, limit: int = MAX_JSON_BYTES) -> Any:
 
 
 class Checkpoint:
-    """An opened model folder. `tensors` are mapped, not read; `stored` is the type most weights are kept in."""
+    """An opened model folder. `tensors` are mapped, not read; `stored` is the type that most weights are kept in.
+
+    Block-FP8 weights are joined to their scales: they have the values of the products and the type `float8`.
+    """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -50,7 +56,7 @@ class Checkpoint:
         if not isinstance(raw, dict):
             raise CheckpointError(f"{folder / 'config.json'}: holds no JSON object")
         self.config: ModelConfig = from_hugging_face(raw)
-        self.tensors = _open(folder)
+        self.tensors = pair(_open(folder), block_format(folder / "config.json", raw))
         self.params = param_specs(self.config)
         for param in self.params:
             self._check(param)
@@ -58,8 +64,11 @@ class Checkpoint:
 
     @property
     def stored(self) -> str:
-        largest = max((self.tensors[p.sources[0]] for p in self.params), key=lambda t: int(np.prod(t.shape)))
-        return {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[largest.dtype]
+        sizes: Counter[str] = Counter()
+        for param in self.params:
+            for source in param.sources:
+                sizes[_STORED[self.tensors[source].dtype]] += param.size // len(param.sources)
+        return sizes.most_common(1)[0][0]
 
     @property
     def fingerprint(self) -> bytes:

@@ -16,21 +16,55 @@ from numpy.typing import NDArray
 from deepwell.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100 << 20
-_STORED: dict[str, tuple[str, int]] = {"F32": ("<f4", 4), "F16": ("<f2", 2), "BF16": ("<u2", 2)}
+_STORED: dict[str, tuple[str, int]] = {
+    "F32": ("<f4", 4),
+    "F16": ("<f2", 2),
+    "BF16": ("<u2", 2),
+    "F8_E4M3": ("u1", 1),
+    "F8_E5M2": ("u1", 1),
+    "F8_E8M0": ("u1", 1),
+}
+
+
+def _small_float(exponent_bits: int, bias: int, *, infinity: bool) -> NDArray[np.float32]:
+    """The 256 values of an 8-bit float: sign, exponent, mantissa. Without infinity only the last code is no number."""
+    codes = np.arange(128, dtype=np.int64)
+    mantissa_bits = 7 - exponent_bits
+    exponent, mantissa = codes >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
+    significand = np.where(exponent > 0, mantissa + (1 << mantissa_bits), mantissa)
+    values = np.ldexp(significand.astype(np.float64), np.maximum(exponent, 1) - bias - mantissa_bits)
+    last = exponent == (1 << exponent_bits) - 1
+    values[last & ((mantissa != 0) if infinity else (mantissa == (1 << mantissa_bits) - 1))] = np.nan
+    if infinity:
+        values[last & (mantissa == 0)] = np.inf
+    return np.concatenate([values, -values]).astype(np.float32)
+
+
+_BYTE_VALUES = {
+    "F8_E4M3": _small_float(4, 7, infinity=False),
+    "F8_E5M2": _small_float(5, 15, infinity=True),
+    "F8_E8M0": np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan).astype(np.float32),
+}
+"""What each byte of an 8-bit type stands for (OCP 8-bit floating point specification; E8M0 is a power of two)."""
 
 
 class Tensor:
-    """A tensor in a mapped file: its values are read, and turned into float32, when asked for."""
+    """A tensor in a mapped file: its values are read, and turned into float32, when asked for. `raw` is as stored."""
 
     def __init__(self, file: Path, name: str, dtype: str, shape: tuple[int, ...], raw: NDArray[Any]) -> None:
         self.file, self.name, self.dtype, self.shape = file, name, dtype, shape
-        self._raw = raw
+        self.raw = raw
 
     def float32(self) -> NDArray[np.float32]:
         """All values, in the tensor's shape. CheckpointError if one of them is not a finite number."""
-        stored = self._raw.reshape(self.shape)
+        stored = self.raw.reshape(self.shape)
+        values: NDArray[np.float32]
         if self.dtype == "BF16":
-            values: NDArray[np.float32] = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            wide = stored.astype(np.uint32)
+            wide <<= np.uint32(16)
+            values = wide.view(np.float32)
+        elif self.dtype in _BYTE_VALUES:
+            values = _BYTE_VALUES[self.dtype][stored]
         else:
             values = stored.astype(np.float32)
         if not np.isfinite(values).all():
@@ -39,7 +73,7 @@ class Tensor:
 
     def sample(self) -> bytes:
         """The first values as stored: enough to tell two models of one shape apart."""
-        return self._raw[:256].tobytes()
+        return bytes(self.raw[:256].tobytes())
 
 
 class _Entry(msgspec.Struct):

@@ -1,0 +1,122 @@
+"""Measuring which input columns of a model's matrices are used: one pass over some text, in torch.
+
+Parameters are read when an operation meets them and dropped after it, so that memory holds one of them at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deepwell.errors import CheckpointError, ConfigError
+from deepwell.model.decoder import Decoder
+from deepwell.ops.base import MlaShape, Routing
+from deepwell.ops.torch_ops import TorchOps
+from deepwell.weights.checkpoint import Checkpoint
+from deepwell.weights.importance import QUERY
+from deepwell.weights.tokenizer import Tokenizer
+
+SEQUENCE = 512
+"""Tokens of a sequence, if the model and the text allow."""
+LEAST_TOKENS = 32
+_BYTES_PER_TOKEN = 16
+"""Text read for each token wanted: more than tokenizers make of one."""
+
+
+class CalibrationOps(TorchOps):
+    """`TorchOps` whose weights are keys: `load` gives the tensor, `importance` collects mean squares by key."""
+
+    def __init__(self, tokens_BS: Tensor, load: Callable[[str], Tensor]) -> None:
+        super().__init__(tokens_BS)
+        self.importance: dict[str, Tensor] = {}
+        self._load = load
+
+    def _maybe(self, key: str | None) -> Tensor | None:
+        return None if key is None else self._load(key)
+
+    def embed(self, table: str) -> Tensor:
+        return super().embed(self._load(table))
+
+    def rms_norm(self, x: Tensor, weight: str, eps: float) -> Tensor:
+        return super().rms_norm(x, self._load(weight), eps)
+
+    def linear(self, x: Tensor, weight: str, bias: str | None = None) -> Tensor:
+        self.importance[weight] = mean_square(x)
+        return super().linear(x, self._load(weight), self._maybe(bias))
+
+    def mla(self, q: Tensor, latent: Tensor, k_rope: Tensor, kv_b: str, layer: int, shape: MlaShape) -> Tensor:
+        self.importance[kv_b] = mean_square(latent)
+        nope_THN = q.unflatten(-1, (shape.heads, -1))[..., : shape.nope]
+        self.importance[kv_b + QUERY] = mean_square(nope_THN)
+        return super().mla(q, latent, k_rope, self._load(kv_b), layer, shape)
+
+    def moe(
+        self, x: Tensor, router: str, bias: str | None, gate_up: str, down: str, routing: Routing, layer: int
+    ) -> Tensor:
+        gate_up_EFD, down_EDF = self._load(gate_up), self._load(down)
+        out = super().moe(x, self._load(router), self._maybe(bias), gate_up_EFD, down_EDF, routing, layer)
+        rows = [x[(self.loads[-1].chosen_TA == expert).any(-1)] for expert in range(routing.experts)]
+        self.importance[gate_up] = per_expert(rows, x)
+        inner = [self.swiglu(F.linear(r, w)) for r, w in zip(rows, gate_up_EFD, strict=True)]
+        self.importance[down] = per_expert(inner, torch.cat(inner))
+        return out
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """Over the rows, in float64."""
+    return x.double().square().mean(0).float()
+
+
+def per_expert(rows: Sequence[Tensor], everything: Tensor) -> Tensor:
+    """A row of mean squares per expert; an expert that no token chose takes those of all rows."""
+    overall = mean_square(everything)
+    return torch.stack([mean_square(r) if len(r) else overall for r in rows])
+
+
+def calibrate(folder: Path, text: Path, out: Path, tokens: int) -> int:
+    """Write the importances of the model in `folder` to `out`; returns how many tokens of `text` were used.
+
+    ConfigError if the text cannot be read or is too short, CheckpointError for a broken model.
+    """
+    checkpoint, tokenizer = Checkpoint(folder), Tokenizer.load(folder)
+    tokens_BS = read_tokens(text, tokenizer, tokens, min(SEQUENCE, checkpoint.config.context))
+    importance = measure(checkpoint, tokens_BS)
+    try:
+        save_file({key: values.contiguous() for key, values in importance.items()}, out, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{out}: cannot be written: {error}") from None
+    return int(tokens_BS.numel())
+
+
+def measure(checkpoint: Checkpoint, tokens_BS: Tensor) -> dict[str, Tensor]:
+    """Mean squares of the input columns of every matrix over `tokens_BS`, by key (weights/importance.py)."""
+    params = {param.key: param for param in checkpoint.params}
+    ops = CalibrationOps(tokens_BS, lambda key: torch.from_numpy(checkpoint.whole(params[key])))
+    decoder = Decoder(checkpoint.config, {key: key for key in params})
+    with torch.no_grad():
+        decoder.logits(ops, decoder.hidden(ops))
+    return ops.importance
+
+
+def read_tokens(text: Path, tokenizer: Tokenizer, limit: int, length: int) -> Tensor:
+    """tokens_BS: the first `limit` tokens of the text, in sequences of at most `length` that begin like any other."""
+    try:
+        with text.open("rb") as stream:
+            raw = stream.read(limit * _BYTES_PER_TOKEN)
+    except OSError as error:
+        raise ConfigError(f"{text}: cannot be read: {error.strerror or error}") from None
+    ids = tokenizer.encode(raw.decode("utf-8", "replace"))[:limit]
+    if len(ids) < LEAST_TOKENS:
+        raise ConfigError(f"{text}: has {len(ids)} tokens; calibrating needs at least {LEAST_TOKENS}")
+    first = [] if tokenizer.bos is None else [tokenizer.bos]
+    room = min(length - len(first), len(ids))
+    if room < 1:
+        raise CheckpointError("the model's context is too short to calibrate it")
+    rows = [first + ids[at : at + room] for at in range(0, len(ids) - room + 1, room)]
+    return torch.tensor(rows)
