@@ -86,8 +86,15 @@ class Plan:
 
     def run(self, batch: Batch, cache: Cache) -> NDArray[np.float32]:
         """Extend the cache by the batch's tokens and return logits_LV. Raises ValueError for a bad batch."""
+        return self.run_all(batch, cache)[0]
+
+    def run_all(
+        self, batch: Batch, cache: Cache, inputs: Sequence[NDArray[np.float32]] = ()
+    ) -> list[NDArray[np.float32]]:
+        """As `run`, from the recorded inputs, a row per token each; returns logits_LV and the further results."""
+        b = batch
         return self._program.run(
-            batch.tokens_T, batch.positions_T, batch.sequence_T, batch.block_table_SP, batch.selected_L, cache
+            b.tokens_T, b.positions_T, b.sequence_T, b.block_table_SP, b.selected_L, cache, list(inputs)
         )
 
 
@@ -97,10 +104,17 @@ class Recorder:
     def __init__(self) -> None:
         self._program = _native.Program()
 
-    def finish(self, logits: View) -> Plan:
-        """Close the plan; `logits` is its result, the whole of an operation on selected rows."""
-        self._program.finish(logits)
+    def finish(self, logits: View, *further: View) -> Plan:
+        """Close the plan; `logits` is its result, the whole of an operation on selected rows.
+
+        `further` results, of all rows or of the selected ones, are given back by `Plan.run_all`.
+        """
+        self._program.finish(logits, list(further))
         return Plan(self._program)
+
+    def input(self, width: int) -> View:
+        """Rows that the caller of the plan gives, one per token of the step."""
+        return self._program.input(width)
 
     def embed(self, table: Matrix) -> View:
         return self._program.embed(table)
