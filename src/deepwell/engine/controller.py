@@ -8,11 +8,13 @@ from typing import Generic, TypeVar
 
 ArmT = TypeVar("ArmT")
 
-TRIAL = 12
+WARM_UP = 8
+"""First steps of a class of streams, which fill caches and say nothing."""
+TRIAL = 16
 """Steps of one trial of an arm."""
-PATIENCE, MOST_PATIENCE = 64, 4096
+PATIENCE, MOST_PATIENCE = 256, 8192
 """Steps with the best arm before another is tried; doubled each time the best one stays the best."""
-MARGIN = 1.03
+MARGIN = 1.05
 """How much faster another arm must be to become the best."""
 _WINDOW = 64
 _SLOWEST = 8
@@ -48,55 +50,56 @@ class Controller(Generic[ArmT]):
 
 
 class _Contest:
-    """The arms, by index, at one class of streams."""
+    """The arms, by index, at one class of streams. Every arm is tried once before the first is declared the best."""
 
     def __init__(self, arms: int) -> None:
         self.best = self.current = 0
         self._seen: list[deque[tuple[int, float]]] = [deque(maxlen=_WINDOW) for _ in range(arms)]
         self._untried = deque(range(1, arms))
-        self._patience = PATIENCE
-        self._left = TRIAL
+        self._cold = WARM_UP
+        self._challenger = 0
+        self._patience, self._left = PATIENCE, TRIAL
 
     def learn(self, arm: int, tokens: int, seconds: float) -> None:
-        self._seen[arm].append((tokens, seconds))
-        if arm != self.current or len(self._seen) == 1:
+        if self._cold:
+            self._cold -= 1
             return
-        self._left -= 1
-        if self._left <= 0:
-            self._turn()
+        self._seen[arm].append((tokens, seconds))
+        if arm == self.current and len(self._seen) > 1:
+            self._left -= 1
+            if self._left == 0:
+                self._turn()
 
     def _turn(self) -> None:
         """A trial or a spell of the best arm is over."""
-        if self.current != self.best:
-            self._judge()
-        elif self._untried:
-            self._try(self._untried.popleft())
-            return
-        else:
-            challenger = self._stalest()
-            self._seen[challenger].clear()
-            self._try(challenger)
-            return
         if self._untried:
             self._try(self._untried.popleft())
+            return
+        before, self.best = self.best, self._fastest()
+        if self.best != before:
+            self._patience = PATIENCE
+        elif self.current == self.best:
+            self._try(self._next_challenger())
+            return
         else:
-            self.current, self._left = self.best, self._patience
-
-    def _judge(self) -> None:
-        """The arm on trial takes over if it is clearly faster than the best."""
-        if _rate(self._seen[self.current]) > MARGIN * _rate(self._seen[self.best]):
-            self.best, self._patience = self.current, PATIENCE
-        elif not self._untried:
             self._patience = min(2 * self._patience, MOST_PATIENCE)
+        self.current, self._left = self.best, self._patience
 
     def _try(self, arm: int) -> None:
+        self._seen[arm].clear()
         self.current, self._left = arm, TRIAL
-        self._last = arm
 
-    def _stalest(self) -> int:
-        """The arm after the one tried last, the best left out."""
-        count = len(self._seen)
-        return next(arm for i in range(1, count + 1) if (arm := (self._last + i) % count) != self.best)
+    def _fastest(self) -> int:
+        rates = [_rate(steps) for steps in self._seen]
+        arm = max(range(len(rates)), key=rates.__getitem__)
+        return arm if rates[arm] > MARGIN * rates[self.best] else self.best
+
+    def _next_challenger(self) -> int:
+        """The others take turns."""
+        while True:
+            self._challenger = (self._challenger + 1) % len(self._seen)
+            if self._challenger != self.best:
+                return self._challenger
 
 
 def _rate(steps: deque[tuple[int, float]]) -> float:

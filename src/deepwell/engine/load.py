@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.engine.machine import default_threads, free_memory, inspect_machine
+from deepwell.engine.speculate import Mode
 from deepwell.errors import CheckpointError, ConfigError
 from deepwell.model.accounting import account
 from deepwell.model.config import ModelConfig
@@ -47,31 +48,73 @@ class LoadedModel(msgspec.Struct, frozen=True):
 class NativeRunner:
     """The engine's `Runner` over the C++ backend: one recorded plan and one paged cache."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: DType = "auto", *, context: int = 0, blocks: int = 0) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: DType = "auto",
+        *,
+        context: int = 0,
+        blocks: int = 0,
+        mtp: bool = False,
+    ) -> None:
+        """With `mtp`, the first multi-token prediction module is loaded too, and has a cache layer of its own."""
         config = checkpoint.config
         self.dtype = storage(dtype, checkpoint.stored)
         self.context = _context(config, context)
-        check_memory(config, self.dtype, free := free_memory(inspect_machine()))
-        self.blocks = blocks or default_blocks(config, self.context, free - account(config, self.dtype).weight_bytes)
+        check_memory(config, self.dtype, free := free_memory(inspect_machine()), mtp)
+        layers = config.layers + mtp
+        left = free - _weight_bytes(config, self.dtype, mtp)
+        self.blocks = blocks or default_blocks(config, self.context, left, layers)
         self.context = min(self.context, self.blocks * BLOCK_TOKENS)
         self.vocab_size = config.vocab
         salt = checkpoint.fingerprint + f"{self.dtype} {config.cache_width}".encode()
         self.fingerprint = hashlib.blake2b(salt, digest_size=16).digest()
-        weights = {p.key: _pack(checkpoint, p, self.dtype) for p in checkpoint.params}
+        params = checkpoint.params + (checkpoint.further if mtp else [])
+        weights = {p.key: _pack(checkpoint, p, self.dtype) for p in params}
         recorder, decoder = native.Recorder(), Decoder(config, weights)
         self._plan = recorder.finish(decoder.logits(recorder, decoder.hidden(recorder)))
-        self._cache = native.Cache([config.cache_width] * config.layers, self.blocks)
+        self._cache = native.Cache([config.cache_width] * layers, self.blocks)
+        self.further = NativeFurther(decoder, self._cache) if mtp else None
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         return self._plan.run(batch, self._cache)
 
 
+class NativeFurther:
+    """The engine's `Further`: the decoder's plan once more, with its states, and the plans of its first module."""
+
+    def __init__(self, decoder: Decoder, cache: native.Cache) -> None:
+        recorder = native.Recorder()
+        x = decoder.hidden(recorder)
+        self._main = recorder.finish(decoder.logits(recorder, x), x)
+        self._first, self._again = (_module_plan(decoder, again) for again in (False, True))
+        self._cache = cache
+
+    def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        logits_LV, x_ND = self._main.run_all(batch, self._cache)
+        return logits_LV, x_ND
+
+    def predict(
+        self, batch: Batch, x_ND: NDArray[np.float32], again: bool = False
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        plan = self._again if again else self._first
+        logits_LV, x_LD = plan.run_all(batch, self._cache, [np.ascontiguousarray(x_ND)])
+        return logits_LV, x_LD
+
+
 def load_model(
-    folder: Path | None = None, *, dtype: DType = "auto", threads: int = 0, context: int = 0, blocks: int = 0
+    folder: Path | None = None,
+    *,
+    dtype: DType = "auto",
+    threads: int = 0,
+    context: int = 0,
+    blocks: int = 0,
+    speculate: Mode = "off",
 ) -> LoadedModel:
     """Load a Hugging Face folder, the embedded model if None.
 
     `threads` 0 is one per usable core; `context` 0 is the model's own; `blocks` 0 sizes the KV cache by free memory.
+    What `speculate` says decides whether the multi-token prediction module is loaded.
     Raises CheckpointError for files that are missing or broken, ConfigError for a value that is not allowed.
     """
     begun = time.perf_counter()
@@ -87,7 +130,8 @@ def load_model(
             f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only {checkpoint.config.vocab}; "
             "they belong to different models"
         )
-    runner = NativeRunner(checkpoint, dtype, context=context, blocks=blocks)
+    mtp = _wants_module(checkpoint, storage(dtype, checkpoint.stored), speculate)
+    runner = NativeRunner(checkpoint, dtype, context=context, blocks=blocks, mtp=mtp)
     return LoadedModel(
         name=model_name(folder),
         folder=folder,
@@ -113,9 +157,12 @@ def storage(dtype: str, stored: str) -> native.Storage:
     return cast(native.Storage, dtype)
 
 
-def default_blocks(config: ModelConfig, context: int, free_bytes: int) -> int:
-    """KV blocks for several full-length sequences, or for as much of the free memory as the cache may take."""
-    block_bytes = BLOCK_TOKENS * config.cache_width * config.layers * _CACHE_BYTES_PER_VALUE
+def default_blocks(config: ModelConfig, context: int, free_bytes: int, layers: int = 0) -> int:
+    """KV blocks for several full-length sequences, or for as much of the free memory as the cache may take.
+
+    `layers` 0 are the model's own.
+    """
+    block_bytes = BLOCK_TOKENS * config.cache_width * (layers or config.layers) * _CACHE_BYTES_PER_VALUE
     wanted = _PARALLEL_CONTEXTS * -(-context // BLOCK_TOKENS)
     affordable = int(free_bytes * _MEMORY_SHARE) // block_bytes
     if affordable < 1:
@@ -123,16 +170,39 @@ def default_blocks(config: ModelConfig, context: int, free_bytes: int) -> int:
     return min(wanted, affordable)
 
 
-def check_memory(config: ModelConfig, dtype: str, free_bytes: int) -> None:
+def check_memory(config: ModelConfig, dtype: str, free_bytes: int, mtp: bool = False) -> None:
     """Refuse a model whose weights do not fit into the free memory, before the machine begins to swap."""
-    need = account(config, dtype).weight_bytes
+    need = _weight_bytes(config, dtype, mtp)
     if need <= free_bytes:
         return
-    smaller = [d for d in ("bfloat16", "int8", "int4") if account(config, d).weight_bytes <= free_bytes]
+    smaller = [d for d in ("bfloat16", "int8", "int4") if _weight_bytes(config, d, mtp) <= free_bytes]
     advice = f"--dtype {smaller[0]} would fit" if smaller else "no format that Deepwell keeps weights in would fit"
     raise ConfigError(
         f"the model needs {need / 1e9:.1f} GB as {dtype}, and {free_bytes / 1e9:.1f} GB are free; {advice}"
     )
+
+
+def _weight_bytes(config: ModelConfig, dtype: str, mtp: bool) -> int:
+    accounting = account(config, dtype)
+    return accounting.weight_bytes + (accounting.mtp_bytes if mtp else 0)
+
+
+def _wants_module(checkpoint: Checkpoint, dtype: str, speculate: Mode) -> bool:
+    """`auto` takes the module where there is one and memory for it; `mtp` must have it."""
+    if speculate == "mtp" and not checkpoint.further:
+        raise ConfigError(f"speculate is mtp, and {checkpoint.folder} has no multi-token prediction module; try lookup")
+    if speculate != "auto" or not checkpoint.further:
+        return speculate == "mtp"
+    return _weight_bytes(checkpoint.config, dtype, True) <= free_memory(inspect_machine())
+
+
+def _module_plan(decoder: Decoder, again: bool) -> native.Plan:
+    """States and the tokens that follow them in; logits_LV and the module's states x_LD out."""
+    recorder = native.Recorder()
+    x = recorder.input(decoder.config.hidden)
+    following = recorder.embed(decoder.weights["embed"])
+    x, logits = decoder.predict_further(recorder, x, following, again=again)
+    return recorder.finish(logits, recorder.select(x))
 
 
 def _context(config: ModelConfig, asked: int) -> int:

@@ -17,7 +17,8 @@ class Accounting(msgspec.Struct, frozen=True):
     """Parameters are counts, bytes are bytes, FLOPs count a multiply-add as two.
 
     `active_params` are those one token uses, embedding rows it does not read excluded. `flops_per_token` is the
-    forward pass of one token at `depth` earlier tokens. `weight_bytes_per_token` is what decoding one stream reads.
+    forward pass of one token at `depth` earlier tokens. `weight_bytes` are without the `mtp_bytes` of the prediction
+    modules. `weight_bytes_per_token` is what decoding one stream reads.
     `kv_bytes_per_token` is what a token adds to the cache; `mha_kv_bytes_per_token` what plain multi-head attention
     of the same heads would add.
     """
@@ -25,6 +26,7 @@ class Accounting(msgspec.Struct, frozen=True):
     total_params: int
     active_params: int
     mtp_params: int
+    mtp_bytes: int
     flops_per_token: int
     weight_bytes: int
     weight_bytes_per_token: int
@@ -36,7 +38,7 @@ def account(config: ModelConfig, dtype: str = "float32", *, depth: int = 0, kv_b
     """Count `config` with weights stored as `dtype` and cache values of `kv_bytes` bytes."""
     specs = param_specs(config)
     total = sum(p.size for p in specs)
-    everything = sum(p.size for p in param_specs(config, mtp=True))
+    further = param_specs(config, mtp=True)[len(specs) :]
     active = sum(_active(p, config) for p in specs)
     dot = sum(_active(p, config) for p in specs if p.kind not in ("vector", "embedding"))
     if config.tied:
@@ -46,7 +48,8 @@ def account(config: ModelConfig, dtype: str = "float32", *, depth: int = 0, kv_b
     return Accounting(
         total_params=total,
         active_params=round(active),
-        mtp_params=everything - total,
+        mtp_params=sum(p.size for p in further),
+        mtp_bytes=round(sum(p.size * _bits(p, dtype) for p in further) / 8),
         flops_per_token=round(2 * dot + _attention_flops(config, depth)),
         weight_bytes=round(sum(p.size * _bits(p, dtype) for p in specs) / 8),
         weight_bytes_per_token=round(sum(_active(p, config) * _bits(p, dtype) for p in specs) / 8),

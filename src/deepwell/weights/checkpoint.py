@@ -36,7 +36,10 @@ def read_json(file: Path, limit: int = MAX_JSON_BYTES) -> Any:
 
 
 class Checkpoint:
-    """An opened model folder. `tensors` are mapped, not read; `stored` is the type most weights are kept in."""
+    """An opened model folder. `tensors` are mapped, not read; `stored` is the type most weights are kept in.
+
+    `params` are the decoder's, `further` those of its multi-token prediction modules, empty if the files lack them.
+    """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -49,7 +52,8 @@ class Checkpoint:
         self.config: ModelConfig = from_hugging_face(raw)
         self.tensors = _open(folder)
         self.params = param_specs(self.config)
-        for param in self.params:
+        self.further = self._further()
+        for param in self.params + self.further:
             self._check(param)
         self._check_extra()
 
@@ -78,6 +82,11 @@ class Checkpoint:
 
     def whole(self, param: Param) -> NDArray[np.float32]:
         return np.concatenate([piece for _, piece in self.pieces(param)]).reshape(param.shape)
+
+    def _further(self) -> list[Param]:
+        """All or nothing: many copies of a model come without the modules, though the config still counts them."""
+        specs = param_specs(self.config, mtp=True)[len(self.params) :]
+        return specs if any(source in self.tensors for param in specs for source in param.sources) else []
 
     def _check(self, param: Param) -> None:
         rows = int(np.prod(param.shape[:-1])) if len(param.shape) > 1 else param.shape[0]
