@@ -23,6 +23,7 @@ ENV_PREFIX = "DEEPWELL_"
 DEFAULT_CONFIG = "deepwell.toml"
 
 Dtype = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+Speculate = Literal["off", "lookup", "mtp", "auto"]
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -50,6 +51,16 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     context: Annotated[
         Positive | None, Meta(description="Longest sequence in tokens; the model's own limit if left out.")
     ] = None
+    speculate: Annotated[
+        Speculate,
+        Meta(
+            description="Guess tokens ahead from the text itself or the model's prediction module; auto does what "
+            "measures fastest. No answer changes."
+        ),
+    ] = "auto"
+    draft_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=16)], Meta(description="Most tokens guessed ahead per answer and step.")
+    ] = 3
 
 
 class ServeOptions(EngineOptions, frozen=True, kw_only=True):

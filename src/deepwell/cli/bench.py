@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from deepwell import __version__
-from deepwell.cli.model import load
+from deepwell.cli.model import engine_config, load
 from deepwell.engine import EngineCore, Request, SamplingParams
 from deepwell.engine.load import LoadedModel
 from deepwell.engine.machine import inspect_machine, resident_bytes
@@ -63,7 +63,7 @@ def run(options: BenchOptions) -> int:
 
 def measure(model: LoadedModel, options: BenchOptions) -> Report:
     """Run every measurement `repeats` times, after a short warm-up, on prompts never seen before."""
-    core = EngineCore(model.runner, model.tokenizer)
+    core = EngineCore(model.runner, model.tokenizer, engine_config(options))
     random = np.random.default_rng(0)
 
     def prompt(length: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepwell.engine import SamplingParams
+from deepwell.engine import EngineConfig, SamplingParams
 from deepwell.engine.load import LoadedModel, load_model
 from deepwell.ops import native
 from deepwell.options import EngineOptions, SamplingOptions
@@ -15,7 +15,13 @@ def load(options: EngineOptions) -> LoadedModel:
         dtype=options.dtype,
         threads=options.threads or 0,
         context=options.context or 0,
+        speculate=options.speculate,
     )
+
+
+def engine_config(options: EngineOptions) -> EngineConfig:
+    """The engine's configuration for the options that every command has."""
+    return EngineConfig(speculate=options.speculate, draft_tokens=options.draft_tokens)
 
 
 def describe(model: LoadedModel) -> str:

@@ -55,9 +55,9 @@ class EngineStats(msgspec.Struct, frozen=True):
     """What the engine does now, and counters since it began.
 
     `computed_tokens` went through the model (again after a preemption); guesses that proved wrong are not counted.
-    `drafted` guesses were checked and `accepted` of them were right, by their origin. `prompt_tokens`, and `cached_tokens` of them,
-    are those of requests that have ended after being admitted. `finished` counts answers by finish reason;
-    `step_seconds` is time spent in steps.
+    `drafted` guesses were checked and `accepted` of them were right, by their origin. `prompt_tokens`, and
+    `cached_tokens` of them, are those of requests that have ended after being admitted. `finished` counts answers by
+    finish reason; `step_seconds` is time spent in steps.
     """
 
     running: int

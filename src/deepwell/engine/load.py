@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.engine.machine import default_threads, free_memory, inspect_machine
+from deepwell.engine.runner import Further
 from deepwell.engine.speculate import Mode
 from deepwell.errors import CheckpointError, ConfigError
 from deepwell.model.accounting import account
@@ -74,7 +75,7 @@ class NativeRunner:
         recorder, decoder = native.Recorder(), Decoder(config, weights)
         self._plan = recorder.finish(decoder.logits(recorder, decoder.hidden(recorder)))
         self._cache = native.Cache([config.cache_width] * layers, self.blocks)
-        self.further = NativeFurther(decoder, self._cache) if mtp else None
+        self.further: Further | None = NativeFurther(decoder, self._cache) if mtp else None
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         return self._plan.run(batch, self._cache)

@@ -75,7 +75,7 @@ class Speculator:
     def run(self, runner: Runner, plan: StepPlan) -> NDArray[np.float32]:
         """The plan's logits_LV; the states of its rows are kept for `observe` where the module may need them."""
         batch = plan.batch()
-        if self._further is None or not (self._begins(plan) or self._drafter and self._drafter.tracks):
+        if self._further is None or not (self._begins(plan) or (self._drafter and self._drafter.tracks)):
             self._x_ND = None
             return runner.run(batch)
         logits_LV, self._x_ND = self._further.run(batch)

@@ -58,7 +58,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     """Token counts. `cached_tokens` of the prompt were found in the prefix cache; the rest were computed.
 
     Of the `drafted_tokens` guessed and checked, `accepted_tokens` became part of the answer.
