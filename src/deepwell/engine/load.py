@@ -70,7 +70,7 @@ class NativeRunner:
         self.vocab_size = config.vocab
         salt = checkpoint.fingerprint + f"{self.dtype} {config.cache_width}".encode()
         self.fingerprint = hashlib.blake2b(salt, digest_size=16).digest()
-        params = checkpoint.params + (checkpoint.further if mtp else [])
+        params = checkpoint.params + [p for p in checkpoint.further if mtp and p.key.startswith("mtp.0.")]
         weights = {p.key: _pack(checkpoint, p, self.dtype) for p in params}
         recorder, decoder = native.Recorder(), Decoder(config, weights)
         self._plan = recorder.finish(decoder.logits(recorder, decoder.hidden(recorder)))
