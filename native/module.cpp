@@ -70,19 +70,36 @@ nb::object dequantize(const Matrix& m, int index) {
   return out.array;
 }
 
-nb::object run(Program& program, const Ints& tokens, const Ints& positions, const Ints& sequence, const Table& table,
-               const Ints& selected, const Cache& cache) {
+std::vector<nb::object> run(Program& program, const Ints& tokens, const Ints& positions, const Ints& sequence,
+                            const Table& table, const Ints& selected, const Cache& cache,
+                            const std::vector<Floats2>& inputs) {
   require(tokens.size() == positions.size() && tokens.size() == sequence.size(),
           "tokens, positions and sequence must have the same length");
   const Batch batch{tokens.data(), positions.data(), sequence.data(), table.data(), selected.data(),
                     static_cast<int>(tokens.size()), static_cast<int>(table.shape(0)),
                     static_cast<int>(table.shape(1)), static_cast<int>(selected.size())};
-  Output out = new_array(selected.size(), program.logits_width());
+  require(inputs.size() == program.inputs().size(), "the plan takes " + std::to_string(program.inputs().size()) +
+          " inputs, not " + std::to_string(inputs.size()));
+  std::vector<const float*> from;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const int width = program.inputs()[i].width;
+    require(inputs[i].shape(0) == tokens.size() && static_cast<int>(inputs[i].shape(1)) == width,
+            "an input must have a row of " + std::to_string(width) + " columns for every token");
+    from.push_back(inputs[i].data());
+  }
+  const Output logits = new_array(selected.size(), program.logits_width());
+  std::vector<nb::object> results{logits.array};
+  std::vector<float*> further;
+  for (const View& v : program.further()) {
+    const Output out = new_array(v.selected ? selected.size() : tokens.size(), v.width);
+    further.push_back(out.data);
+    results.push_back(out.array);
+  }
   {
     nb::gil_scoped_release release;
-    program.run(batch, cache, out.data);
+    program.run(batch, cache, logits.data, from, further);
   }
-  return out.array;
+  return results;
 }
 
 void bind_data(nb::module_& m) {
@@ -119,6 +136,7 @@ void bind_data(nb::module_& m) {
 void bind_program(nb::module_& m) {
   nb::class_<Program>(m, "Program")
       .def(nb::init<>())
+      .def("input", &Program::input, "width"_a)
       .def("embed", &Program::embed, "table"_a)
       .def("rms_norm", &Program::rms_norm, "x"_a, "weight"_a, "eps"_a, "heads"_a)
       .def("linear", &Program::linear, "x"_a, "weight"_a, "bias"_a.none())
@@ -147,10 +165,10 @@ void bind_program(nb::module_& m) {
          "shared_down"_a.none(), "top_k"_a, "softmax"_a, "method"_a, "n_group"_a,
          "topk_group"_a, "normalize"_a, "scale"_a)
       .def("select", &Program::select, "x"_a)
-      .def("finish", &Program::finish, "logits"_a)
+      .def("finish", &Program::finish, "logits"_a, "further"_a)
       .def_prop_ro("logits_width", &Program::logits_width)
       .def("run", &run, "tokens"_a.noconvert(), "positions"_a.noconvert(), "sequence"_a.noconvert(),
-           "block_table"_a.noconvert(), "selected"_a.noconvert(), "cache"_a);
+           "block_table"_a.noconvert(), "selected"_a.noconvert(), "cache"_a, "inputs"_a);
 }
 
 void bind_limits(nb::module_& m) {

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstring>
 
 #include "instructions.h"
 
@@ -27,6 +28,16 @@ void check_shape(const MatrixPtr& m, int count, int rows, int cols, const std::s
 void check_vector(const VectorPtr& v, int size, const std::string& what) {
   require(v != nullptr, what + " is missing");
   require(v->size() == size, what + " has " + number(v->size()) + " values, expected " + number(size));
+}
+
+void copy_in(const float* from, const Rows& to, int width) {
+  for (int row = 0; row < to.count; ++row)
+    std::memcpy(to[row], from + static_cast<size_t>(row) * width, sizeof(float) * width);
+}
+
+void copy_out(const Rows& from, float* to, int width) {
+  for (int row = 0; row < from.count; ++row)
+    std::memcpy(to + static_cast<size_t>(row) * width, from[row], sizeof(float) * width);
 }
 
 Angles angles_of(const Rotation& rotation, const Batch& batch) {
@@ -78,6 +89,14 @@ void Program::use_layer(int layer, int width, bool bfloat16) {
   require(layer >= 0, "layer " + number(layer) + " is negative");
   for (const LayerUse& use : layers_) require(use.layer != layer, "layer " + number(layer) + " is used twice");
   layers_.push_back({layer, width, bfloat16});
+}
+
+View Program::input(int width) {
+  require(width >= 1, "an input needs at least 1 column, not " + number(width));
+  const View in = buffer(width, false);
+  buffers_[in.buffer].first = buffers_[in.buffer].last = 0;
+  inputs_.push_back(in);
+  return in;
 }
 
 View Program::embed(MatrixPtr table) {
@@ -274,14 +293,17 @@ View Program::select(View x) {
 
 // ---- placing
 
-void Program::finish(View logits) {
+void Program::finish(View logits, const std::vector<View>& further) {
   check_view(logits, "the logits");
+  for (const View& v : further) check_view(v, "a further result");
   BufferPlan& b = buffers_[logits.buffer];
   require(logits.selected, "the logits must be of the selected rows: call select first");
   require(logits.width == b.width, "the logits must be a whole result, not a part of one");
   require(vocabulary_ > 0, "a plan needs an embedding");
   logits_ = logits.buffer;
   b.stride = b.width;
+  for (const View& v : further) buffers_[v.buffer].last = static_cast<int>(instructions_.size());
+  further_ = further;
   row_floats_ = place_buffers(false);
   selected_floats_ = place_buffers(true);
 }
@@ -329,10 +351,14 @@ void Program::check_cache(const Cache& cache) const {
   }
 }
 
-void Program::run(const Batch& batch, const Cache& cache, float* logits) {
+void Program::run(const Batch& batch, const Cache& cache, float* logits, const std::vector<const float*>& inputs,
+                  const std::vector<float*>& further) {
   logits_width();
   check_cache(cache);
   check(batch, vocabulary_, cache.blocks());
+  require(inputs.size() == inputs_.size() && further.size() == further_.size(),
+          "the plan has " + number(static_cast<int>(inputs_.size())) + " inputs and " +
+              number(static_cast<int>(further_.size())) + " further results");
   std::lock_guard<std::mutex> lock(running_);
   const size_t floats = row_floats_ * batch.rows + selected_floats_ * batch.wanted;
   if (arena_.size() < floats * sizeof(float)) arena_ = Buffer(floats * sizeof(float), true);
@@ -345,7 +371,9 @@ void Program::run(const Batch& batch, const Cache& cache, float* logits) {
     step.buffers.push_back({&b == &buffers_[logits_] ? logits : base + b.place * rows, b.stride, rows});
   }
   for (const Rotation& r : rotations_) step.angles.push_back(angles_of(r, batch));
+  for (size_t i = 0; i < inputs.size(); ++i) copy_in(inputs[i], step.rows(inputs_[i]), inputs_[i].width);
   for (const auto& instruction : instructions_) instruction->run(step);
+  for (size_t i = 0; i < further.size(); ++i) copy_out(step.rows(further_[i]), further[i], further_[i].width);
 }
 
 }  // namespace deepwell

@@ -83,6 +83,8 @@ class Program {
  public:
   Program();
 
+  // Rows that the caller gives at each run, one per token of the step.
+  View input(int width);
   View embed(MatrixPtr table);
   View rms_norm(View x, VectorPtr weight, float eps, int heads);
   View linear(View x, MatrixPtr weight, VectorPtr bias);
@@ -99,11 +101,16 @@ class Program {
            MatrixPtr shared_down, const Routing& routing);
   View select(View x);
 
-  void finish(View logits);
+  // `further` are results that `run` copies out too, of all rows or of the selected ones.
+  void finish(View logits, const std::vector<View>& further = {});
   int logits_width() const;
+  const std::vector<View>& inputs() const { return inputs_; }
+  const std::vector<View>& further() const { return further_; }
 
-  // Writes logits (batch.wanted rows of logits_width()). Raises for a bad batch or a cache of another shape.
-  void run(const Batch& batch, const Cache& cache, float* logits);
+  // Writes logits (batch.wanted rows of logits_width()) and the further results, rows packed. `inputs` are read as
+  // recorded. Raises for a bad batch or a cache of another shape.
+  void run(const Batch& batch, const Cache& cache, float* logits, const std::vector<const float*>& inputs = {},
+           const std::vector<float*>& further = {});
 
  private:
   struct BufferPlan {
@@ -140,6 +147,7 @@ class Program {
   std::vector<Encoding> encodings_;  // buffers are written once, so a row is coded once
   int vocabulary_ = 0;
   int logits_ = -1;
+  std::vector<View> inputs_, further_;
   size_t row_floats_ = 0, selected_floats_ = 0;  // arena floats per row of each kind
   Buffer arena_;
   std::mutex running_;

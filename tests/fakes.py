@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from deepwell.engine.runner import Further
 from deepwell.ops.base import BLOCK_TOKENS, Batch
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -95,9 +96,11 @@ class FakeRunner:
         fail: Callable[[Batch], None] | None = None,
         nan_after: frozenset[int] = frozenset(),
         fingerprint: bytes = b"fake",
+        further: Further | None = None,
     ) -> None:
         self.vocab_size, self.blocks, self.context, self.fingerprint = vocab_size, blocks, context, fingerprint
         self.next_token, self.delay, self.fail, self.nan_after = next_token, delay, fail, nan_after
+        self.further = further
         self.slots = np.full((blocks, BLOCK_TOKENS, 2), -1, np.int64)
         self.violations: list[str] = []
         self.batches: list[Batch] = []

@@ -23,6 +23,7 @@ ENV_PREFIX = "DEEPWELL_"
 DEFAULT_CONFIG = "deepwell.toml"
 
 Dtype = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+Speculate = Literal["off", "lookup", "mtp", "auto"]
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -53,12 +54,30 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Annotated[
         Dtype, Meta(description="How weights are held in memory; auto keeps the checkpoint's own precision.")
     ] = "auto"
+    cache_dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Meta(description="How the KV cache is held; auto takes bfloat16 beside quantised weights."),
+    ] = "auto"
+    importance: Annotated[
+        Path | None,
+        Meta(description="A file of deepwell calibrate: quantise to int4 with the inputs that matter in mind."),
+    ] = None
     threads: Annotated[
         Positive | None, Meta(description="CPU threads to compute with; all usable cores if left out.")
     ] = None
     context: Annotated[
         Positive | None, Meta(description="Longest sequence in tokens; the model's own limit if left out.")
     ] = None
+    speculate: Annotated[
+        Speculate,
+        Meta(
+            description="Guess tokens ahead from the text itself or the model's prediction module; auto does what "
+            "measures fastest. No answer changes."
+        ),
+    ] = "auto"
+    draft_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=16)], Meta(description="Most tokens guessed ahead per answer and step.")
+    ] = 3
 
 
 class ServeOptions(EngineOptions, frozen=True, kw_only=True):

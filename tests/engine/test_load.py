@@ -6,9 +6,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from safetensors.torch import load_file, save_file
 
 from deepwell.engine import load, machine
 from deepwell.engine.load import check_memory, default_blocks, load_model, memory_need, storage
+from deepwell.engine.speculate import Mode
 from deepwell.errors import CheckpointError, ConfigError
 from deepwell.model import account, preset
 from deepwell.model.config import MlaConfig, MoeConfig
@@ -112,3 +114,41 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_bytes(msgspec.json.encode(raw))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json has 4146 tokens, the model only 4096"):
         load_model(folder)
+
+
+def without_module(folder: Path) -> Path:
+    """The embedded model as many copies of models are: the config counts a module that the files lack."""
+    shutil.copytree(embedded_path(), folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if not k.startswith("model.layers.4.")}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(("speculate", "loaded"), [("off", False), ("lookup", False), ("mtp", True), ("auto", True)])
+def test_the_prediction_module_is_loaded_where_it_may_be_used(speculate: Mode, loaded: bool) -> None:
+    assert (load_model(blocks=2, speculate=speculate).runner.further is not None) == loaded
+
+
+def test_a_model_without_its_prediction_module(tmp_path: Path) -> None:
+    folder = without_module(tmp_path / "model")
+    assert load_model(folder, blocks=2, speculate="auto").runner.further is None
+    with pytest.raises(ConfigError, match="has no multi-token prediction module; try lookup"):
+        load_model(folder, speculate="mtp")
+
+
+def test_half_a_prediction_module_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(embedded_path(), folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.4.eh_proj.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"tensor model\.layers\.4\.eh_proj\.weight is missing"):
+        load_model(folder)
+
+
+def test_the_modules_weights_count_where_memory_is_short() -> None:
+    config = preset("tiny")
+    counted = account(config, "int8")
+    check_memory(config, "int8", counted.weight_bytes + counted.mtp_bytes, mtp=True)
+    with pytest.raises(ConfigError, match="the model needs"):
+        check_memory(config, "int8", counted.weight_bytes + counted.mtp_bytes - 1, mtp=True)

@@ -207,3 +207,60 @@ def test_a_plan_becomes_the_batch_of_the_contract() -> None:
     assert {array.dtype for array in msgspec.structs.astuple(batch)} == {np.dtype(np.int32)}
     with pytest.raises(AttributeError):
         plan.segments = ()
+
+
+def ready(scheduler: Scheduler, id: str, length: int) -> SequenceState:
+    """A running sequence of `length` tokens that lacks its newest alone."""
+    sequence = SequenceState(id, range(100, 100 + length - 1), False)
+    scheduler.add(sequence)
+    (segment,) = (s for s in scheduler.plan().segments if s.id == id)
+    scheduler.commit(sequence, segment)
+    sequence.tokens.append(7)
+    return sequence
+
+
+def test_drafts_take_what_is_left_over() -> None:
+    scheduler = Scheduler(BlockPool(8, b""), SchedulerLimits(token_budget=40, max_running=3))
+    ready(scheduler, "a", 10)
+    ready(scheduler, "b", 20)
+    scheduler.add(SequenceState("prompt", range(34), False))
+    plan = scheduler.plan({"a": (1, 2, 3), "b": (4, 5), "prompt": (6,)})
+    assert [(s.tokens, s.draft, s.wanted) for s in plan.segments[:2]] == [
+        ((7, 1, 2, 3), (1, 2, 3), 4),
+        ((7, 4), (4,), 2),
+    ]
+    assert (len(plan.segments[2].tokens), plan.segments[2].drafted, plan.tokens) == (34, 0, 40)
+
+
+def test_drafts_keep_to_the_rows_that_may_be_scored() -> None:
+    scheduler = Scheduler(BlockPool(8, b""), SchedulerLimits(token_budget=500, max_running=3, scored_rows=3))
+    ready(scheduler, "a", 10)
+    ready(scheduler, "b", 20)
+    plan = scheduler.plan({"a": (1, 2), "b": (4, 5)})
+    assert [(s.draft, s.wanted) for s in plan.segments] == [((1, 2), 3), ((4,), 2)]
+
+
+@pytest.mark.parametrize(("blocks", "drafted"), [(2, 2), (3, 4)])
+def test_drafts_take_free_blocks_and_preempt_nobody(blocks: int, drafted: int) -> None:
+    scheduler = Scheduler(BlockPool(blocks, b""), SchedulerLimits(token_budget=500, max_running=3))
+    sequence = ready(scheduler, "a", 62)
+    ready(scheduler, "b", 10)
+    plan = scheduler.plan({"a": (1, 2, 3, 4)})
+    assert plan.segments[0].drafted == drafted
+    assert len(plan.segments[0].blocks) == len(sequence.blocks) == blocks - 1
+    assert scheduler.preemptions == 0
+    scheduler.check_integrity()
+
+
+@pytest.mark.parametrize("right", range(5))
+def test_only_what_was_accepted_is_computed_and_sealed(right: int) -> None:
+    scheduler = Scheduler(BlockPool(4, b""), SchedulerLimits(token_budget=500, max_running=3))
+    sequence = ready(scheduler, "a", 62)
+    draft = (1, 2, 3, 4)
+    (segment,) = scheduler.plan({"a": draft}).segments
+    sequence.tokens += [*draft[:right], 50]
+    scheduler.commit(sequence, segment)
+    assert sequence.computed == 62 + right == len(sequence.tokens) - 1
+    assert scheduler.pool.cached == (62 + right) // 64
+    (following,) = scheduler.plan().segments
+    assert (following.start, following.tokens, following.wanted) == (62 + right, (50,), 1)

@@ -6,6 +6,7 @@ Used by the tests and by benchmarks/exactness.py, which prints the count of diff
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,34 +52,40 @@ def serve(core: EngineCore, wanted: Iterable[Request]) -> dict[str, Answer]:
     while core.live:
         for name, delta in core.step():
             assert delta.error is None, delta.error
-            answers[name] += [(t.token, t.logprob or 0.0) for t in delta.logprobs]
-            answers[name] += [top for t in delta.logprobs for top in t.top]
+            for t in delta.logprobs:
+                answers[name] += [(t.token, t.logprob or 0.0), *t.top]
     core.check_integrity()
     return answers
 
 
-def alone(build: Build, tokenizer: Tokenizer, targets: Sequence[Request], budget: int = 512) -> dict[str, Answer]:
+def alone(
+    build: Build, tokenizer: Tokenizer, targets: Sequence[Request], budget: int = 512, **config: Any
+) -> dict[str, Answer]:
     """Each target in a fresh engine of its own, prefilled in chunks of `budget`."""
     answers: dict[str, Answer] = {}
     for request in targets:
-        core = EngineCore(build(), tokenizer, EngineConfig(token_budget=budget))
+        core = EngineCore(build(), tokenizer, EngineConfig(token_budget=budget, **config))
         answers |= serve(core, [request])
     return answers
 
 
-def among(build: Build, tokenizer: Tokenizer, targets: Sequence[Request], neighbours: int) -> dict[str, Answer]:
+def among(
+    build: Build, tokenizer: Tokenizer, targets: Sequence[Request], neighbours: int, **config: Any
+) -> dict[str, Answer]:
     """All targets at once, in the middle of `neighbours` others."""
     runner = build()
     crowd = others(runner.vocab_size, neighbours, 8)
-    core = EngineCore(runner, tokenizer, EngineConfig(max_running=128, max_waiting=128, token_budget=300))
+    core = EngineCore(runner, tokenizer, EngineConfig(max_running=128, max_waiting=128, token_budget=300, **config))
     half = len(crowd) // 2
     answers = serve(core, [*crowd[:half], *targets, *crowd[half:]])
     return {r.id: answers[r.id] for r in targets}
 
 
-def after_prefix_hit(build: Build, tokenizer: Tokenizer, targets: Sequence[Request]) -> dict[str, Answer]:
+def after_prefix_hit(
+    build: Build, tokenizer: Tokenizer, targets: Sequence[Request], **config: Any
+) -> dict[str, Answer]:
     """Each target again in an engine that has answered it before; asserts that blocks were reused."""
-    core = EngineCore(build(), tokenizer, EngineConfig())
+    core = EngineCore(build(), tokenizer, EngineConfig(**config))
     serve(core, targets)
     answers = serve(core, targets)
     long = sum(len(r.prompt) > BLOCK_TOKENS for r in targets)
@@ -86,10 +93,12 @@ def after_prefix_hit(build: Build, tokenizer: Tokenizer, targets: Sequence[Reque
     return answers
 
 
-def after_preemption(build: Build, tokenizer: Tokenizer, targets: Sequence[Request]) -> dict[str, Answer]:
-    """All targets in a pool too small for their answers; asserts that some were preempted."""
+def after_preemption(
+    build: Build, tokenizer: Tokenizer, targets: Sequence[Request], blocks: int = 0, **config: Any
+) -> dict[str, Answer]:
+    """All targets in a pool of `blocks`, or one too small for their answers; asserts that some were preempted."""
     need = [-(-(len(r.prompt) + r.sampling.max_tokens) // BLOCK_TOKENS) for r in targets]
-    core = EngineCore(build(), tokenizer, EngineConfig(blocks=max(max(need), sum(need) - 2)))
+    core = EngineCore(build(), tokenizer, EngineConfig(blocks=blocks or max(max(need), sum(need) - 2), **config))
     answers = serve(core, targets)
     assert core.stats().preemptions > 0, "nothing was preempted"
     return answers

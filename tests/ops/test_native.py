@@ -316,3 +316,32 @@ except KeyboardInterrupt:
 """
     result = run_python(code % [os.path.dirname(__file__)])
     assert (result.returncode, result.stdout) == (0, "interrupted\n"), result.stderr
+
+
+def test_inputs_and_further_results() -> None:
+    """Rows given from outside, and results of all and of selected rows copied out; later work leaves them alone."""
+    recorder = native.Recorder()
+    given = recorder.input(5)
+    embedded = recorder.embed(packed(table := normal(0, 10, 5), "float32"))
+    both = recorder.add(given, embedded)
+    chosen = recorder.select(both)
+    later = recorder.add(recorder.add(both, both), both)
+    weight = normal(1, 7, 5)
+    plan = recorder.finish(recorder.linear(recorder.select(later), packed(weight, "float32")), both, chosen, given)
+    cache = native.Cache([], 4)
+    for seed in (2, 3):
+        x = normal(seed, 9, 5)
+        batch = Batch(
+            GOOD.tokens_T, GOOD.positions_T, GOOD.sequence_T, GOOD.block_table_SP, GOOD.selected_L[::2].copy()
+        )
+        logits, all_rows, selected, back = plan.run_all(batch, cache, [x])
+        want = x + table[batch.tokens_T]
+        assert np.array_equal(back, x)
+        assert np.array_equal(all_rows, want)
+        assert np.array_equal(selected, want[batch.selected_L])
+        assert np.allclose(logits, 3 * want[batch.selected_L] @ weight.T, atol=1e-4)
+    for wrong in ([], [x, x], [x[:-1]], [normal(0, 9, 4)]):
+        with pytest.raises(ValueError, match="input"):
+            plan.run_all(batch, cache, wrong)
+    with pytest.raises(ValueError, match="at least 1 column"):
+        native.Recorder().input(0)

@@ -58,6 +58,8 @@ class Deepwell:
             str(model.absolute()),
             "--json",
             "--no-limits",
+            "--speculate",
+            "off",
         ]
         self._start += ["--repeats", "1", "--threads", str(threads), "--dtype", dtype, *context_flag]
         self.report: Report | None = None

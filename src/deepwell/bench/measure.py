@@ -16,7 +16,7 @@ from deepwell.engine import EngineConfig, EngineCore, Request, SamplingParams
 from deepwell.engine.load import LoadedModel
 from deepwell.engine.machine import inspect_machine, resident_bytes
 from deepwell.errors import ConfigError, DeepwellError
-from deepwell.model.accounting import Accounting, account
+from deepwell.model.accounting import Accounting
 from deepwell.ops import native
 from deepwell.ops.base import BLOCK_TOKENS
 
@@ -87,7 +87,7 @@ def measure(
     begun = time.perf_counter()
     bench.first_token(8)
     first_token = model.seconds + time.perf_counter() - begun
-    paper = account(model.config, model.dtype, depth=SHORT_PROMPT)
+    paper = model.account(SHORT_PROMPT)
     ops = prefill_ops(model.config, paper.active_params)
     runs: dict[Cell, list[float]] = {cell: [] for cell in plan.cells()}
     limits: dict[Cell, list[float]] = {cell: [] for cell in runs}

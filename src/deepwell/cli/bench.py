@@ -13,7 +13,7 @@ from deepwell.bench.chart import amount, amount_unit, draw
 from deepwell.bench.compare import Comparison, Row, Score, compare
 from deepwell.bench.engines import Deepwell, find_peer
 from deepwell.bench.measure import Report, measure
-from deepwell.cli.model import load
+from deepwell.cli.model import engine_config, load
 from deepwell.engine.machine import default_threads, inspect_machine
 from deepwell.errors import ConfigError
 from deepwell.options import BenchOptions
@@ -25,7 +25,7 @@ def run(options: BenchOptions) -> int:
         return _compare(options, plan)
     if options.chart:
         raise ConfigError("--chart draws a comparison; it needs --compare NAME=PATH")
-    report = measure(load(options), plan, options.repeats, beside=not options.no_limits)
+    report = measure(load(options), plan, options.repeats, beside=not options.no_limits, engine=engine_config(options))
     if options.json:
         print(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:

@@ -12,7 +12,7 @@ import msgspec
 from rich.console import Console
 
 from deepwell.chat import Message, render_chat
-from deepwell.cli.model import describe, load, sampling_of
+from deepwell.cli.model import describe, engine_config, load, sampling_of
 from deepwell.cli.terminal import show, visible
 from deepwell.engine import EngineCore, Request
 from deepwell.engine.load import LoadedModel
@@ -63,7 +63,7 @@ class Conversation:
         self.turns: list[Message] = []
         self._model = model
         self._sampling = sampling_of(options)
-        self._core = EngineCore(model.runner, model.tokenizer)
+        self._core = EngineCore(model.runner, model.tokenizer, engine_config(options))
         self._asked = 0
 
     @property

@@ -7,7 +7,7 @@ import sys
 import msgspec
 
 from deepwell.chat import render_fim, render_text
-from deepwell.cli.model import load, sampling_of
+from deepwell.cli.model import engine_config, load, sampling_of
 from deepwell.cli.terminal import show
 from deepwell.engine import EngineCore, FinishReason, Request, Usage
 from deepwell.errors import DeepwellError, RequestError
@@ -30,7 +30,7 @@ def run(options: GenerateOptions) -> int:
         tokens = render_text(prompt, model.tokenizer)
     else:
         tokens = render_fim(prompt, options.fim_suffix, model.tokenizer)
-    core = EngineCore(model.runner, model.tokenizer)
+    core = EngineCore(model.runner, model.tokenizer, engine_config(options))
     texts: list[str] = []
     last = None
     for last in core.generate(Request(id="generate", prompt=tokens, sampling=sampling_of(options))):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from deepwell.engine import SamplingParams
+from deepwell.engine import EngineConfig, SamplingParams
 from deepwell.engine.load import LoadedModel, load_model
 from deepwell.ops import native
 from deepwell.options import EngineOptions, SamplingOptions
@@ -16,8 +16,11 @@ def load(options: EngineOptions) -> LoadedModel:
     model = load_model(
         options.model,
         dtype=options.dtype,
+        cache_dtype=options.cache_dtype,
+        importance=options.importance,
         threads=options.threads or 0,
         context=options.context or 0,
+        speculate=options.speculate,
     )
     if slow := slowness(native.isa(), native.available_isas()):
         print(f"deepwell: warning: {slow}", file=sys.stderr, flush=True)
@@ -31,6 +34,11 @@ def slowness(isa: str, available: Sequence[str]) -> str | None:
     if available[0] != isa:
         return f"DEEPWELL_ISA={isa} computes many times slower than {available[0]}, which this processor has: unset it"
     return "this processor has no AVX2, AVX-512 or NEON that Deepwell could use; it computes many times slower"
+
+
+def engine_config(options: EngineOptions) -> EngineConfig:
+    """The engine's configuration for the options that every command has."""
+    return EngineConfig(speculate=options.speculate, draft_tokens=options.draft_tokens)
 
 
 def describe(model: LoadedModel) -> str:

@@ -23,7 +23,11 @@ _EVERYWHERE = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[
 def run(options: ServeOptions) -> int:
     model = load(options)
     limits = EngineConfig(
-        token_budget=options.token_budget, max_running=options.max_running, max_waiting=options.max_waiting
+        token_budget=options.token_budget,
+        max_running=options.max_running,
+        max_waiting=options.max_waiting,
+        speculate=options.speculate,
+        draft_tokens=options.draft_tokens,
     )
     service = Service(
         engine=AsyncEngine(model.runner, model.tokenizer, limits),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +23,7 @@ class Answer:
         sampling = request.sampling
         self.request = request
         self.sequence = SequenceState(request.id, request.prompt, sampling.prompt_logprobs is not None)
-        self.generated = 0
+        self.generated = self.drafted = self.accepted = 0
         self._tokenizer = tokenizer
         self._capacity = capacity
         self._sampler = Sampler(sampling, seed, request.prompt, scratch)
@@ -31,17 +34,42 @@ class Answer:
             first = request.prompt[0]
             self._prompt_logprobs.append(TokenLogprob(first, tokenizer.token_bytes(first), None))
 
-    def advance(self, rows_LV: NDArray[np.float32], first: int) -> Delta | None:
+    @property
+    def room(self) -> int:
+        """Tokens that may still come: the answer ends with the last of them at the latest."""
+        return min(self.request.sampling.max_tokens - self.generated, self._capacity - len(self.sequence.tokens))
+
+    def advance(self, rows_LV: NDArray[np.float32], first: int, draft: Sequence[int] = ()) -> Delta | None:
         """Take the logits after positions `first`, `first` + 1, ...; the piece that they give, if any.
 
-        The last row may be the end of all known tokens; then a token is chosen and appended to the sequence.
+        The last row may be the end of all known tokens; then a token is chosen and appended to the sequence. The rows
+        of a `draft` come after it. Each is used while the token chosen just before is the one that was guessed, so
+        the answer is what it would be without a draft. Raises FloatingPointError for logits that are not numbers.
         """
-        self._score(rows_LV, first)
-        if first + len(rows_LV) < len(self.sequence.tokens):
+        # A NaN makes the maximum NaN, so one pass finds every kind of broken row.
+        sound_L = np.isfinite(rows_LV.max(axis=1))
+        known = len(rows_LV) - len(draft)
+        if not sound_L[:known].all():
+            raise FloatingPointError("the model gave logits that are not numbers")
+        self._score(rows_LV[:known], first)
+        if first + known < len(self.sequence.tokens):
             return None
         if self.request.sampling.max_tokens == 0:
             return self.end("length")
-        logits_V = rows_LV[-1]
+        delta = self._choose(rows_LV[known - 1])
+        self.drafted += len(draft)
+        for row, guess in enumerate(draft, known):
+            if delta.token_ids[-1] != guess:
+                break
+            self.accepted += 1
+            # A broken row is computed again as that of a known token, and fails then as it would without a draft.
+            if delta.finish_reason is not None or not sound_L[row]:
+                break
+            delta = _joined(delta, self._choose(rows_LV[row]))
+        return msgspec.structs.replace(delta, usage=self.usage()) if draft and delta.finish_reason else delta
+
+    def _choose(self, logits_V: NDArray[np.float32]) -> Delta:
+        """The piece for the token chosen by a row, which is appended to the sequence."""
         token = self._sampler.sample(logits_V)
         self.sequence.tokens.append(token)
         self.generated += 1
@@ -58,6 +86,8 @@ class Answer:
             prompt_tokens=len(self.request.prompt),
             cached_tokens=self.sequence.cached_tokens or 0,
             completion_tokens=self.generated,
+            drafted_tokens=self.drafted,
+            accepted_tokens=self.accepted,
         )
 
     def _score(self, rows_LV: NDArray[np.float32], first: int) -> None:
@@ -104,3 +134,16 @@ class Answer:
         norm = log_normalizer(logits_V)
         top = tuple((int(id), float(logits_V[id]) - norm) for id in largest(logits_V, count))
         return TokenLogprob(token, self._tokenizer.token_bytes(token), float(logits_V[token]) - norm, top)
+
+
+def _joined(delta: Delta, following: Delta) -> Delta:
+    """Two pieces as one."""
+    return Delta(
+        text=delta.text + following.text,
+        token_ids=delta.token_ids + following.token_ids,
+        logprobs=delta.logprobs + following.logprobs,
+        prompt_logprobs=delta.prompt_logprobs,
+        finish_reason=following.finish_reason,
+        usage=following.usage,
+        error=following.error,
+    )

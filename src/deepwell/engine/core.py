@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from deepwell.engine.blocks import BlockPool
 from deepwell.engine.runner import Runner
 from deepwell.engine.sampling import Scratch
 from deepwell.engine.scheduler import Scheduler, SchedulerLimits, Segment, StepPlan
+from deepwell.engine.speculate import DRAFTERS, Kind, Mode, Speculator
 from deepwell.engine.types import Delta, FinishReason, Request
 from deepwell.engine.validate import check_request
 from deepwell.errors import ConfigError, QueueFull, RequestError
@@ -31,6 +32,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     `token_budget`: tokens computed per step. `max_running`: requests served together. `max_waiting`: requests that may
     wait for a place; `max_running` + `max_waiting` live ones are the most, and the next is refused. `drain_seconds`:
     how long live requests may go on after a stop. `blocks`: KV blocks used, None for all that the runner has.
+    `speculate`: where guesses at the next tokens come from, and `draft_tokens` the most of them per answer and step;
+    no answer depends on either.
     """
 
     token_budget: int = 512
@@ -38,9 +41,12 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_waiting: int = 64
     drain_seconds: float = 5.0
     blocks: int | None = None
+    speculate: Mode = "off"
+    draft_tokens: int = 3
 
     def __post_init__(self) -> None:
-        for field, low in (("token_budget", 1), ("max_running", 1), ("max_waiting", 0), ("drain_seconds", 0)):
+        least = {"token_budget": 1, "max_running": 1, "max_waiting": 0, "drain_seconds": 0, "draft_tokens": 1}
+        for field, low in least.items():
             if not getattr(self, field) >= low:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least {low}")
 
@@ -48,9 +54,10 @@ class EngineConfig(msgspec.Struct, frozen=True):
 class EngineStats(msgspec.Struct, frozen=True):
     """What the engine does now, and counters since it began.
 
-    `computed_tokens` went through the model (again after a preemption). `prompt_tokens`, and `cached_tokens` of them,
-    are those of requests that have ended after being admitted. `finished` counts answers by finish reason;
-    `step_seconds` is time spent in steps.
+    `computed_tokens` went through the model (again after a preemption); guesses that proved wrong are not counted.
+    `drafted` guesses were checked and `accepted` of them were right, by their origin. `prompt_tokens`, and
+    `cached_tokens` of them, are those of requests that have ended after being admitted. `finished` counts answers by
+    finish reason; `step_seconds` is time spent in steps.
     """
 
     running: int
@@ -65,6 +72,8 @@ class EngineStats(msgspec.Struct, frozen=True):
     cached_tokens: int
     generated_tokens: int
     preemptions: int
+    drafted: dict[Kind, int]
+    accepted: dict[Kind, int]
     finished: dict[FinishReason, int]
 
     @property
@@ -75,7 +84,14 @@ class EngineStats(msgspec.Struct, frozen=True):
 class EngineCore:
     """Live requests, their blocks and the model. Not thread-safe: one caller at a time, `stats` excepted."""
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        config: EngineConfig | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`clock` gives seconds; it decides how long steps seem to take, and nothing about what they say."""
         self.config = config = config or EngineConfig()
         blocks = runner.blocks if config.blocks is None else config.blocks
         if not 1 <= blocks <= runner.blocks:
@@ -86,9 +102,13 @@ class EngineCore:
         self._scheduler = Scheduler(self._pool, SchedulerLimits(config.token_budget, config.max_running))
         self._capacity = min(runner.context, blocks * BLOCK_TOKENS)
         self._scratch = Scratch(runner.vocab_size)
+        self._clock = clock
+        self._speculator = Speculator(config.speculate, config.draft_tokens, runner.further, blocks)
         self._live: dict[str, Answer] = {}
         self._steps = self._computed = self._prompt = self._cached = self._generated = 0
         self._seconds = 0.0
+        self._drafted: dict[Kind, int] = dict.fromkeys(DRAFTERS, 0)
+        self._accepted: dict[Kind, int] = dict.fromkeys(DRAFTERS, 0)
         self._finished: dict[FinishReason, int] = dict.fromkeys(("stop", "length", "abort", "error"), 0)
 
     @property
@@ -121,13 +141,15 @@ class EngineCore:
         """Compute one step and return the pieces it gave, by request id."""
         if not self._live:
             return []
-        begun = time.perf_counter()
-        plan = self._scheduler.plan()
+        begun = self._clock()
+        plan = self._scheduler.plan(self._drafts())
         if not plan.segments:
             raise RuntimeError(f"the scheduler found no work for {len(self._live)} live requests")
         pieces = self._compute(plan)
         self._steps += 1
-        self._seconds += time.perf_counter() - begun
+        seconds = self._clock() - begun
+        self._seconds += seconds
+        self._speculator.learn(plan, sum(len(delta.token_ids) for _, delta in pieces), seconds)
         return pieces
 
     def generate(self, request: Request) -> Iterator[Delta]:
@@ -155,6 +177,8 @@ class EngineCore:
             cached_tokens=self._cached,
             generated_tokens=self._generated,
             preemptions=self._scheduler.preemptions,
+            drafted=dict(self._drafted),
+            accepted=dict(self._accepted),
             finished=dict(self._finished),
         )
 
@@ -165,9 +189,19 @@ class EngineCore:
         if scheduled != set(self._live):
             raise AssertionError(f"scheduled {scheduled} differ from live {set(self._live)}")
 
+    def _drafts(self) -> dict[str, tuple[int, ...]]:
+        """Guesses for the answers that wait for their next token only."""
+        ready = [s for s in self._scheduler.running if s.computed == len(s.tokens) - 1]
+        try:
+            return self._speculator.drafts([(s, self._live[s.id].room - 1) for s in ready])
+        except Exception:
+            _log.exception("guessing tokens failed; the engine goes on without")
+            self._speculator.stop()
+            return {}
+
     def _compute(self, plan: StepPlan) -> list[tuple[str, Delta]]:
         try:
-            logits_LV = self._runner.run(plan.batch())
+            logits_LV = self._speculator.run(self._runner, plan)
             expected = (sum(segment.wanted for segment in plan.segments), self._runner.vocab_size)
             if logits_LV.shape != expected:
                 raise RuntimeError(f"logits have shape {logits_LV.shape}, expected {expected}")
@@ -183,17 +217,17 @@ class EngineCore:
             delta = self._advance(segment, rows_LV)
             if delta is not None:
                 pieces.append((segment.id, delta))
+        self._speculator.observe(plan, {id: answer.sequence for id, answer in self._live.items()})
         return pieces
 
     def _advance(self, segment: Segment, rows_LV: NDArray[np.float32]) -> Delta | None:
         """Use one request's rows. Whatever goes wrong ends this request alone."""
         answer = self._live[segment.id]
         try:
-            # A NaN makes the maximum NaN, so one pass finds every kind of broken row.
-            if not np.isfinite(rows_LV.max(axis=1)).all():
-                raise FloatingPointError("the model gave logits that are not numbers")
+            before = answer.accepted
+            delta = answer.advance(rows_LV, segment.start + len(segment.tokens) - segment.wanted, segment.draft)
             self._scheduler.commit(answer.sequence, segment)
-            delta = answer.advance(rows_LV, segment.start + len(segment.tokens) - segment.wanted)
+            self._count(segment.drafted, answer.accepted - before)
         except Exception as error:
             _log.exception("request %s failed", segment.id)
             return self._fail(segment.id, error)
@@ -203,6 +237,13 @@ class EngineCore:
                 self._end(answer, delta)
         return delta
 
+    def _count(self, drafted: int, accepted: int) -> None:
+        if drafted:
+            kind = self._speculator.kind
+            self._drafted[kind] += drafted
+            self._accepted[kind] += accepted
+            self._computed -= drafted - accepted
+
     def _fail(self, id: str, error: Exception) -> Delta:
         answer = self._live[id]
         return self._end(answer, answer.end("error", f"{type(error).__name__}: {error}"), forget=True)
@@ -210,6 +251,7 @@ class EngineCore:
     def _end(self, answer: Answer, last: Delta, forget: bool = False) -> Delta:
         del self._live[answer.request.id]
         self._scheduler.remove(answer.sequence, forget)
+        self._speculator.forget(answer.request.id)
         assert last.finish_reason is not None
         self._finished[last.finish_reason] += 1
         if answer.sequence.cached_tokens is not None:

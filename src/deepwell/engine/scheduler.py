@@ -7,7 +7,7 @@ of the missing ones, oldest sequence first, within one budget of tokens.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -19,7 +19,8 @@ from deepwell.ops.base import BLOCK_TOKENS, Batch
 class Segment(msgspec.Struct, frozen=True):
     """Consecutive tokens of one sequence to compute: `tokens` stand at positions from `start` on.
 
-    `blocks` is the block table that covers them. The last `wanted` rows give logits.
+    `blocks` is the block table that covers them. The last `wanted` rows give logits. The last `drafted` tokens are
+    guesses at what the answer will say, to be checked by the logits of the rows before them.
     """
 
     id: str
@@ -27,6 +28,11 @@ class Segment(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...]
     blocks: tuple[int, ...]
     wanted: int
+    drafted: int = 0
+
+    @property
+    def draft(self) -> tuple[int, ...]:
+        return self.tokens[len(self.tokens) - self.drafted :]
 
 
 class StepPlan(msgspec.Struct, frozen=True):
@@ -122,8 +128,11 @@ class Scheduler:
                 self.pool.forget(block)
         self._release(sequence)
 
-    def plan(self) -> StepPlan:
-        """Choose the next step's tokens, taking blocks for them. Empty only when nothing is live."""
+    def plan(self, drafts: Mapping[str, Sequence[int]] | None = None) -> StepPlan:
+        """Choose the next step's tokens, taking blocks for them. Empty only when nothing is live.
+
+        `drafts` are guesses at the tokens that follow those known, by sequence; they get what known tokens leave over.
+        """
         budget, scored_rows = self.limits.token_budget, self.limits.scored_rows
         segments: list[Segment] = []
         place = 0
@@ -138,11 +147,18 @@ class Scheduler:
             scored_rows -= max(0, segment.wanted - 1)
             segments.append(segment)
             place += 1
+        if drafts:
+            segments = self._with_drafts(segments, drafts, budget, scored_rows)
         return StepPlan(segments=tuple(segments))
 
     def commit(self, sequence: SequenceState, segment: Segment) -> None:
-        """The tokens of `segment` are computed; seal the blocks that became full."""
-        sequence.computed = segment.start + len(segment.tokens)
+        """The tokens of `segment` are computed; seal the blocks that became full.
+
+        Of a draft only what the sequence has taken over counts, short of its newest token. The slots of the others
+        will be written again.
+        """
+        end = segment.start + len(segment.tokens)
+        sequence.computed = min(end, max(end - segment.drafted, len(sequence.tokens) - 1))
         sequence.scored = max(sequence.scored, sequence.computed)
         full = sequence.computed // BLOCK_TOKENS
         keys = sequence.keys(full, self.pool.root)
@@ -191,6 +207,27 @@ class Scheduler:
                 return False
         return True
 
+    def _with_drafts(
+        self, segments: list[Segment], drafts: Mapping[str, Sequence[int]], budget: int, scored_rows: int
+    ) -> list[Segment]:
+        """The segments, lengthened by their drafts as far as budget, rows and free blocks go. Preempts nobody."""
+        longer: list[Segment] = []
+        for segment, sequence in zip(segments, self.running, strict=False):
+            end = segment.start + len(segment.tokens)
+            draft = drafts.get(segment.id, ()) if end == len(sequence.tokens) else ()
+            count = self._room(sequence, end, min(len(draft), budget, scored_rows))
+            budget -= count
+            scored_rows -= count
+            longer.append(_drafting(segment, sequence, draft[:count]) if count else segment)
+        return longer
+
+    def _room(self, sequence: SequenceState, end: int, count: int) -> int:
+        """How many of `count` more tokens have slots, once free blocks are taken for them."""
+        missing = _blocks_for(end + count) - len(sequence.blocks)
+        if missing > 0:
+            sequence.blocks += self.pool.allocate(min(missing, self.pool.free))
+        return min(count, len(sequence.blocks) * BLOCK_TOKENS - end)
+
     def _release(self, sequence: SequenceState) -> None:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
@@ -211,4 +248,16 @@ def _segment(sequence: SequenceState, budget: int, scored_rows: int) -> Segment:
         tokens=tuple(sequence.tokens[start:end]),
         blocks=tuple(sequence.blocks[: _blocks_for(end)]),
         wanted=max(0, end - max(start, sequence.scored)),
+    )
+
+
+def _drafting(segment: Segment, sequence: SequenceState, draft: Sequence[int]) -> Segment:
+    end = segment.start + len(segment.tokens) + len(draft)
+    return Segment(
+        id=segment.id,
+        start=segment.start,
+        tokens=(*segment.tokens, *draft),
+        blocks=tuple(sequence.blocks[: _blocks_for(end)]),
+        wanted=segment.wanted + len(draft),
+        drafted=len(draft),
     )

@@ -58,12 +58,17 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Usage(msgspec.Struct, frozen=True):
-    """Token counts. `cached_tokens` of the prompt were found in the prefix cache; the rest were computed."""
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Token counts. `cached_tokens` of the prompt were found in the prefix cache; the rest were computed.
+
+    Of the `drafted_tokens` guessed and checked, `accepted_tokens` became part of the answer.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):

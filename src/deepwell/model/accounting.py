@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import Param, param_specs
 from deepwell.ops.base import GqaShape
 
-_BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.5, "int4": 4.5}
-"""Bits per weight as stored; 8 and 4 bits carry a float16 scale per group of 32."""
+_BITS = {
+    "float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.5, "int4": 4.5, "q8_0": 8.5, "q4_0": 4.5,
+    "q4_1": 5.0, "q5_0": 5.5, "q5_1": 6.0, "q2_k": 3.125, "q3_k": 3.625, "q4_k": 4.625, "q5_k": 5.625, "q6_k": 6.625,
+    "iq4_nl": 4.5, "iq4_xs": 4.375, "mxfp4": 4.5,
+}  # fmt: skip
+"""Bits per weight as the native backend keeps them, scales included (native/storage.h)."""
 _QUANTISED = ("matrix", "experts", "kv_b", "embedding")
 
 
@@ -17,7 +23,8 @@ class Accounting(msgspec.Struct, frozen=True):
     """Parameters are counts, bytes are bytes, FLOPs count a multiply-add as two.
 
     `active_params` are those one token uses, embedding rows it does not read excluded. `flops_per_token` is the
-    forward pass of one token at `depth` earlier tokens. `weight_bytes_per_token` is what decoding one stream reads.
+    forward pass of one token at `depth` earlier tokens. `weight_bytes` are without the `mtp_bytes` of the prediction
+    modules. `weight_bytes_per_token` is what decoding one stream reads.
     `kv_bytes_per_token` is what a token adds to the cache; `mha_kv_bytes_per_token` what plain multi-head attention
     of the same heads would add.
     """
@@ -25,6 +32,7 @@ class Accounting(msgspec.Struct, frozen=True):
     total_params: int
     active_params: int
     mtp_params: int
+    mtp_bytes: int
     flops_per_token: int
     weight_bytes: int
     weight_bytes_per_token: int
@@ -32,11 +40,21 @@ class Accounting(msgspec.Struct, frozen=True):
     mha_kv_bytes_per_token: int
 
 
-def account(config: ModelConfig, dtype: str = "float32", *, depth: int = 0, kv_bytes: int = 4) -> Accounting:
-    """Count `config` with weights stored as `dtype` and cache values of `kv_bytes` bytes."""
+def account(
+    config: ModelConfig,
+    dtype: str = "float32",
+    *,
+    depth: int = 0,
+    kv_bytes: int = 4,
+    kept: Mapping[str, str] | None = None,
+) -> Accounting:
+    """Count `config` with weights stored as `dtype` and cache values of `kv_bytes` bytes.
+
+    `kept` gives the storage of each parameter by key where they differ.
+    """
     specs = param_specs(config)
     total = sum(p.size for p in specs)
-    everything = sum(p.size for p in param_specs(config, mtp=True))
+    further = param_specs(config, mtp=True)[len(specs) :]
     active = sum(_active(p, config) for p in specs)
     dot = sum(_active(p, config) for p in specs if p.kind not in ("vector", "embedding"))
     if config.tied:
@@ -46,10 +64,11 @@ def account(config: ModelConfig, dtype: str = "float32", *, depth: int = 0, kv_b
     return Accounting(
         total_params=total,
         active_params=round(active),
-        mtp_params=everything - total,
+        mtp_params=sum(p.size for p in further),
+        mtp_bytes=round(sum(p.size * _bits(p, dtype, kept) for p in further) / 8),
         flops_per_token=round(2 * dot + _attention_flops(config, depth)),
-        weight_bytes=round(sum(p.size * _bits(p, dtype) for p in specs) / 8),
-        weight_bytes_per_token=round(sum(_active(p, config) * _bits(p, dtype) for p in specs) / 8),
+        weight_bytes=round(sum(p.size * _bits(p, dtype, kept) for p in specs) / 8),
+        weight_bytes_per_token=round(sum(_active(p, config) * _bits(p, dtype, kept) for p in specs) / 8),
         kv_bytes_per_token=width * kv_bytes,
         mha_kv_bytes_per_token=mha * kv_bytes,
     )
@@ -62,7 +81,9 @@ def _active(param: Param, config: ModelConfig) -> float:
     return param.size * param.active
 
 
-def _bits(param: Param, dtype: str) -> float:
+def _bits(param: Param, dtype: str, kept: Mapping[str, str] | None) -> float:
+    if kept is not None and param.key in kept:
+        return _BITS[kept[param.key]]
     return _BITS[dtype] if param.kind in _QUANTISED else 32.0
 
 

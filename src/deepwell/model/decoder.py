@@ -52,20 +52,22 @@ class Decoder:
         """logits_LV of the selected rows of x."""
         return self._head(ops, ops.rms_norm(ops.select(x), self.weights["norm"], self.config.eps))
 
-    def predict_further(self, ops: Ops[A], x: A, next_tokens: A, depth: int = 0) -> tuple[A, A]:
+    def predict_further(self, ops: Ops[A], x: A, next_tokens: A, depth: int = 0, again: bool = False) -> tuple[A, A]:
         """One multi-token prediction module: from x_TD of the stage before and the embeddings of the tokens after.
 
-        Gives the module's own (x_TD, logits_TV); row t of the logits is for the token after next. `next_tokens` are
+        Gives the module's own (x_TD, logits_LV); row t of the logits is for the token after next. `next_tokens` are
         embedded rows, from `ops.embed`. The stage before is read through its final norm, as the published modules
-        were trained to (DeepSeek-V3, section 2.2, leaves it open).
+        were trained to (DeepSeek-V3, section 2.2, leaves it open). With `again`, x is this module's own, one position
+        earlier: a module predicts several tokens by being fed its own state.
         """
         w, eps = self.weights.at(f"mtp.{depth}"), self.config.eps
-        before = self.weights["norm" if depth == 0 else f"mtp.{depth - 1}.norm"]
+        stage = depth if again else depth - 1
+        before = self.weights["norm" if stage < 0 else f"mtp.{stage}.norm"]
         state = ops.rms_norm(ops.rms_norm(x, before, eps), w["hidden_norm"], eps)
         joined = ops.concat([ops.rms_norm(next_tokens, w["embed_norm"], eps), state])
         x = ops.linear(joined, w["project"])
         x = self._layer(ops, x, w.at("layer"), self.config.layers + depth, self.config.moe is not None)
-        return x, self._head(ops, ops.rms_norm(x, w["norm"], eps))
+        return x, self._head(ops, ops.rms_norm(ops.select(x), w["norm"], eps))
 
     def _head(self, ops: Ops[A], h: A) -> A:
         return ops.linear(h, self.weights["embed" if self.config.tied else "head"])

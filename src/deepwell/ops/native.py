@@ -46,6 +46,8 @@ Storage = Literal[
     "float32", "bfloat16", "float16", "int8", "int4", "q4_1", "q5_0", "q5_1",
     "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
 ]  # fmt: skip
+MOST_CACHED_WIDTH = 1024
+"""Values of a head, at most, in a bfloat16 cache."""
 FLOATS: tuple[Storage, ...] = ("float32", "bfloat16", "float16")
 Vector = _native.Vector
 
@@ -70,10 +72,19 @@ class KvB:
     groups the columns of these two, so the key half is grouped along nope.
     """
 
-    def __init__(self, heads: int, nope: int, value: int, latent: int, storage: Storage) -> None:
+    def __init__(
+        self, heads: int, nope: int, value: int, latent: int, storage: Storage, values: Storage | None = None
+    ) -> None:
+        """`values` is the storage of the value half, the same as the key half's if None."""
         self.nope, self.value = nope, value
         self.k_b = Matrix(heads, latent, nope, storage)
-        self.v_b = Matrix(heads, value, latent, storage)
+        self.v_b = Matrix(heads, value, latent, values or storage)
+
+    def fill_blocks(self, keys: NDArray[np.uint8], values: NDArray[np.uint8]) -> None:
+        """Take both halves from ggml's blocks: rows (heads·latent) of nope columns, (heads·value) of latent columns."""
+        for matrix, blocks in ((self.k_b, keys), (self.v_b, values)):
+            for head, rows in enumerate(blocks.reshape(matrix.count, matrix.rows, -1)):
+                matrix.fill_blocks(head, 0, rows)
 
     @property
     def nbytes(self) -> int:
@@ -99,8 +110,15 @@ class Plan:
 
     def run(self, batch: Batch, cache: Cache) -> NDArray[np.float32]:
         """Extend the cache by the batch's tokens and return logits_LV. Raises ValueError for a bad batch."""
+        return self.run_all(batch, cache)[0]
+
+    def run_all(
+        self, batch: Batch, cache: Cache, inputs: Sequence[NDArray[np.float32]] = ()
+    ) -> list[NDArray[np.float32]]:
+        """As `run`, from the recorded inputs, a row per token each; returns logits_LV and the further results."""
+        b = batch
         return self._program.run(
-            batch.tokens_T, batch.positions_T, batch.sequence_T, batch.block_table_SP, batch.selected_L, cache
+            b.tokens_T, b.positions_T, b.sequence_T, b.block_table_SP, b.selected_L, cache, list(inputs)
         )
 
 
@@ -110,10 +128,17 @@ class Recorder:
     def __init__(self) -> None:
         self._program = _native.Program()
 
-    def finish(self, logits: View) -> Plan:
-        """Close the plan; `logits` is its result, the whole of an operation on selected rows."""
-        self._program.finish(logits)
+    def finish(self, logits: View, *further: View) -> Plan:
+        """Close the plan; `logits` is its result, the whole of an operation on selected rows.
+
+        `further` results, of all rows or of the selected ones, are given back by `Plan.run_all`.
+        """
+        self._program.finish(logits, list(further))
         return Plan(self._program)
+
+    def input(self, width: int) -> View:
+        """Rows that the caller of the plan gives, one per token of the step."""
+        return self._program.input(width)
 
     def embed(self, table: Matrix) -> View:
         return self._program.embed(table)

@@ -6,13 +6,14 @@ Names follow vLLM's, with our prefix, so that dashboards carry over.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from deepwell.engine.engine import EngineStats
+from deepwell.engine.speculate import Kind
 from deepwell.engine.types import Delta, FinishReason, Usage
 
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -105,6 +106,14 @@ class _EngineGauges(Collector):
         yield self._gauge("kv_blocks", "KV blocks of 64 tokens in all.", s.blocks_total)
         yield self._gauge("kv_blocks_free", "KV blocks that no running request holds.", s.blocks_free)
         yield self._gauge("kv_blocks_cached", "KV blocks that hold a reusable prefix.", s.blocks_cached)
+        yield self._by_kind("draft_tokens", "Tokens guessed ahead and checked, by their origin.", s.drafted)
+        yield self._by_kind("accepted_tokens", "Tokens guessed right, by their origin.", s.accepted)
+
+    def _by_kind(self, name: str, text: str, counts: Mapping[Kind, int]) -> Metric:
+        family = CounterMetricFamily(f"deepwell:{name}", text, labels=["model_name", "kind"])
+        for kind, count in counts.items():
+            family.add_metric([self._model, kind], count)
+        return family
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(f"deepwell:{name}", text, labels=["model_name"])

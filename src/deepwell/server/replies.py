@@ -16,8 +16,18 @@ class PromptDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionDetails(msgspec.Struct, frozen=True):
+    """Tokens guessed ahead, by whether they became part of the answer (OpenAI's names)."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class Usage(msgspec.Struct, frozen=True):
-    """Token counts; hit and miss split the prompt by what the prefix cache held."""
+    """Token counts; hit and miss split the prompt by what the prefix cache held.
+
+    `completion_tokens_details` is there if tokens were guessed ahead.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -25,9 +35,11 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptDetails
     prompt_cache_hit_tokens: int
     prompt_cache_miss_tokens: int
+    completion_tokens_details: CompletionDetails | UnsetType = UNSET
 
 
 def usage_of(counts: TokenCounts) -> Usage:
+    drafted, accepted = counts.drafted_tokens, counts.accepted_tokens
     return Usage(
         prompt_tokens=counts.prompt_tokens,
         completion_tokens=counts.completion_tokens,
@@ -35,6 +47,7 @@ def usage_of(counts: TokenCounts) -> Usage:
         prompt_tokens_details=PromptDetails(counts.cached_tokens),
         prompt_cache_hit_tokens=counts.cached_tokens,
         prompt_cache_miss_tokens=counts.prompt_tokens - counts.cached_tokens,
+        completion_tokens_details=CompletionDetails(accepted, drafted - accepted) if drafted else UNSET,
     )
 
 

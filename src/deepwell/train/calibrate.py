@@ -43,8 +43,8 @@ class CalibrationOps(TorchOps):
     def embed(self, table: str) -> Tensor:
         return super().embed(self._load(table))
 
-    def rms_norm(self, x: Tensor, weight: str, eps: float) -> Tensor:
-        return super().rms_norm(x, self._load(weight), eps)
+    def rms_norm(self, x: Tensor, weight: str, eps: float, heads: int = 1) -> Tensor:
+        return super().rms_norm(x, self._load(weight), eps, heads)
 
     def linear(self, x: Tensor, weight: str, bias: str | None = None) -> Tensor:
         self.importance[weight] = mean_square(x)
@@ -56,16 +56,28 @@ class CalibrationOps(TorchOps):
         self.importance[kv_b + QUERY] = mean_square(nope_THN)
         return super().mla(q, latent, k_rope, self._load(kv_b), layer, shape)
 
+    def gated(self, x: Tensor, gate_up: str, bias: str | None = None) -> Tensor:
+        self.importance[gate_up] = mean_square(x)
+        return super().gated(x, self._load(gate_up), self._maybe(bias))
+
     def moe(
-        self, x: Tensor, router: str, bias: str | None, gate_up: str, down: str, routing: Routing, layer: int
+        self,
+        x: Tensor,
+        router: str,
+        bias: str | None,
+        gate_up: str,
+        down: str,
+        routing: Routing,
+        layer: int,
+        shared: tuple[str, str] | None = None,
     ) -> Tensor:
         gate_up_EFD, down_EDF = self._load(gate_up), self._load(down)
         out = super().moe(x, self._load(router), self._maybe(bias), gate_up_EFD, down_EDF, routing, layer)
         rows = [x[(self.loads[-1].chosen_TA == expert).any(-1)] for expert in range(routing.experts)]
         self.importance[gate_up] = per_expert(rows, x)
-        inner = [self.swiglu(F.linear(r, w)) for r, w in zip(rows, gate_up_EFD, strict=True)]
+        inner = [super(CalibrationOps, self).gated(r, w) for r, w in zip(rows, gate_up_EFD, strict=True)]
         self.importance[down] = per_expert(inner, torch.cat(inner))
-        return out
+        return out if shared is None else out + self.linear(self.gated(x, shared[0]), shared[1])
 
 
 def mean_square(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from deepwell.errors import CheckpointError
 from deepwell.model.config import ModelConfig, from_hugging_face
 from deepwell.model.params import Param, param_specs
 from deepwell.weights.block_fp8 import block_format, pair
+from deepwell.weights.mapping import release
 from deepwell.weights.safetensors import Tensor, read
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -43,6 +44,8 @@ class Checkpoint:
     """An opened model folder. `tensors` are mapped, not read; `stored` is the type that most weights are kept in.
 
     Block-FP8 weights are joined to their scales: they have the values of the products and the type `float8`.
+
+    `params` are the decoder's, `further` those of its multi-token prediction modules, empty if the files lack them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,14 +54,16 @@ class Checkpoint:
             raise CheckpointError(
                 f"{folder}: {what}; give a folder with config.json and *.safetensors, or a .gguf file"
             )
-        self.folder = folder
+        self.folder = self.path = folder
+        self.is_blocks = False
         raw = read_json(folder / "config.json")
         if not isinstance(raw, dict):
             raise CheckpointError(f"{folder / 'config.json'}: holds no JSON object")
         self.config: ModelConfig = from_hugging_face(raw)
         self.tensors = pair(_open(folder), block_format(folder / "config.json", raw))
         self.params = param_specs(self.config)
-        for param in self.params:
+        self.further = self._further()
+        for param in self.params + self.further:
             self._check(param)
         self._check_extra()
 
@@ -93,6 +98,24 @@ class Checkpoint:
 
     def whole(self, param: Param) -> NDArray[np.float32]:
         return np.concatenate([piece for _, piece in self.pieces(param)]).reshape(param.shape)
+
+    def source_dtype(self, param: Param) -> str | None:
+        return None
+
+    def block_pieces(self, param: Param) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        return iter(())
+
+    def kv_blocks(self, param: Param) -> None:
+        return None
+
+    def release(self) -> None:
+        """Let go of the mapped pages that were read."""
+        release(tensor.raw for tensor in self.tensors.values())
+
+    def _further(self) -> list[Param]:
+        """All or nothing: many copies of a model come without the modules, though the config still counts them."""
+        specs = param_specs(self.config, mtp=True)[len(self.params) :]
+        return specs if any(source in self.tensors for param in specs for source in param.sources) else []
 
     def _check(self, param: Param) -> None:
         rows = int(np.prod(param.shape[:-1])) if len(param.shape) > 1 else param.shape[0]

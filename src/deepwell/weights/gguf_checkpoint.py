@@ -18,6 +18,7 @@ from deepwell.weights.ggml_types import values_in
 from deepwell.weights.gguf import GgufFile, GgufTensor
 from deepwell.weights.gguf_config import model_config
 from deepwell.weights.gguf_tokenizer import tokenizer_from
+from deepwell.weights.mapping import release
 from deepwell.weights.tokenizer import Tokenizer
 
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -68,6 +69,8 @@ class GgufCheckpoint:
         self.path, self.tensors = path, self._file.tensors
         self.config: ModelConfig = model_config(self._file)
         self.params = param_specs(self.config)
+        self.further: list[Param] = []
+        self.is_blocks = True
         for param in self.params:
             self._check(param)
         self._check_extra()
@@ -112,8 +115,8 @@ class GgufCheckpoint:
 
     def source_dtype(self, param: Param) -> str | None:
         """The one ggml type that all sources of a parameter have; None if they differ or their rows are regrouped."""
-        if param.kind == "kv_b" and self.kv_halves(param) is not None:
-            return None
+        if param.kind == "kv_b" and (halves := self.kv_halves(param)) is not None:
+            return halves[0].dtype if halves[0].dtype == halves[1].dtype else None
         types = {self.tensors[gguf_name(source)[0]].dtype for source in param.sources}
         return types.pop() if len(types) == 1 else None
 
@@ -124,6 +127,17 @@ class GgufCheckpoint:
             blocks = tensor.blocks()
             yield row, blocks
             row += len(blocks)
+
+    def kv_blocks(self, param: Param) -> tuple[tuple[str, NDArray[np.uint8]], tuple[str, NDArray[np.uint8]]] | None:
+        """Type and raw rows of MLA's keys and of its values, where the file has them apart."""
+        if (halves := self.kv_halves(param)) is None:
+            return None
+        keys, values = halves
+        return (keys.dtype, keys.blocks()), (values.dtype, values.blocks())
+
+    def release(self) -> None:
+        """Let go of the mapped pages that were read."""
+        release(tensor.blocks() for tensor in self.tensors.values())
 
     def kv_halves(self, param: Param) -> tuple[GgufTensor, GgufTensor] | None:
         """MLA's kv_b as newer files store it, for absorbed attention: keys (heads, latent, nope) and values

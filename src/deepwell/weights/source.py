@@ -20,8 +20,13 @@ from deepwell.weights.tokenizer import Tokenizer
 class Source(Protocol):
     """An opened, checked model whose tensors are read when asked for."""
 
+    path: Path
     config: ModelConfig
     params: list[Param]
+    further: list[Param]
+    """Parameters of the multi-token prediction modules; empty if there are none."""
+    is_blocks: bool
+    """Whether matrices may be kept in the file's own quantised blocks."""
 
     @property
     def stored(self) -> str:
@@ -41,6 +46,22 @@ class Source(Protocol):
 
     def whole(self, param: Param) -> NDArray[np.float32]:
         """All values of a parameter, in its shape."""
+        ...
+
+    def source_dtype(self, param: Param) -> str | None:
+        """The one ggml type of a parameter's tensors; None if they differ, or in other files."""
+        ...
+
+    def block_pieces(self, param: Param) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Like `pieces`, the rows as stored; for parameters that have a `source_dtype`."""
+        ...
+
+    def kv_blocks(self, param: Param) -> tuple[tuple[str, NDArray[np.uint8]], tuple[str, NDArray[np.uint8]]] | None:
+        """Type and rows as stored of the two halves of MLA's kv_b, where a file has them apart."""
+        ...
+
+    def release(self) -> None:
+        """Let go of the memory that holds what was read; it is read again when asked for."""
         ...
 
 

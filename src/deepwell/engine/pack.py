@@ -1,0 +1,109 @@
+"""Parameters as the native backend keeps them: in which storage, and how they get there without a copy too many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwell.errors import ConfigError
+from deepwell.model.params import Param
+from deepwell.ops import native
+from deepwell.ops.base import MlaShape
+from deepwell.weights.importance import QUERY
+from deepwell.weights.quantize import quantise_int4
+from deepwell.weights.source import Source
+
+DType = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+Importance = Mapping[str, NDArray[np.float32]]
+
+_GGML = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "int8", "q4_0": "int4"}
+"""Storages of ggml's types; those not listed are called the same."""
+
+
+def storage(dtype: str, stored: str) -> native.Storage:
+    """How most matrices are kept: as asked, or for `auto` as the file has them.
+
+    float16 of a safetensors file widens to float32, block FP8 to bfloat16.
+    """
+    if dtype not in get_args(DType):
+        raise ConfigError(f"dtype is {dtype!r}; allowed are {', '.join(get_args(DType))}")
+    if dtype != "auto":
+        return cast(native.Storage, dtype)
+    if stored in ("bfloat16", "float8"):
+        return "bfloat16"
+    return cast(native.Storage, _GGML.get(stored, stored)) if stored not in ("float32", "float16") else "float32"
+
+
+def storages(source: Source, dtype: DType) -> dict[str, native.Storage]:
+    """The storage of each parameter. With `auto`, what a GGUF file holds is kept as it is, value for value."""
+    most = storage(dtype, source.stored)
+    return {p.key: _storage_of(source, p, dtype, most) for p in (*source.params, *source.further)}
+
+
+def _storage_of(source: Source, param: Param, dtype: DType, most: native.Storage) -> native.Storage:
+    if param.kind in ("vector", "router"):  # routers decide by small differences, so they are never quantised
+        return "float32"
+    stored = source.source_dtype(param) if dtype == "auto" else None
+    if stored is not None:
+        return cast(native.Storage, _GGML.get(stored, stored))
+    # several types in one parameter: exact in float32 only
+    return "float32" if dtype == "auto" and most not in native.FLOATS else most
+
+
+def pack(source: Source, param: Param, kept: native.Storage, importance: Importance | None = None) -> Any:
+    """One parameter as a handle of the native backend, filled a source tensor at a time."""
+    if param.kind == "vector":
+        return native.vector(source.whole(param))
+    if param.kind == "kv_b":
+        return _pack_kv_b(source, param, kept, importance)
+    *count, rows, cols = param.shape
+    make = native.gate_up_matrix if param.key.endswith("gate_up") else native.Matrix
+    matrix = make(count[0] if count else 1, rows, cols, kept)
+    stored = source.source_dtype(param)
+    if kept not in native.FLOATS and stored is not None and _GGML.get(stored, stored) == kept:
+        for row, blocks in source.block_pieces(param):
+            matrix.fill_blocks(row // rows, row % rows, blocks)
+        return matrix
+    weight = importance.get(param.key) if importance and kept == "int4" else None
+    for row, values in source.pieces(param):
+        _fill(matrix, row // rows, row % rows, values, weight if weight is None or not count else weight[row // rows])
+    return matrix
+
+
+def _fill(
+    matrix: native.Matrix, index: int, row: int, values: NDArray[np.float32], importance: NDArray[np.float32] | None
+) -> None:
+    if importance is None:
+        matrix.fill(index, row, np.ascontiguousarray(values))
+    else:
+        matrix.fill_coded(index, row, *quantise_int4(np.ascontiguousarray(values), importance))
+
+
+def _pack_kv_b(source: Source, param: Param, kept: native.Storage, importance: Importance | None) -> native.KvB:
+    """kv_b, split per head. Keys are transposed, so that blocks of a whole kv_b cannot be kept: floats are then."""
+    shape = source.config.attention
+    assert isinstance(shape, MlaShape)
+    halves = source.kv_blocks(param)
+    if halves is not None and kept not in native.FLOATS:
+        (k_type, keys), (v_type, values) = halves
+        k_kept, v_kept = (cast(native.Storage, _GGML.get(t, t)) for t in (k_type, v_type))
+        if kept in (k_kept, v_kept):
+            packed = native.KvB(shape.heads, shape.nope, shape.value, shape.latent, k_kept, v_kept)
+            packed.fill_blocks(keys, values)
+            return packed
+    stored = source.source_dtype(param)
+    if stored is not None and _GGML.get(stored, stored) == kept and kept not in native.FLOATS:
+        kept = "float32"
+    packed = native.KvB(shape.heads, shape.nope, shape.value, shape.latent, kept)
+    whole = source.whole(param)
+    if kept != "int4" or not importance:
+        packed.fill(0, whole)
+        return packed
+    for head, w in enumerate(whole.reshape(shape.heads, -1, shape.latent)):
+        transposed = np.ascontiguousarray(w[: shape.nope].T)
+        packed.k_b.fill_coded(head, 0, *quantise_int4(transposed, importance[param.key + QUERY][head]))
+        packed.v_b.fill_coded(head, 0, *quantise_int4(w[shape.nope :], importance[param.key]))
+    return packed
