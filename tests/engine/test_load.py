@@ -9,7 +9,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from deepwell.engine import load, machine
-from deepwell.engine.load import check_memory, default_blocks, load_model, memory_need, storage
+from deepwell.engine.load import load_model
+from deepwell.engine.memory import check_memory, default_blocks, memory_need
+from deepwell.engine.pack import storage
 from deepwell.engine.speculate import Mode
 from deepwell.errors import CheckpointError, ConfigError
 from deepwell.model import account, preset
@@ -148,7 +150,8 @@ def test_half_a_prediction_module_is_an_error(tmp_path: Path) -> None:
 
 def test_the_modules_weights_count_where_memory_is_short() -> None:
     config = preset("tiny")
-    counted = account(config, "int8")
-    check_memory(config, "int8", counted.weight_bytes + counted.mtp_bytes, mtp=True)
+    need = memory_need(config, "int8", mtp=True)
+    assert need.weights == memory_need(config, "int8").weights + account(config, "int8").mtp_bytes
+    check_memory(config, "int8", need.total, mtp=True)
     with pytest.raises(ConfigError, match="the model needs"):
-        check_memory(config, "int8", counted.weight_bytes + counted.mtp_bytes - 1, mtp=True)
+        check_memory(config, "int8", need.total - 1, mtp=True)

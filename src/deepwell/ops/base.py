@@ -10,8 +10,8 @@ T, S or the place of a row in the batch. That is what makes a request's bytes in
 
 A matrix may be kept quantised. Its inputs are then rounded to 8 bits first: per row and 128 columns, scale =
 max|x| / 127 and code = rint(x · 127 / max|x|). Sums of products of codes are exact integers; native/kernels_coded.h has
-the rest. The KV cache may be kept in bfloat16: keys, values, queries and each page's weights are then rounded to it, and
-products are added up in float32.
+the rest. The KV cache may be kept in bfloat16: keys, values, queries and each page's weights are then rounded to it,
+and products are added up in float32.
 """
 
 from __future__ import annotations
