@@ -55,7 +55,7 @@ def test_an_importance_file_is_used_by_int4_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="importance weighs what is quantised to int4, and dtype is int8"):
         load_model(dtype="int8", importance=file)
     file.write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="importance.safetensors"):
+    with pytest.raises(CheckpointError, match=r"importance\.safetensors"):
         load_model(dtype="int4", importance=file)
 
 
