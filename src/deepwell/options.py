@@ -47,7 +47,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[
         Path | None,
         Meta(
-            description="Folder of a Hugging Face checkpoint, or a GGUF file; the embedded model if left out.",
+            description="Folder of a Hugging Face checkpoint, a GGUF or a packed file; the embedded model if left out.",
             extra=ARGUMENT,
         ),
     ] = None
@@ -209,8 +209,12 @@ class ConvertOptions(msgspec.Struct, frozen=True, kw_only=True):
     source: Annotated[Path, Meta(description="The model: whatever serve can load.", extra=ARGUMENT | ONCE)]
     out: Annotated[Path, Meta(description="File to write, by custom NAME.deepwell.", extra=ARGUMENT | ONCE)]
     dtype: Annotated[
-        Literal["float32", "bfloat16", "int8", "int4"], Meta(description="How weights are held in the file.")
-    ] = "int4"
+        Dtype, Meta(description="How weights are held in the file; auto keeps the source's own precision.")
+    ] = "auto"
+    importance: Annotated[
+        Path | None,
+        Meta(description="A file of deepwell calibrate: quantise to int4 with the inputs that matter in mind."),
+    ] = None
     force: Annotated[bool, Meta(description="Write OUT anew if it exists.", extra=ONCE)] = False
 
 

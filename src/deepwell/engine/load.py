@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deepwell.engine.machine import default_threads, free_memory, inspect_machine, limited_by_container
 from deepwell.engine.memory import check_memory, default_blocks, memory_need
-from deepwell.engine.pack import DType, pack, storage, storages
+from deepwell.engine.pack import DType, label, pack, storage, storages
 from deepwell.engine.runner import Further
 from deepwell.engine.speculate import Mode
 from deepwell.errors import CheckpointError, ConfigError
@@ -64,7 +64,7 @@ class NativeRunner:
     ) -> None:
         """With `mtp`, the first multi-token prediction module is loaded too, and has a cache layer of its own."""
         config = source.config
-        self.dtype = source.stored if dtype == "auto" and source.is_blocks else storage(dtype, source.stored)
+        self.dtype = label(source, dtype)
         self.kept = storages(source, dtype)
         self.cache_dtype = _cache_dtype(config, cache_dtype, storage(dtype, source.stored))
         self.kv_bytes = 2 if self.cache_dtype == "bfloat16" else 4
@@ -136,7 +136,7 @@ def load_model(
     speculate: Mode = "off",
     importance: Path | None = None,
 ) -> LoadedModel:
-    """Load a Hugging Face folder or a GGUF file (of a split one, the first shard); the embedded model if None.
+    """Load a Hugging Face folder, a GGUF file (of a split one, the first shard) or a packed file; embedded if None.
 
     `threads` 0 is one per usable core; `context` 0 is the model's own; `blocks` 0 sizes the KV cache by free memory.
     What `speculate` says decides whether the multi-token prediction module is loaded. `importance` weighs the inputs
@@ -180,9 +180,9 @@ def load_model(
 
 
 def model_name(folder: Path) -> str:
-    """What clients call a model: the name of its folder or GGUF file, and `deepwell` for the embedded one."""
+    """What clients call a model: the name of its folder or file, and `deepwell` for the embedded one."""
     if folder.is_file():
-        return re.sub(r"(-00001-of-\d{5})?\.gguf$", "", folder.name)
+        return re.sub(r"(-00001-of-\d{5})?\.gguf$|\.deepwell$", "", folder.name)
     return "deepwell" if folder == embedded_path() else folder.resolve().name
 
 

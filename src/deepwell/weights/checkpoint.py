@@ -52,7 +52,7 @@ class Checkpoint:
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise CheckpointError(
-                f"{folder}: {what}; give a folder with config.json and *.safetensors, or a .gguf file"
+                f"{folder}: {what}; give a folder with config.json and *.safetensors, a .gguf or a .deepwell file"
             )
         self.folder = self.path = folder
         self.is_blocks = False
@@ -106,6 +106,9 @@ class Checkpoint:
         return iter(())
 
     def kv_blocks(self, param: Param) -> None:
+        return None
+
+    def packed(self, param: Param) -> None:
         return None
 
     def release(self) -> None:

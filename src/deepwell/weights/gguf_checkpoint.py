@@ -135,6 +135,9 @@ class GgufCheckpoint:
         keys, values = halves
         return (keys.dtype, keys.blocks()), (values.dtype, values.blocks())
 
+    def packed(self, param: Param) -> None:
+        return None
+
     def release(self) -> None:
         """Let go of the mapped pages that were read."""
         release(tensor.blocks() for tensor in self.tensors.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from deepwell.model.params import Param
 from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.gguf import is_gguf
 from deepwell.weights.gguf_checkpoint import GgufCheckpoint
+from deepwell.weights.packed import PackedModel, is_packed
 from deepwell.weights.tokenizer import Tokenizer
 
 
@@ -60,14 +61,20 @@ class Source(Protocol):
         """Type and rows as stored of the two halves of MLA's kv_b, where a file has them apart."""
         ...
 
+    def packed(self, param: Param) -> Any:
+        """The parameter as a handle of the native backend, where the file holds it so; None in other files."""
+        ...
+
     def release(self) -> None:
         """Let go of the memory that holds what was read; it is read again when asked for."""
         ...
 
 
 def open_source(path: Path) -> Source:
-    """The model at `path`: a folder in Hugging Face layout, a GGUF file, or the first shard of one.
+    """The model at `path`: a folder in Hugging Face layout, a GGUF file, or the first shard of one, a packed file.
 
     Raises CheckpointError for files that are missing or broken, ConfigError for a config that is not supported.
     """
+    if is_packed(path):
+        return PackedModel(path)
     return GgufCheckpoint(path) if is_gguf(path) else Checkpoint(path)
