@@ -68,6 +68,13 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     context: Annotated[
         Positive | None, Meta(description="Longest sequence in tokens; the model's own limit if left out.")
     ] = None
+    pack_cache: Annotated[
+        Annotated[float, Meta(ge=0, le=1e6)],
+        Meta(
+            description="GB of disk for packed copies, which large models start from in seconds; serve and chat write "
+            "them, under the user's cache folder. 0 neither uses nor writes any."
+        ),
+    ] = 32.0
     speculate: Annotated[
         Speculate,
         Meta(

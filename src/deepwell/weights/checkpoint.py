@@ -68,6 +68,11 @@ class Checkpoint:
         self._check_extra()
 
     @property
+    def files(self) -> list[Path]:
+        """All that may decide what the model is: configs, tokenizer and shards."""
+        return [*self.folder.glob("*.json"), *self.folder.glob("*.safetensors")]
+
+    @property
     def stored(self) -> str:
         sizes: Counter[str] = Counter()
         for param in self.params:

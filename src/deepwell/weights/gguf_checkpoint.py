@@ -76,6 +76,10 @@ class GgufCheckpoint:
         self._check_extra()
 
     @property
+    def files(self) -> list[Path]:
+        return self._file.files
+
+    @property
     def stored(self) -> str:
         """float32, float16, bfloat16 or the name of a ggml type."""
         dtype = max(self.tensors.values(), key=lambda t: values_in(t.shape)).dtype

@@ -98,6 +98,10 @@ class PackedModel:
         self._entries = self._check_table([*self.params, *self.further], end)
 
     @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    @property
     def stored(self) -> str:
         return self._header.dtype
 

@@ -30,6 +30,11 @@ class Source(Protocol):
     """Whether matrices may be kept in the file's own quantised blocks."""
 
     @property
+    def files(self) -> list[Path]:
+        """What it is read from."""
+        ...
+
+    @property
     def stored(self) -> str:
         """How most weights are kept: float32, float16, bfloat16 or the name of a ggml type."""
         ...
