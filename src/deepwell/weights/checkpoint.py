@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from deepwell.errors import CheckpointError
 from deepwell.model.config import ModelConfig, from_hugging_face
 from deepwell.model.params import Param, param_specs
 from deepwell.weights.block_fp8 import block_format, pair
-from deepwell.weights.mapping import release
+from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.safetensors import Tensor, read
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -118,7 +120,11 @@ class Checkpoint:
 
     def release(self) -> None:
         """Let go of the mapped pages that were read."""
-        release(tensor.raw for tensor in self.tensors.values())
+        release(self._maps)
+
+    @cached_property
+    def _maps(self) -> list[mmap.mmap]:
+        return maps_behind(tensor.raw for tensor in self.tensors.values())
 
     def _further(self) -> list[Param]:
         """All or nothing: many copies of a model come without the modules, though the config still counts them."""
