@@ -51,9 +51,9 @@ class Wanted(msgspec.Struct, frozen=True):
 class PackCache:
     """Copies in `folder`, `limit` bytes at most. `warn` is told what could not be done, in a sentence."""
 
-    def __init__(self, folder: Path, limit: int, warn: Warn, smallest: int = SMALLEST_BYTES) -> None:
+    def __init__(self, folder: Path, limit: int, warn: Warn, smallest: int | None = None) -> None:
         self.folder, self.limit = folder, limit
-        self._warn, self._smallest = warn, smallest
+        self._warn, self._smallest = warn, SMALLEST_BYTES if smallest is None else smallest
 
     def find(self, wanted: Wanted) -> PackedModel | None:
         """The copy of a model, checked against its source; None if there is none."""
