@@ -210,7 +210,7 @@ class ConvertOptions(msgspec.Struct, frozen=True, kw_only=True):
       deepwell convert ./my-model my-model.deepwell --dtype int8 --force
 
     Loading a checkpoint means reading it, converting every weight and laying it out for the kernels; a packed file
-    holds the result, and is mapped instead of read. The source is left as it is, and OUT is there only when it is whole.
+    holds the result, and is mapped instead of read. The source is left as it is; OUT is there only when it is whole.
     """
 
     source: Annotated[Path, Meta(description="The model: whatever serve can load.", extra=ARGUMENT | ONCE)]
