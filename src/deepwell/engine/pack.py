@@ -37,6 +37,11 @@ def storage(dtype: str, stored: str) -> native.Storage:
     return cast(native.Storage, _GGML.get(stored, stored)) if stored not in ("float32", "float16") else "float32"
 
 
+def label(source: Source, dtype: DType) -> str:
+    """What the model is called to be kept as: a file's own type with `auto`, else the storage of most matrices."""
+    return source.stored if dtype == "auto" and source.is_blocks else storage(dtype, source.stored)
+
+
 def storages(source: Source, dtype: DType) -> dict[str, native.Storage]:
     """The storage of each parameter. With `auto`, what a GGUF file holds is kept as it is, value for value."""
     most = storage(dtype, source.stored)
@@ -54,7 +59,11 @@ def _storage_of(source: Source, param: Param, dtype: DType, most: native.Storage
 
 
 def pack(source: Source, param: Param, kept: native.Storage, importance: Importance | None = None) -> Any:
-    """One parameter as a handle of the native backend, filled a source tensor at a time."""
+    """One parameter as a handle of the native backend: mapped where the file is packed so, else filled by tensor."""
+    if kept == source.source_dtype(param) and not (importance and kept == "int4"):
+        ready = source.packed(param)
+        if ready is not None:
+            return ready
     if param.kind == "vector":
         return native.vector(source.whole(param))
     if param.kind == "kv_b":

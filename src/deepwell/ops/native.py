@@ -57,7 +57,12 @@ def gate_up_matrix(count: int, rows: int, cols: int, storage: Storage) -> Matrix
 
     Quantised ones lay the two side by side, where their height allows it, and are then computed in one pass.
     """
-    return Matrix(count, rows, cols, storage, pairs=storage not in FLOATS and rows % 32 == 0)
+    return Matrix(count, rows, cols, storage, pairs=side_by_side(rows, storage))
+
+
+def side_by_side(rows: int, storage: Storage) -> bool:
+    """Whether `gate_up_matrix` lays the tiles of both halves beside each other."""
+    return storage not in FLOATS and rows % 32 == 0
 
 
 def vector(values: NDArray[Any]) -> Vector:
@@ -79,6 +84,13 @@ class KvB:
         self.nope, self.value = nope, value
         self.k_b = Matrix(heads, latent, nope, storage)
         self.v_b = Matrix(heads, value, latent, values or storage)
+
+    @classmethod
+    def of(cls, nope: int, value: int, k_b: Matrix, v_b: Matrix) -> KvB:
+        """From two matrices that are packed already."""
+        made = cls.__new__(cls)
+        made.nope, made.value, made.k_b, made.v_b = nope, value, k_b, v_b
+        return made
 
     def fill_blocks(self, keys: NDArray[np.uint8], values: NDArray[np.uint8]) -> None:
         """Take both halves from ggml's blocks: rows (heads·latent) of nope columns, (heads·value) of latent columns."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -18,7 +20,7 @@ from deepwell.weights.ggml_types import values_in
 from deepwell.weights.gguf import GgufFile, GgufTensor
 from deepwell.weights.gguf_config import model_config
 from deepwell.weights.gguf_tokenizer import tokenizer_from
-from deepwell.weights.mapping import release
+from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.tokenizer import Tokenizer
 
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -74,6 +76,10 @@ class GgufCheckpoint:
         for param in self.params:
             self._check(param)
         self._check_extra()
+
+    @property
+    def files(self) -> list[Path]:
+        return self._file.files
 
     @property
     def stored(self) -> str:
@@ -135,9 +141,16 @@ class GgufCheckpoint:
         keys, values = halves
         return (keys.dtype, keys.blocks()), (values.dtype, values.blocks())
 
+    def packed(self, param: Param) -> None:
+        return None
+
     def release(self) -> None:
         """Let go of the mapped pages that were read."""
-        release(tensor.blocks() for tensor in self.tensors.values())
+        release(self._maps)
+
+    @cached_property
+    def _maps(self) -> list[mmap.mmap]:
+        return maps_behind(tensor.blocks() for tensor in self.tensors.values())
 
     def kv_halves(self, param: Param) -> tuple[GgufTensor, GgufTensor] | None:
         """MLA's kv_b as newer files store it, for absorbed attention: keys (heads, latent, nope) and values
