@@ -197,12 +197,12 @@ constexpr int kManyRows = 128;  // rows whose totals are kept at hand
 #if defined(DEEPWELL_USE_AVX512)
 constexpr int kTilesTogether = 2, kRowsTogether = 4, kDirectRows = 8;
 constexpr int direct_tiles(int rows) { return rows <= 2 ? 4 : rows == 4 ? 2 : 1; }
-#elif defined(DEEPWELL_USE_AVX2)
-constexpr int kTilesTogether = 1, kRowsTogether = 3, kDirectRows = 4;
+#elif defined(DEEPWELL_USE_AVX2)  // a Word is two of 16 registers: 8 for sums, 2 for codes, the rest for one product
+constexpr int kTilesTogether = 1, kRowsTogether = 4, kDirectRows = 4;
 constexpr int direct_tiles(int rows) { return rows == 1 ? 2 : 1; }
-#elif defined(DEEPWELL_USE_NEON)
-constexpr int kTilesTogether = 1, kRowsTogether = 3, kDirectRows = 4;
-constexpr int direct_tiles(int rows) { return rows == 1 ? 2 : 1; }
+#elif defined(DEEPWELL_USE_NEON)  // a Word is four of 32 registers: 16 for sums, 4 for codes, the rest for one product
+constexpr int kTilesTogether = 1, kRowsTogether = 4, kDirectRows = 4;
+constexpr int direct_tiles(int rows) { return rows <= 2 ? 2 : 1; }
 #else
 constexpr int kTilesTogether = 1, kRowsTogether = 1, kDirectRows = 1;
 constexpr int direct_tiles(int) { return 1; }
