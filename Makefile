@@ -23,7 +23,7 @@ SECONDS_SINCE = $$(( $$(date +%s) - start ))
 export CXX
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format types contract kernels arm pytest fuzz web web-check bench docs clean
+.PHONY: help serve test lint format types contract kernels arm pytest fuzz web web-check bench bench-kernels docs clean
 
 define CHECK_COMPILER
 @command -v $(firstword $(CXX)) > /dev/null || { echo "Deepwell compiles its kernels, and there is no C++17 compiler here: install g++ (Debian: apt-get install g++) or name yours with CXX=..." >&2; exit 1; }
@@ -37,6 +37,10 @@ serve: $(VENV)/.core ## set up if needed and serve the embedded model (ARGS="./m
 
 bench: $(VENV)/.core ## measure the embedded model on this machine
 	@$(BIN)/deepwell bench $(ARGS)
+
+bench-kernels: ## measure the kernels of quantised weights alone (AVX-512 with VNNI and BF16)
+	@mkdir -p build && $(or $(CXX),g++) -std=c++17 -O3 -ffp-contract=off -fno-math-errno -w -mavx2 -mfma -mf16c -mavx512f \
+	  -mavx512dq -mavx512bw -mavx512vl -mavx512vnni -mavx512bf16 benchmarks/kernels.cpp -o build/bench-kernels && build/bench-kernels
 
 test: lint types contract kernels pytest web-check ## everything that must pass: lint, types, layers, kernels, tests, the page's build
 

@@ -35,11 +35,14 @@ SHAPES = {
 MIXES = ("q4_0", "q4_k_m")
 PLANS: dict[str, Plan] = {
     "load": Plan(("load",), (), (), (), 1),
-    "read-and-write": Plan(("prefill", "decode"), (512, 2048), (), (), 64),
-    "streams": Plan(("streams",), (), (4, 16), (), 32),
+    "read-and-write": Plan(("prefill", "decode"), (512,), (), (), 64),
+    "streams": Plan(("streams",), (), (16,), (), 24),
+    "long": Plan(("prefill",), (2048,), (), (), 1),
     "depth": Plan(("depth",), (), (), (4096,), 16),
 }
 """What is measured together and kept in one JSON."""
+ALONE = ("long",)
+"""Measured without peers, beside the machine's limit only: they would take minutes a run."""
 
 
 def main() -> None:
@@ -93,7 +96,8 @@ def _chosen(text: str, allowed: Collection[str]) -> list[str]:
 
 def _measured(model: Path, plan: Plan, args: argparse.Namespace) -> Comparison:
     engines = [Deepwell(model, plan, args.threads, "auto", None)]
-    peers = [find_peer(text, model, plan, args.threads) for text in args.peer]
+    texts = () if plan in [PLANS[name] for name in ALONE] else args.peer
+    peers = [find_peer(text, model, plan, args.threads) for text in texts]
 
     def say(text: str) -> None:
         print(f"{model.stem}: {text}", file=sys.stderr, flush=True)
@@ -121,6 +125,7 @@ def render(runs: Path, page: Path) -> None:
             picture = page.with_name(f"{page.stem}-{shape}-{mix}.svg")
             picture.write_text(draw(whole), encoding="utf-8")
             parts.append(f"## {shape}, {mix}\n{words}.\n\n![{shape}, {mix}]({picture.name})\n\n{_section(whole)}")
+    parts += _dense_against_moe(runs)
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -141,16 +146,39 @@ def _heading(runs: Path) -> str:
     )
 
 
+def _dense_against_moe(runs: Path) -> list[str]:
+    """Decoding time of the dense 7B over the sparse 16B, per engine: fewer active bytes should be time won."""
+    rates: dict[str, dict[str, float]] = {}
+    for shape in ("v2lite", "ds7b"):
+        file = runs / f"{shape}-q4_0-read-and-write.json"
+        if not file.exists():
+            return []
+        rows = msgspec.json.decode(file.read_bytes(), type=Comparison).rows
+        scores = next(row.scores for row in rows if row.measure == "decode")
+        rates[shape] = {score.engine: score.median for score in scores if score.median}
+    lines = ["## 7B dense against 16B of experts", "", "| | " + " | ".join(rates["ds7b"]) + " |"]
+    lines.append("|---|" + "---|" * len(rates["ds7b"]))
+    for shape, words in (("ds7b", "LLM 7B, dense, ms per token"), ("v2lite", "V2-Lite, 16B, ms per token")):
+        lines.append(f"| {words} | " + " | ".join(f"{1000 / rates[shape][name]:.1f}" for name in rates["ds7b"]) + " |")
+    ratios = [rates["v2lite"][name] / rates["ds7b"][name] for name in rates["ds7b"]]
+    lines.append("| ratio (the bytes read would allow 2.6) | " + " | ".join(f"{r:.2f}" for r in ratios) + " |")
+    return ["\n".join(lines)]
+
+
 def _joined(parts: list[Comparison]) -> Comparison:
     """The measurements of one file as one comparison; memory is the most that any of them saw."""
     rows = [row for part in parts for row in part.rows if row.measure != "memory"]
     memories = [row for part in parts for row in part.rows if row.measure == "memory"]
-    most = [_most([row.scores[index] for row in memories]) for index in range(len(memories[0].scores))]
+    widest = max(parts, key=lambda part: len(part.engines))
+    most = [
+        _most([row.scores[index] for row in memories if index < len(row.scores)])
+        for index in range(len(widest.engines))
+    ]
     own = most[0].median
     ratios = [s.median / own if own and s.median and index else None for index, s in enumerate(most)]
     scores = [msgspec.structs.replace(s, ratio=ratio) for s, ratio in zip(most, ratios, strict=True)]
     return msgspec.structs.replace(
-        parts[0],
+        widest,
         rows=[*rows, msgspec.structs.replace(memories[0], scores=scores)],
         read_bytes_per_second=[value for part in parts for value in part.read_bytes_per_second],
         int8_ops_per_second=[value for part in parts for value in part.int8_ops_per_second],
@@ -165,7 +193,8 @@ def _section(whole: Comparison) -> str:
     notes = list(dict.fromkeys(score.note for row in whole.rows for score in row.scores if score.note))
     lines = ["| | " + " | ".join(whole.engines) + " |", "|---|" + "---|" * len(whole.engines)]
     for row in whole.rows:
-        cells = " | ".join(_cell(row, score, notes) for score in row.scores)
+        written = [_cell(row, score, notes) for score in row.scores]
+        cells = " | ".join(written + ["not measured"] * (len(whole.engines) - len(written)))
         lines.append(f"| {row.title}, {amount_unit(row.unit)} | {cells} |")
     lines += ["", *(f"<sup>{number}</sup> {note[0].upper()}{note[1:]}.\n" for number, note in enumerate(notes, 1))]
     lines += [f"{line}\n" for line in _failures(whole)]

@@ -4,8 +4,8 @@
 //   part  = 0, then for each group g of 128 columns: part = fma(sum_g, scale_g, part) [, fma(minimum_g, -sum x, part)]
 //   total = 0, then for each 128 columns:            total = fma(part, scale of x, total)
 //
-// Few rows: codes are unpacked in registers on their way from memory. Many rows: a pair of tiles is expanded to bytes
-// once, 256 columns at a time, and all rows run over them.
+// Codes are unpacked in registers, for up to five rows at once: enough to hide the unpacking of 4 and 8 bits. Where it
+// costs more and there are many rows, a pair of tiles is expanded to bytes once, and all rows run over them.
 #pragma once
 #include "kernels_rows.h"
 
@@ -126,86 +126,118 @@ DW_INLINE Word start(const uint8_t* sums) {
   else return shift_left<4>(word_at(sums));
 }
 
-// ---- few rows
+// ---- unpacking in registers
 
-constexpr int kFewTiles = 4;                // tiles that few rows take at a time
-constexpr size_t kFewStride = kFewTiles * 16;  // floats between the totals of two rows
+constexpr int kDirectTiles = 4;    // tiles taken at a time
+constexpr int kDirectGroups = 32;  // groups of 32 columns taken at a time, so that coded rows stay close
+constexpr size_t kDirectStride = kDirectTiles * 16;  // floats between the totals of two rows
 
-// total[r][t] of R rows with T tiles, unpacking codes in registers.
-template <Storage S, int R, int T>
-void direct(const uint8_t* const* tiles, int cols, const uint8_t* const* rows, float* out) {
+// total[r] of R rows with a tile, for groups [first, last); `first` is a multiple of 4. Meanwhile fetches as much from
+// `ahead`, if that is given: what comes next in another order than the memory's, which no hardware foresees.
+template <Storage S, int R>
+void direct(const uint8_t* tile, int cols, int first, int last, const uint8_t* const* rows, float* totals,
+            const uint8_t* ahead) {
   constexpr Codes c = codes_of(S);
   constexpr int parts = 32 / c.group;
+  constexpr size_t bytes = c.block_bytes() / (c.block() / 32);  // of a group, its share of the header included
   const CodedRow at(cols);
   const Word table = c.levels == Levels::kIq4 ? table_word(kIq4Levels) : table_word(kFp4Levels);
-  const int groups = (cols + 31) / 32;
-  const uint8_t *x[R], *tile[T];
+  const uint8_t* x[R];
   unroll<R>([&](auto r) DW_LAMBDA { x[r] = rows[r]; });
-  unroll<T>([&](auto t) DW_LAMBDA { tile[t] = tiles[t]; });
-  Vec total[R][T];
-  unroll<R>([&](auto r) DW_LAMBDA { unroll<T>([&](auto t) DW_LAMBDA { total[r][t] = zero(); }); });
-  for (int g0 = 0; g0 < groups; g0 += 4) {
-    const int end = g0 + 4 < groups ? g0 + 4 : groups;
-    Vec part[R][T];
-    unroll<R>([&](auto r) DW_LAMBDA { unroll<T>([&](auto t) DW_LAMBDA { part[r][t] = zero(); }); });
+  for (int g0 = first; g0 < last; g0 += 4) {
+    const int end = g0 + 4 < last ? g0 + 4 : last;
+    Vec part[R];
+    unroll<R>([&](auto r) DW_LAMBDA { part[r] = zero(); });
+    if (ahead)
+      for (size_t i = 0; i < 4 * bytes; i += 64) __builtin_prefetch(ahead + (g0 - first) * bytes + i, 0, 2);
     for (int g = g0; g < end; ++g) {
       const size_t sums = (parts == 1 ? at.sums32 : at.sums16) + (size_t)g * parts * 4;
       unroll<parts>([&](auto h) DW_LAMBDA {
-        Word acc[R][T];
-        unroll<R>([&](auto r) DW_LAMBDA {
-          const Word s = start<c.zero>(x[r] + sums + h * 4);
-          unroll<T>([&](auto t) DW_LAMBDA { acc[r][t] = s; });
-        });
+        Word acc[R];
+        unroll<R>([&](auto r) DW_LAMBDA { acc[r] = start<c.zero>(x[r] + sums + h * 4); });
         unroll<8 / parts>([&](auto i) DW_LAMBDA {
           constexpr int J = h.value * (8 / parts) + i.value;
-          Word w[T];
-          unroll<T>([&](auto t) DW_LAMBDA { w[t] = code<S, J>(codes_at<S>(tile[t], g), table); });
+          const Word w = code<S, J>(codes_at<S>(tile, g), table);
           unroll<R>([&](auto r) DW_LAMBDA {
-            const Word b = word_at(x[r] + (size_t)g * 32 + 4 * J);
-            unroll<T>([&](auto t) DW_LAMBDA { acc[r][t] = dot<kWide<S>>(acc[r][t], w[t], b); });
+            acc[r] = dot<kWide<S>>(acc[r], w, word_at(x[r] + (size_t)g * 32 + 4 * J));
           });
         });
-        unroll<T>([&](auto t) DW_LAMBDA {
-          const Vec scale = scale_at<S, h.value>(tile[t], g);
-          unroll<R>([&](auto r) DW_LAMBDA { part[r][t] = fma(to_float(acc[r][t]), scale, part[r][t]); });
-          if constexpr (c.has_min()) {
-            const Vec minimum = minimum_at<S, h.value>(tile[t], g);
-            unroll<R>([&](auto r) DW_LAMBDA {
-              part[r][t] = fma(minimum, to_float(word_at(x[r] + sums + h * 4)), part[r][t]);
-            });
-          }
-        });
+        const Vec scale = scale_at<S, h.value>(tile, g);
+        unroll<R>([&](auto r) DW_LAMBDA { part[r] = fma(to_float(acc[r]), scale, part[r]); });
+        if constexpr (c.has_min()) {
+          const Vec minimum = minimum_at<S, h.value>(tile, g);
+          unroll<R>([&](auto r) DW_LAMBDA {
+            part[r] = fma(minimum, to_float(word_at(x[r] + sums + h * 4)), part[r]);
+          });
+        }
       });
     }
     unroll<R>([&](auto r) DW_LAMBDA {
       float f;
       __builtin_memcpy(&f, x[r] + at.scales + (size_t)g0, 4);
-      const Vec s = fill(f);
-      unroll<T>([&](auto t) DW_LAMBDA { total[r][t] = fma(part[r][t], s, total[r][t]); });
+      float* total = totals + r * kDirectStride;  // in memory, to leave the registers to sums
+      store(total, fma(part[r], fill(f), g0 ? load(total) : zero()));
     });
   }
-  unroll<R>([&](auto r) DW_LAMBDA {
-    unroll<T>([&](auto t) DW_LAMBDA { store(out + r * kFewStride + t * 16, total[r][t]); });
-  });
 }
 
-// ---- many rows
+#if defined(DEEPWELL_USE_AVX512)
+constexpr int kMostRows = 5;  // rows that share each unpacked code
+#elif defined(DEEPWELL_USE_AVX2) || defined(DEEPWELL_USE_NEON)
+constexpr int kMostRows = 4;  // eight or sixteen registers of sums, half of all there are
+#else
+constexpr int kMostRows = 1;
+#endif
+
+// The storages met most have a kernel for each number of rows; the others, to compile faster, for some.
+constexpr bool common(Storage s) {
+  return s == Storage::kInt4 || s == Storage::kInt8 || s == Storage::kQ4K || s == Storage::kIq4Nl;
+}
+// Rows up to which codes are unpacked directly; beyond, expanding them first is faster.
+constexpr int direct_rows(Storage s) { return !common(s) ? kMostRows : s == Storage::kQ4K ? 4 * kMostRows : 1 << 30; }
+constexpr int fewer_rows(Storage s, int rows) { return common(s) ? rows - 1 : rows > 2 ? 2 : 1; }
+
+// The first of `left` rows, as many as there is a kernel for; gives their number.
+template <Storage S, int R>
+DW_INLINE int direct_some(int left, const uint8_t* tile, int cols, int first, int last, const uint8_t* const* x,
+                          float* totals, const uint8_t* ahead) {
+  if constexpr (R > 1)
+    if (left < R) return direct_some<S, fewer_rows(S, R)>(left, tile, cols, first, last, x, totals, ahead);
+  direct<S, R>(tile, cols, first, last, x, totals, ahead);
+  return R;
+}
+
+// totals[row][kDirectTiles][16] of rows with up to kDirectTiles tiles. One or two rows take the tiles as they lie in
+// memory; more of them take a part of each tile's columns at a time.
+template <Storage S>
+void direct_rows_of(const uint8_t* tile, size_t tile_bytes, int tiles, int cols, const uint8_t* const* x, int rows,
+                    float* totals) {
+  const int groups = (cols + 31) / 32, step = rows > 2 ? kDirectGroups : groups;
+  for (int g = 0; g < groups; g += step) {
+    const int end = g + step < groups ? g + step : groups;
+    for (int t = 0; t < tiles; ++t) {
+      const uint8_t* next = t + 1 < tiles ? block_of<S>(tile + (t + 1) * tile_bytes, g)
+                            : end < groups ? block_of<S>(tile, end) : tile + tiles * tile_bytes;
+      for (int r = 0; r < rows;) {
+        const int pieces = (rows - r + kMostRows - 1) / kMostRows, about = (rows - r + pieces - 1) / pieces;
+        r += direct_some<S, kMostRows>(about, tile + t * tile_bytes, cols, g, end, x + r,
+                                       totals + r * kDirectStride + t * 16, rows > 2 && r == 0 ? next : nullptr);
+      }
+    }
+  }
+}
+
+// ---- expanding first
 
 constexpr int kDepth = 256;   // columns expanded at a time
 constexpr int kManyRows = 128;  // rows whose totals are kept at hand
 
 #if defined(DEEPWELL_USE_AVX512)
-constexpr int kTilesTogether = 2, kRowsTogether = 4, kDirectRows = 8;
-constexpr int direct_tiles(int rows) { return rows <= 2 ? 4 : rows == 4 ? 2 : 1; }
-#elif defined(DEEPWELL_USE_AVX2)  // a Word is two of 16 registers: 8 for sums, 2 for codes, the rest for one product
-constexpr int kTilesTogether = 1, kRowsTogether = 4, kDirectRows = 4;
-constexpr int direct_tiles(int rows) { return rows == 1 ? 2 : 1; }
-#elif defined(DEEPWELL_USE_NEON)  // a Word is four of 32 registers: 16 for sums, 4 for codes, the rest for one product
-constexpr int kTilesTogether = 1, kRowsTogether = 4, kDirectRows = 4;
-constexpr int direct_tiles(int rows) { return rows <= 2 ? 2 : 1; }
+constexpr int kTilesTogether = 2, kRowsTogether = 4;
+#elif defined(DEEPWELL_USE_AVX2) || defined(DEEPWELL_USE_NEON)
+constexpr int kTilesTogether = 1, kRowsTogether = 4;
 #else
-constexpr int kTilesTogether = 1, kRowsTogether = 1, kDirectRows = 1;
-constexpr int direct_tiles(int) { return 1; }
+constexpr int kTilesTogether = 1, kRowsTogether = 1;
 #endif
 
 // A pair of tiles as bytes: codes of both tiles side by side, scales and minima as floats.
@@ -303,40 +335,20 @@ void many_rows(const uint8_t* tile, size_t tile_bytes, int tiles, int cols, cons
   }
 }
 
-template <Storage S, int R>
-DW_INLINE void few_rows(const uint8_t* const (&tiles)[kFewTiles], int count, int cols, const uint8_t* const* x,
-                        float* totals) {
-  constexpr int T = direct_tiles(R);
-  for (int t = 0; t < count; t += T) direct<S, R, T>(tiles + t, cols, x, totals + t * 16);
-}
-
-// The storages met most have a kernel for each number of rows; the others, to compile faster, for 4 and 1.
-constexpr bool common(Storage s) { return s == Storage::kInt4 || s == Storage::kInt8 || s == Storage::kQ4K; }
-
-// totals[row][kFewTiles][16] of up to kDirectRows rows with up to kFewTiles tiles.
-template <Storage S>
-void few(const uint8_t* tile, size_t tile_bytes, int count, int cols, const uint8_t* const* x, int rows,
-         float* totals) {
-  const uint8_t* tiles[kFewTiles];  // missing ones repeat the last, and nobody reads their totals
-  for (int t = 0; t < kFewTiles; ++t) tiles[t] = tile + (t < count ? t : count - 1) * tile_bytes;
-  int r = 0;
-  if constexpr (kDirectRows >= 8 && common(S))
-    for (; r + 8 <= rows; r += 8) few_rows<S, 8>(tiles, count, cols, x + r, totals + r * kFewStride);
-  if constexpr (kDirectRows >= 4)
-    for (; r + 4 <= rows; r += 4) few_rows<S, 4>(tiles, count, cols, x + r, totals + r * kFewStride);
-  if constexpr (kDirectRows >= 2 && common(S))
-    for (; r + 2 <= rows; r += 2) few_rows<S, 2>(tiles, count, cols, x + r, totals + r * kFewStride);
-  for (; r < rows; ++r) few_rows<S, 1>(tiles, count, cols, x + r, totals + r * kFewStride);
-}
-
 // ---- what becomes of the totals
 
+// How rows meet tiles of a storage: directly up to `direct_rows`, by expansion beyond.
 struct Product {
-  void (*few)(const uint8_t*, size_t, int, int, const uint8_t* const*, int, float*);
-  void (*many)(const uint8_t*, size_t, int, int, const uint8_t* const*, int, float*);
+  using Rows = void (*)(const uint8_t* tile, size_t tile_bytes, int tiles, int cols, const uint8_t* const* x, int rows,
+                        float* totals);
+  int direct_rows;
+  Rows direct, expanded;
 };
 template <Storage S>
-constexpr Product product() { return {few<S>, many_rows<S>}; }
+constexpr Product product() {
+  if constexpr (direct_rows(S) < 1 << 30) return {direct_rows(S), direct_rows_of<S>, many_rows<S>};
+  else return {direct_rows(S), direct_rows_of<S>, nullptr};
+}
 
 inline Product product_of(Storage s) {
   switch (s) {
@@ -360,15 +372,15 @@ inline Product product_of(Storage s) {
 template <class F>
 DW_INLINE void each_total(const Tiles& w, int first, int last, const uint8_t* const* x, int rows, F&& done) {
   const Product p = product_of(w.storage);
-  const bool small = rows <= kDirectRows;
-  const int step = small ? kFewTiles : 2, most = small ? kDirectRows : kManyRows;
-  alignas(64) float totals[(kManyRows + kRowsTogether) * 32];
-  static_assert(kDirectRows * kFewStride <= kManyRows * 32, "totals of few rows fit too");
-  for (int r = 0; r < rows; r += most) {
-    const int n = rows - r < most ? rows - r : most;
+  const bool direct = rows <= p.direct_rows;
+  const int step = direct ? kDirectTiles : 2;
+  alignas(64) float totals[kManyRows * kDirectStride];
+  static_assert((kManyRows + kRowsTogether) * 32 <= kManyRows * kDirectStride, "totals of both ways fit");
+  for (int r = 0; r < rows; r += kManyRows) {
+    const int n = rows - r < kManyRows ? rows - r : kManyRows;
     for (int t = first; t < last; t += step) {
       const int tiles = last - t < step ? last - t : step;
-      (small ? p.few : p.many)(w.data + (size_t)t * w.tile_bytes, w.tile_bytes, tiles, w.cols, x + r, n, totals);
+      (direct ? p.direct : p.expanded)(w.data + (size_t)t * w.tile_bytes, w.tile_bytes, tiles, w.cols, x + r, n, totals);
       for (int i = 0; i < n; ++i) done(r + i, t, totals + (size_t)i * step * 16, tiles);
     }
   }

@@ -13,7 +13,8 @@ namespace {
 
 enum class Fill { kRandom, kExtreme };  // extreme: the largest codes everywhere, where narrow sums would overflow
 
-constexpr int kRowCounts[] = {1, 2, 3, 4, 5, 8, 9, 17};
+constexpr int kRowCounts[] = {1, 2, 3, 4, 5, 8, 9, 17, 26};
+constexpr int kManyRows = 133;  // more than a kernel takes at once
 
 // Float16 and similar scales of random blocks would hide everything else behind infinities: these are tame ones.
 void tame(Storage s, uint8_t* block, Random& random) {
@@ -223,6 +224,8 @@ void check_storage(Checks& checks, Storage s) {
   }
   const Matrix extreme = random_matrix(s, 33, 512, false, Fill::kExtreme, random);
   for (int rows : {1, 4, 9}) check_linear(checks, extreme, rows, {}, Fill::kExtreme, random);
+  const Matrix small = random_matrix(s, 17, 256, false, Fill::kRandom, random);
+  check_linear(checks, small, kManyRows, {}, Fill::kRandom, random);
   if (!quantised(s)) return;
   const Matrix pairs = random_matrix(s, 96, 256, true, Fill::kRandom, random);
   for (int rows : kRowCounts) check_gated(checks, pairs, rows, rows % 2 ? random.floats(96) : std::vector<float>(), random);

@@ -54,7 +54,8 @@ def call(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     models, runs = tmp_path / "models", tmp_path / "runs"
     call(monkeypatch, "measure", models, runs, "--shapes", "coder1b")
-    assert asked == ["coder1b-q4_0 load", "coder1b-q4_0 prefill", "coder1b-q4_0 streams", "coder1b-q4_0 depth"]
+    measures = ("load", "prefill", "streams", "prefill", "depth")
+    assert asked == [f"coder1b-q4_0 {measure}" for measure in measures]
     (runs / "coder1b-q4_0-streams.json").unlink()
     asked.clear()
     call(monkeypatch, "measure", models, runs, "--shapes", "coder1b,ds7b", "--measures", "load,streams")
