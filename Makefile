@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := pyproject.toml $(shell find native -type f 2>/dev/null)
+SOURCES := pyproject.toml $(shell find native -type f -not -path 'native/tests/*' 2>/dev/null)
 STATIC := src/deepwell/server/static
 NPM := cd web && export PATH="$(abspath $(BIN)):$$PATH" && npm
 # Python's C headers: the system's, or else Debian's package unpacked inside the environment.
@@ -23,7 +23,7 @@ SECONDS_SINCE = $$(( $$(date +%s) - start ))
 export CXX
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format types contract pytest fuzz web web-check bench bench-kernels docs clean
+.PHONY: help serve test lint format types contract kernels arm pytest fuzz web web-check bench bench-kernels docs clean
 
 define CHECK_COMPILER
 @command -v $(firstword $(CXX)) > /dev/null || { echo "Deepwell compiles its kernels, and there is no C++17 compiler here: install g++ (Debian: apt-get install g++) or name yours with CXX=..." >&2; exit 1; }
@@ -42,7 +42,7 @@ bench-kernels: ## measure the kernels of quantised weights alone (AVX-512 with V
 	@mkdir -p build && $(or $(CXX),g++) -std=c++17 -O3 -ffp-contract=off -fno-math-errno -w -mavx2 -mfma -mf16c -mavx512f \
 	  -mavx512dq -mavx512bw -mavx512vl -mavx512vnni -mavx512bf16 benchmarks/kernels.cpp -o build/bench-kernels && build/bench-kernels
 
-test: lint types contract pytest web-check ## everything that must pass: lint, types, layers, tests, the page's build
+test: lint types contract kernels pytest web-check ## everything that must pass: lint, types, layers, kernels, tests, the page's build
 
 lint: $(VENV)/.dev ## ruff: mistakes and formatting
 	@start=$$(date +%s); $(BIN)/ruff check . && $(BIN)/ruff format --check . && echo "== lint: $(SECONDS_SINCE) s"
@@ -52,6 +52,20 @@ types: $(VENV)/.dev ## mypy, strict
 
 contract: $(VENV)/.dev ## imports point downward only
 	@start=$$(date +%s); $(BIN)/lint-imports && echo "== layers: $(SECONDS_SINCE) s"
+
+kernels: $(VENV)/.dev ## each instruction set here: results against plain formulas, bits, registers in object code
+	@start=$$(date +%s); objects=$$(ls -td build/*/CMakeFiles/_native.dir | head -1); \
+	native/tests/build.sh build/kernels/test "$$objects" && build/kernels/test && \
+	if [ "$$(uname -m)" = x86_64 ] && command -v qemu-x86_64 > /dev/null; then \
+	  qemu-x86_64 -cpu Nehalem build/kernels/test scalar && qemu-x86_64 -cpu Haswell build/kernels/test avx2 2> /dev/null; fi && \
+	if [ "$$(uname -m)" = x86_64 ]; then $(BIN)/python native/tests/object_code.py "$$objects"; fi && \
+	echo "== kernels: $(SECONDS_SINCE) s"
+
+arm: ## the same for 64-bit ARM: cross-compiled, and run by an emulator as processors with and without dot products
+	@.ci/packages arm
+	@start=$$(date +%s); CXX=aarch64-linux-gnu-g++ CXXFLAGS=-static native/tests/build.sh build/arm/test && \
+	qemu-aarch64 -cpu cortex-a72 build/arm/test neon && qemu-aarch64 -cpu cortex-a76 build/arm/test neon_dot && \
+	$(PYTHON) native/tests/object_code.py build/arm/test.objects && echo "== arm: $(SECONDS_SINCE) s"
 
 pytest: $(VENV)/.dev ## the tests alone (ARGS="tests/cli -k doctor")
 	@.ci/packages

@@ -183,10 +183,8 @@ void direct(const uint8_t* tile, int cols, int first, int last, const uint8_t* c
 
 #if defined(DEEPWELL_USE_AVX512)
 constexpr int kMostRows = 5;  // rows that share each unpacked code
-#elif defined(DEEPWELL_USE_AVX2)
-constexpr int kMostRows = 2;
-#elif defined(DEEPWELL_USE_NEON)
-constexpr int kMostRows = 3;
+#elif defined(DEEPWELL_USE_AVX2) || defined(DEEPWELL_USE_NEON)
+constexpr int kMostRows = 4;  // eight or sixteen registers of sums, half of all there are
 #else
 constexpr int kMostRows = 1;
 #endif
@@ -237,7 +235,7 @@ constexpr int kManyRows = 128;  // rows whose totals are kept at hand
 #if defined(DEEPWELL_USE_AVX512)
 constexpr int kTilesTogether = 2, kRowsTogether = 4;
 #elif defined(DEEPWELL_USE_AVX2) || defined(DEEPWELL_USE_NEON)
-constexpr int kTilesTogether = 1, kRowsTogether = 3;
+constexpr int kTilesTogether = 1, kRowsTogether = 4;
 #else
 constexpr int kTilesTogether = 1, kRowsTogether = 1;
 #endif

@@ -19,6 +19,14 @@
 #define DW_LAMBDA
 #endif
 
+// Says that a sum is needed now: gcc puts off additions until the end of a chain, and keeps all their operands till then,
+// which are more than there are registers.
+#if defined(DEEPWELL_USE_NEON)
+#define DW_ADDED(sum) asm("" : "+w"(sum))
+#else
+#define DW_ADDED(sum) asm("" : "+v"(sum))
+#endif
+
 namespace deepwell {
 namespace DEEPWELL_ISA {
 
@@ -28,13 +36,23 @@ struct Int {
   constexpr operator int() const { return N; }
 };
 
+template <int... I>
+struct Ints {};
+template <int N, int... I>
+struct First : First<N - 1, N - 1, I...> {};
+template <int... I>
+struct First<0, I...> {
+  using type = Ints<I...>;
+};
+
 // Calls f(Int<0>{}) ... f(Int<N-1>{}): a loop that is always unrolled, so that arrays of vectors live in registers.
-template <int N, int I = 0, class F>
+template <class F, int... I>
+DW_INLINE void unroll_each(F&& f, Ints<I...>) {
+  (f(Int<I>{}), ...);
+}
+template <int N, class F>
 DW_INLINE void unroll(F&& f) {
-  if constexpr (I < N) {
-    f(Int<I>{});
-    unroll<N, I + 1>(f);
-  }
+  unroll_each(f, typename First<N>::type{});
 }
 
 #if defined(DEEPWELL_USE_AVX512)
@@ -102,10 +120,12 @@ template <bool Wide> DW_INLINE Word dot(Word acc, Word codes, Word x) {
     const __m512i a = _mm512_maddubs_epi16(_mm512_and_si512(codes.v, low), x.v);
     const __m512i b = _mm512_maddubs_epi16(_mm512_and_si512(_mm512_srli_epi16(codes.v, 4), low), x.v);
     acc.v = _mm512_add_epi32(acc.v, _mm512_madd_epi16(b, _mm512_set1_epi16(16)));
-    return {_mm512_add_epi32(acc.v, _mm512_madd_epi16(a, one))};
+    acc.v = _mm512_add_epi32(acc.v, _mm512_madd_epi16(a, one));
   } else {
-    return {_mm512_add_epi32(acc.v, _mm512_madd_epi16(_mm512_maddubs_epi16(codes.v, x.v), one))};
+    acc.v = _mm512_add_epi32(acc.v, _mm512_madd_epi16(_mm512_maddubs_epi16(codes.v, x.v), one));
   }
+  DW_ADDED(acc.v);
+  return acc;
 #endif
 }
 #if defined(__AVX512BF16__)
@@ -254,10 +274,12 @@ template <bool Wide> DW_INLINE __m256i dot_half(__m256i acc, __m256i codes, __m2
     const __m256i a = _mm256_maddubs_epi16(_mm256_and_si256(codes, low), x);
     const __m256i b = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(codes, 4), low), x);
     acc = _mm256_add_epi32(acc, _mm256_madd_epi16(b, _mm256_set1_epi16(16)));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(a, one));
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a, one));
   } else {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), one));
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), one));
   }
+  DW_ADDED(acc);
+  return acc;
 #endif
 }
 template <bool Wide> DW_INLINE Word dot(Word acc, Word codes, Word x) {
@@ -300,8 +322,9 @@ DW_INLINE Quarter q_sub(Quarter a, Quarter b) { return vsubq_f32(a, b); }
 DW_INLINE Quarter q_mul(Quarter a, Quarter b) { return vmulq_f32(a, b); }
 DW_INLINE Quarter q_div(Quarter a, Quarter b) { return vdivq_f32(a, b); }
 DW_INLINE Quarter q_fma(Quarter a, Quarter b, Quarter c) { return vfmaq_f32(c, a, b); }
-DW_INLINE Quarter q_min(Quarter a, Quarter b) { return vminq_f32(a, b); }
-DW_INLINE Quarter q_max(Quarter a, Quarter b) { return vmaxq_f32(a, b); }
+// The second operand where one is no number, as elsewhere; NEON's own minimum would give NaN.
+DW_INLINE Quarter q_min(Quarter a, Quarter b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+DW_INLINE Quarter q_max(Quarter a, Quarter b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 DW_INLINE QuarterInt q_bits(Quarter a) { return vreinterpretq_u32_f32(a); }
 DW_INLINE Quarter q_float(QuarterInt a) { return vreinterpretq_f32_u32(a); }
 DW_INLINE Quarter q_from_int(QuarterInt a) { return vcvtq_f32_s32(vreinterpretq_s32_u32(a)); }
@@ -349,7 +372,9 @@ template <bool Wide> DW_INLINE QuarterInt q_dot(QuarterInt acc, QuarterInt codes
 #else
   const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(c), vget_low_s8(a)));
   const int32x4_t high = vpaddlq_s16(vmull_high_s8(c, a));
-  return vreinterpretq_u32_s32(vaddq_s32(vreinterpretq_s32_u32(acc), vpaddq_s32(low, high)));
+  int32x4_t sum = vaddq_s32(vreinterpretq_s32_u32(acc), vpaddq_s32(low, high));
+  DW_ADDED(sum);
+  return vreinterpretq_u32_s32(sum);
 #endif
 }
 DW_INLINE void q_pair(QuarterInt a, QuarterInt b, QuarterInt& low, QuarterInt& high) {
