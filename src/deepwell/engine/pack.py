@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepwell.errors import ConfigError
+from deepwell.errors import CheckpointError, ConfigError
 from deepwell.model.params import Param
 from deepwell.ops import native
 from deepwell.ops.base import MlaShape
+from deepwell.weights.gguf_checkpoint import gguf_name
 from deepwell.weights.importance import QUERY
 from deepwell.weights.quantize import quantise_int4
 from deepwell.weights.source import Source
@@ -64,13 +66,23 @@ def pack(source: Source, param: Param, kept: native.Storage, importance: Importa
     matrix = make(count[0] if count else 1, rows, cols, kept)
     stored = source.source_dtype(param)
     if kept not in native.FLOATS and stored is not None and _GGML.get(stored, stored) == kept:
-        for row, blocks in source.block_pieces(param):
-            matrix.fill_blocks(row // rows, row % rows, blocks)
+        for name, (row, blocks) in zip(param.sources, source.block_pieces(param), strict=True):
+            with _named(source, name):
+                matrix.fill_blocks(row // rows, row % rows, blocks)
         return matrix
     weight = importance.get(param.key) if importance and kept == "int4" else None
     for row, values in source.pieces(param):
         _fill(matrix, row // rows, row % rows, values, weight if weight is None or not count else weight[row // rows])
     return matrix
+
+
+@contextmanager
+def _named(source: Source, name: str) -> Iterator[None]:
+    """What the backend refuses while one tensor's blocks are packed is an error of the file."""
+    try:
+        yield
+    except ValueError as e:
+        raise CheckpointError(f"{source.path}: tensor {gguf_name(name)[0]}: {e}") from None
 
 
 def _fill(
@@ -92,7 +104,8 @@ def _pack_kv_b(source: Source, param: Param, kept: native.Storage, importance: I
         k_kept, v_kept = (cast(native.Storage, _GGML.get(t, t)) for t in (k_type, v_type))
         if kept in (k_kept, v_kept):
             packed = native.KvB(shape.heads, shape.nope, shape.value, shape.latent, k_kept, v_kept)
-            packed.fill_blocks(keys, values)
+            with _named(source, param.sources[0]):
+                packed.fill_blocks(keys, values)
             return packed
     stored = source.source_dtype(param)
     if stored is not None and _GGML.get(stored, stored) == kept and kept not in native.FLOATS:
