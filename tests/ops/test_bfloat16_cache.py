@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from float64_ops import Array, CachedBfloat16
+from float64_ops import Array, RoundedOps
 from numpy.typing import NDArray
 from op_backends import BLOCK_TOKENS, NativeBackend, blocks_of, int32, normal, packed, packed_batch
 
@@ -68,7 +68,8 @@ class Case:
 
     def wanted(self, steps: list[tuple[Batch, Floats]]) -> list[Array]:
         cache: Any = {}
-        return [self.graph(CachedBfloat16(b, cache), x.astype(np.float64), self.kv_b.astype(float)) for b, x in steps]
+        kv_b = self.kv_b.astype(np.float64)
+        return [self.graph(RoundedOps(b, cache, bfloat16_cache=True), x.astype(float), kv_b) for b, x in steps]
 
 
 CASES = [Case(GqaShape(*s, scale=2 * s[2] ** -0.5)) for s in GQA]

@@ -80,12 +80,6 @@ class KvB:
         self.k_b = Matrix(heads, latent, nope, storage)
         self.v_b = Matrix(heads, value, latent, values or storage)
 
-    def fill_blocks(self, keys: NDArray[np.uint8], values: NDArray[np.uint8]) -> None:
-        """Take both halves from ggml's blocks: rows (heads·latent) of nope columns, (heads·value) of latent columns."""
-        for matrix, blocks in ((self.k_b, keys), (self.v_b, values)):
-            for head, rows in enumerate(blocks.reshape(matrix.count, matrix.rows, -1)):
-                matrix.fill_blocks(head, 0, rows)
-
     @property
     def nbytes(self) -> int:
         return self.k_b.nbytes + self.v_b.nbytes
