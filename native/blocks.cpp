@@ -212,6 +212,13 @@ BlockSize block_size(Storage storage) {
   }
 }
 
+bool finite_scales(Storage s, const uint8_t* block) {
+  if (s == Storage::kMxfp4) return block[0] <= 252;  // 12 * 2^(252 - 128) is the last that float32 holds
+  const int at = s == Storage::kQ2K ? 80 : s == Storage::kQ3K ? 108 : s == Storage::kQ6K ? 208 : 0;
+  const auto finite = [&](int i) { return (block[i + 1] & 0x7c) != 0x7c; };
+  return finite(at) && (!codes_of(s).has_min() || finite(at + 2));
+}
+
 void put_codes(int bits, const uint32_t* w, uint8_t* group, int r) { put_planes(bits, w, group, r); }
 
 void put_blocks(Storage s, const uint8_t* from, int blocks, uint8_t* block, int r) {

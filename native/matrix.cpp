@@ -1,6 +1,7 @@
 #include "matrix.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -83,15 +84,20 @@ void put_group(uint8_t* tile, const Codes& c, size_t g, int r, uint16_t scale, c
   put_codes(c.bits, words, block + c.header_bytes() + g % 2 * c.group_bytes(), r);
 }
 
+// False if a value is not finite, or too large for the storage.
 bool pack_row(uint8_t* tile, int r, const float* w, int cols, Storage storage) {
   const Codes c = codes_of(storage);
   if (!quantised(storage)) {
+    bool finite = true;
     for (int k = 0; k < cols; ++k) {
-      const uint16_t h = storage == Storage::kBfloat16 ? to_bfloat16(w[k]) : to_float16(w[k]);
+      const bool brain = storage == Storage::kBfloat16;
+      const uint16_t h = brain ? to_bfloat16(w[k]) : to_float16(w[k]);
       if (storage == Storage::kFloat32) std::memcpy(place(tile, storage, r, k), w + k, 4);
       else std::memcpy(place(tile, storage, r, k), &h, 2);
+      const int infinite = storage == Storage::kFloat32 ? 0 : brain ? 0x7f80 : 0x7c00;
+      finite = finite && std::isfinite(w[k]) && (infinite == 0 || (h & infinite) != infinite);
     }
-    return true;
+    return finite;
   }
   for (int k = 0; k < cols; k += kGroup) {
     const int n = std::min(kGroup, cols - k);
@@ -305,12 +311,19 @@ void Matrix::fill_blocks(int index, int row_start, int n, const uint8_t* blocks)
   const Codes c = codes_of(storage_);
   const BlockSize b = block_size(storage_);
   const int at_once = c.block() / b.cols, per_row = cols_ / b.cols;
+  std::atomic<int> bad{-1};
   each_row_of_tiles(row_start, n, [&](int row, int i) {
     uint8_t* block = tile_of(index, row);
     const uint8_t* from = blocks + i * bytes;
+    for (int k = 0; k < per_row; ++k)
+      if (!finite_scales(storage_, from + k * b.bytes)) {
+        bad = row;
+        return;
+      }
     for (int k = 0; k < per_row; k += at_once, from += at_once * b.bytes, block += c.block_bytes())
       put_blocks(storage_, from, std::min(at_once, per_row - k), block, row % kLanes);
   });
+  require(bad < 0, "row " + std::to_string(bad) + " has a scale that is not a finite number");
 }
 
 void Matrix::read_row(int index, int row, float* out) const {

@@ -45,6 +45,7 @@ class Matrix {
   size_t nbytes() const { return data_.size(); }
   const uint8_t* bytes() const { return data_.bytes(); }
 
+  // All three refuse values and scales that are not finite as stored, naming a row.
   // Packs rows [row_start, row_start + n) of matrix `index` from `values` (n x cols, row-major).
   void fill(int index, int row_start, int n, const float* values);
   // The same from codes q (n x cols) and float16 scales d (n x ceil(cols / 32)); for int8 and int4.

@@ -92,12 +92,6 @@ class KvB:
         made.nope, made.value, made.k_b, made.v_b = nope, value, k_b, v_b
         return made
 
-    def fill_blocks(self, keys: NDArray[np.uint8], values: NDArray[np.uint8]) -> None:
-        """Take both halves from ggml's blocks: rows (heads·latent) of nope columns, (heads·value) of latent columns."""
-        for matrix, blocks in ((self.k_b, keys), (self.v_b, values)):
-            for head, rows in enumerate(blocks.reshape(matrix.count, matrix.rows, -1)):
-                matrix.fill_blocks(head, 0, rows)
-
     @property
     def nbytes(self) -> int:
         return self.k_b.nbytes + self.v_b.nbytes

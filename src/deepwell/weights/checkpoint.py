@@ -102,6 +102,7 @@ class Checkpoint:
             values = values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values
             yield row, values
             row += values.shape[0]
+            del values  # before the next one is read
 
     def whole(self, param: Param) -> NDArray[np.float32]:
         return np.concatenate([piece for _, piece in self.pieces(param)]).reshape(param.shape)

@@ -41,6 +41,7 @@ _IN_LAYER = {
     "self_attn.kv_b_proj": "attn_kv_b",
     "mlp.gate": "ffn_gate_inp",
 }
+_IN_LAYER |= {f"self_attn.{part}_b_proj": f"attn_{part}_b" for part in "kv"}  # newer files' halves of kv_b
 _IN_LAYER |= {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
 _IN_LAYER |= {f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")}
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(\w+)")
@@ -112,9 +113,8 @@ class GgufCheckpoint:
             return
         row = 0
         for tensor in self._sources(param):
-            values = tensor.float32()
-            yield row, values
-            row += values.shape[0]
+            yield row, tensor.float32()  # and not held here, while the next one is read
+            row += tensor.shape[0]
 
     def whole(self, param: Param) -> NDArray[np.float32]:
         return np.concatenate([piece for _, piece in self.pieces(param)]).reshape(param.shape)
