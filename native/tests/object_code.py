@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-
 class InstructionSet(NamedTuple):
     product: str
     """The instruction that multiplies codes."""
@@ -88,7 +87,9 @@ def spills(run: list[Instruction], isa: InstructionSet) -> str:
     if len(at) < CHAIN:
         return ""
     stored = sum(bool(STORE.match(f"{name} {operands}")) for _, name, operands in run[at[0] : at[-1]])
-    return f"{stored} vectors are stored to the stack among {len(at)} products" if stored > isa.spilled * len(at) else ""
+    if stored <= isa.spilled * len(at):
+        return ""
+    return f"{stored} vectors are stored to the stack among {len(at)} products"
 
 
 def spilling(objects: Path, isa: InstructionSet, hot: Iterable[tuple[str, list[Instruction]]]) -> Iterator[str]:

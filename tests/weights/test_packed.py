@@ -72,7 +72,7 @@ def blocks_of(storage: native.Storage, rows: int, cols: int) -> NDArray[np.uint8
         if "needs" not in str(error):
             return None
         width = int(str(error).rsplit(" ", 1)[1])
-        return np.random.default_rng(7).integers(0, 256, (rows, width), np.uint8)
+        return np.random.default_rng(7).integers(0, 0x7C, (rows, width), np.uint8)  # no scale is infinite
     raise AssertionError("rows without bytes were taken")
 
 
@@ -110,7 +110,7 @@ def test_the_layout_is_that_of_the_version() -> None:
     digest = blake2b(digest_size=8)
     for storage in get_args(native.Storage):
         digest.update(filled(storage).bytes())
-    assert (packed.VERSION, digest.hexdigest()) == (1, "c6c6cb6ed823e13a")
+    assert (packed.VERSION, digest.hexdigest()) == (1, "c1e5049edc314786")
 
 
 def test_native_refuses_places_outside_the_file(tmp_path: Path) -> None:

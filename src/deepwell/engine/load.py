@@ -152,6 +152,7 @@ def load_model(
     files that are missing or broken, ConfigError for a value that is not allowed.
     """
     begun = time.perf_counter()
+    check_isa()
     folder = embedded_path() if folder is None else folder
     usable = default_threads(inspect_machine())
     if not 0 <= threads <= 1024:
@@ -209,6 +210,14 @@ def _made(wanted: Wanted, *, cache_dtype: CacheDType, context: int, blocks: int,
         importance=wanted.importance,
     )
     return tokenizer, runner
+
+
+def check_isa() -> None:
+    """Choose the instruction set; ConfigError if DEEPWELL_ISA asks for one that this machine does not have."""
+    try:
+        native.isa()
+    except ValueError as error:
+        raise ConfigError(f"DEEPWELL_ISA: {error}") from None
 
 
 def model_name(folder: Path) -> str:
