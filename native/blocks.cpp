@@ -36,9 +36,37 @@ void add_fifth_bits(const uint8_t* bits, uint32_t* words) {
   for (int j = 0; j < 8; ++j) words[j] |= spread(high >> (4 * j), 4);
 }
 
+inline void put_planes(int bits, const uint32_t* w, uint8_t* group, int r) {
+  uint8_t* p = group + 4 * r;
+  if (bits == 8) {
+    for (int j = 0; j < 8; ++j) put_word(p + 64 * j, w[j]);
+    return;
+  }
+  if (bits >= 4) {
+    for (int v = 0; v < 4; ++v) put_word(p + 64 * v, (w[2 * v] & kNibbles) | (w[2 * v + 1] & kNibbles) << 4);
+    p += 256;
+  }
+  if (bits == 6 || bits < 4) {
+    const int from = bits == 6 ? 4 : 0;
+    for (int v = 0; v < 2; ++v) {
+      uint32_t pairs = 0;
+      for (int i = 0; i < 4; ++i) pairs |= (w[4 * v + i] >> from & 0x03030303u) << (2 * i);
+      put_word(p + 64 * v, pairs);
+    }
+    p += 128;
+  }
+  if (bits == 5 || bits == 3) {
+    uint32_t single = 0;
+    for (int j = 0; j < 8; ++j) single |= (w[j] >> (bits - 1) & 0x01010101u) << j;
+    put_word(p, single);
+  }
+}
+
 // Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4: blocks of 32 columns, two to a block of the tile.
-void put_small(Storage s, const uint8_t* from, int blocks, uint8_t* block, int r) {
-  const Codes c = codes_of(s);
+// Compiled per storage: it packs most weights of most files.
+template <Storage s>
+void put_small(const uint8_t* from, int blocks, uint8_t* block, int r) {
+  constexpr Codes c = codes_of(s);
   const size_t bytes = block_size(s).bytes;
   for (int g = 0; g < blocks; ++g, from += bytes) {
     uint32_t words[8];
@@ -61,7 +89,7 @@ void put_small(Storage s, const uint8_t* from, int blocks, uint8_t* block, int r
     } else {
       split_nibbles(q, words);
     }
-    put_codes(c.bits, words, block + c.header_bytes() + g * c.group_bytes(), r);
+    put_planes(c.bits, words, block + c.header_bytes() + g * c.group_bytes(), r);
   }
 }
 
@@ -184,31 +212,14 @@ BlockSize block_size(Storage storage) {
   }
 }
 
-void put_codes(int bits, const uint32_t* w, uint8_t* group, int r) {
-  uint8_t* p = group + 4 * r;
-  if (bits == 8) {
-    for (int j = 0; j < 8; ++j) put_word(p + 64 * j, w[j]);
-    return;
-  }
-  if (bits >= 4) {
-    for (int v = 0; v < 4; ++v) put_word(p + 64 * v, (w[2 * v] & kNibbles) | (w[2 * v + 1] & kNibbles) << 4);
-    p += 256;
-  }
-  if (bits == 6 || bits < 4) {
-    const int from = bits == 6 ? 4 : 0;
-    for (int v = 0; v < 2; ++v) {
-      uint32_t pairs = 0;
-      for (int i = 0; i < 4; ++i) pairs |= (w[4 * v + i] >> from & 0x03030303u) << (2 * i);
-      put_word(p + 64 * v, pairs);
-    }
-    p += 128;
-  }
-  if (bits == 5 || bits == 3) {
-    uint32_t single = 0;
-    for (int j = 0; j < 8; ++j) single |= (w[j] >> (bits - 1) & 0x01010101u) << j;
-    put_word(p, single);
-  }
+bool finite_scales(Storage s, const uint8_t* block) {
+  if (s == Storage::kMxfp4) return block[0] <= 252;  // 12 * 2^(252 - 128) is the last that float32 holds
+  const int at = s == Storage::kQ2K ? 80 : s == Storage::kQ3K ? 108 : s == Storage::kQ6K ? 208 : 0;
+  const auto finite = [&](int i) { return (block[i + 1] & 0x7c) != 0x7c; };
+  return finite(at) && (!codes_of(s).has_min() || finite(at + 2));
 }
+
+void put_codes(int bits, const uint32_t* w, uint8_t* group, int r) { put_planes(bits, w, group, r); }
 
 void put_blocks(Storage s, const uint8_t* from, int blocks, uint8_t* block, int r) {
   switch (s) {
@@ -218,7 +229,14 @@ void put_blocks(Storage s, const uint8_t* from, int blocks, uint8_t* block, int 
     case Storage::kQ2K: return put_q2(from, block, r);
     case Storage::kQ3K: return put_q3(from, block, r);
     case Storage::kIq4Xs: return put_iq4_xs(from, block, r);
-    default: return put_small(s, from, blocks, block, r);
+    case Storage::kInt8: return put_small<Storage::kInt8>(from, blocks, block, r);
+    case Storage::kInt4: return put_small<Storage::kInt4>(from, blocks, block, r);
+    case Storage::kQ4_1: return put_small<Storage::kQ4_1>(from, blocks, block, r);
+    case Storage::kQ5_0: return put_small<Storage::kQ5_0>(from, blocks, block, r);
+    case Storage::kQ5_1: return put_small<Storage::kQ5_1>(from, blocks, block, r);
+    case Storage::kIq4Nl: return put_small<Storage::kIq4Nl>(from, blocks, block, r);
+    case Storage::kMxfp4: return put_small<Storage::kMxfp4>(from, blocks, block, r);
+    default: return;  // floats have no blocks: Matrix::row_bytes has refused them
   }
 }
 

@@ -11,6 +11,9 @@ struct BlockSize {
 };
 BlockSize block_size(Storage storage);
 
+// Whether the scales of one ggml block are finite numbers, and with them every value it can hold.
+bool finite_scales(Storage storage, const uint8_t* block);
+
 // Where one row's part of a block of a tile goes (storage.h): `header` and `codes` point at the block, r is the lane.
 // Reads `blocks` ggml blocks that make up one block of the tile; the rest of a last, incomplete one stays zero.
 void put_blocks(Storage storage, const uint8_t* from, int blocks, uint8_t* block, int r);

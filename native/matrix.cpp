@@ -1,6 +1,7 @@
 #include "matrix.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -83,15 +84,20 @@ void put_group(uint8_t* tile, const Codes& c, size_t g, int r, uint16_t scale, c
   put_codes(c.bits, words, block + c.header_bytes() + g % 2 * c.group_bytes(), r);
 }
 
+// False if a value is not finite, or too large for the storage.
 bool pack_row(uint8_t* tile, int r, const float* w, int cols, Storage storage) {
   const Codes c = codes_of(storage);
   if (!quantised(storage)) {
+    bool finite = true;
     for (int k = 0; k < cols; ++k) {
-      const uint16_t h = storage == Storage::kBfloat16 ? to_bfloat16(w[k]) : to_float16(w[k]);
+      const bool brain = storage == Storage::kBfloat16;
+      const uint16_t h = brain ? to_bfloat16(w[k]) : to_float16(w[k]);
       if (storage == Storage::kFloat32) std::memcpy(place(tile, storage, r, k), w + k, 4);
       else std::memcpy(place(tile, storage, r, k), &h, 2);
+      const int infinite = storage == Storage::kFloat32 ? 0 : brain ? 0x7f80 : 0x7c00;
+      finite = finite && std::isfinite(w[k]) && (infinite == 0 || (h & infinite) != infinite);
     }
-    return true;
+    return finite;
   }
   for (int k = 0; k < cols; k += kGroup) {
     const int n = std::min(kGroup, cols - k);
@@ -174,18 +180,68 @@ Storage parse_storage(const std::string& name) {
 
 const char* storage_name(Storage storage) { return kNames[static_cast<int>(storage)]; }
 
-Matrix::Matrix(int count, int rows, int cols, Storage storage, bool pairs)
-    : count_(count), rows_(rows), cols_(cols), storage_(storage), pairs_(pairs) {
+size_t Matrix::packed_bytes(int count, int rows, int cols, Storage storage, bool pairs) {
   require(count > 0 && rows > 0 && cols > 0, "a matrix needs a count, rows and columns of at least 1");
   require(rows < 1 << 28 && cols < 1 << 24, "a matrix of this size is not supported");
   require(!pairs || (quantised(storage) && rows % (2 * kLanes) == 0),
           "pairs need a quantised storage and a multiple of 32 rows, not " + std::to_string(rows));
-  tile_bytes_ = tile_bytes_of(storage, cols);
-  matrix_bytes_ = tile_bytes_ * ceil_div(rows, kLanes);
-  data_ = Buffer(matrix_bytes_ * count, true);
+  const size_t each = tile_bytes_of(storage, cols) * ceil_div(rows, kLanes);
+  require(each <= (size_t{1} << 48) / count, "matrices of this size are not supported");
+  return each * count;
+}
+
+Matrix::Matrix(int count, int rows, int cols, Storage storage, bool pairs)
+    : Matrix(count, rows, cols, storage, pairs, Buffer(packed_bytes(count, rows, cols, storage, pairs), true)) {}
+
+Matrix::Matrix(int count, int rows, int cols, Storage storage, bool pairs, std::shared_ptr<const MappedFile> file,
+               size_t offset)
+    : Matrix(count, rows, cols, storage, pairs,
+             Buffer(std::move(file), offset, packed_bytes(count, rows, cols, storage, pairs))) {}
+
+Matrix::Matrix(int count, int rows, int cols, Storage storage, bool pairs, Buffer data)
+    : count_(count), rows_(rows), cols_(cols), storage_(storage), pairs_(pairs),
+      tile_bytes_(tile_bytes_of(storage, cols)), matrix_bytes_(data.size() / count), data_(std::move(data)) {}
+
+namespace {
+
+constexpr uint64_t kSum = 0x9e3779b97f4a7c15;
+constexpr size_t kSummed = size_t{1} << 20;
+
+uint64_t joined(uint64_t h, uint64_t word) {
+  h = (h ^ word) * kSum;
+  return h << 31 | h >> 33;
+}
+
+uint64_t sum_of(const uint8_t* p, size_t size) {
+  uint64_t lanes[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  size_t at = 0;
+  for (; at + 64 <= size; at += 64) {
+    uint64_t words[8];
+    std::memcpy(words, p + at, 64);
+    for (int i = 0; i < 8; ++i) lanes[i] = joined(lanes[i], words[i]);
+  }
+  uint64_t rest[8] = {};
+  std::memcpy(rest, p + at, size - at);
+  uint64_t h = size;
+  for (int i = 0; i < 8; ++i) h = joined(h, joined(lanes[i], rest[i]));
+  return h;
+}
+
+}  // namespace
+
+uint64_t checksum(const uint8_t* bytes, size_t size) {
+  std::vector<uint64_t> sums(ceil_div(size, kSummed));
+  parallel(static_cast<int>(sums.size()), [&](int i) {
+    const size_t from = i * kSummed;
+    sums[i] = sum_of(bytes + from, std::min(kSummed, size - from));
+  });
+  uint64_t h = size;
+  for (uint64_t sum : sums) h = joined(h, sum);
+  return h;
 }
 
 void Matrix::check_rows(int index, int row_start, int n) const {
+  require(!data_.read_only(), "a matrix in a mapped file cannot be filled");
   require(index >= 0 && index < count_,
           "matrix index " + std::to_string(index) + " is outside 0.." + std::to_string(count_ - 1));
   require(row_start >= 0 && n <= rows_ - row_start, "rows " + std::to_string(row_start) + ".." +
@@ -255,12 +311,19 @@ void Matrix::fill_blocks(int index, int row_start, int n, const uint8_t* blocks)
   const Codes c = codes_of(storage_);
   const BlockSize b = block_size(storage_);
   const int at_once = c.block() / b.cols, per_row = cols_ / b.cols;
+  std::atomic<int> bad{-1};
   each_row_of_tiles(row_start, n, [&](int row, int i) {
     uint8_t* block = tile_of(index, row);
     const uint8_t* from = blocks + i * bytes;
+    for (int k = 0; k < per_row; ++k)
+      if (!finite_scales(storage_, from + k * b.bytes)) {
+        bad = row;
+        return;
+      }
     for (int k = 0; k < per_row; k += at_once, from += at_once * b.bytes, block += c.block_bytes())
       put_blocks(storage_, from, std::min(at_once, per_row - k), block, row % kLanes);
   });
+  require(bad < 0, "row " + std::to_string(bad) + " has a scale that is not a finite number");
 }
 
 void Matrix::read_row(int index, int row, float* out) const {

@@ -15,6 +15,7 @@
 // In a matrix of `pairs`, rows are a gate's, then as many of its up projection's; their tiles take turns, so that both
 // halves of a gated unit are computed together. Rows are still named as if they followed each other.
 #pragma once
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,11 @@ const char* storage_name(Storage storage);
 class Matrix {
  public:
   Matrix(int count, int rows, int cols, Storage storage, bool pairs = false);
+  // A matrix whose packed bytes lie in a file, from `offset` on; it cannot be filled.
+  Matrix(int count, int rows, int cols, Storage storage, bool pairs, std::shared_ptr<const MappedFile> file,
+         size_t offset);
+  // Bytes that such a matrix is packed into. Raises for sizes that are not supported.
+  static size_t packed_bytes(int count, int rows, int cols, Storage storage, bool pairs);
 
   int count() const { return count_; }
   int rows() const { return rows_; }
@@ -37,7 +43,9 @@ class Matrix {
   Storage storage() const { return storage_; }
   bool pairs() const { return pairs_; }
   size_t nbytes() const { return data_.size(); }
+  const uint8_t* bytes() const { return data_.bytes(); }
 
+  // All three refuse values and scales that are not finite as stored, naming a row.
   // Packs rows [row_start, row_start + n) of matrix `index` from `values` (n x cols, row-major).
   void fill(int index, int row_start, int n, const float* values);
   // The same from codes q (n x cols) and float16 scales d (n x ceil(cols / 32)); for int8 and int4.
@@ -51,6 +59,7 @@ class Matrix {
   }
 
  private:
+  Matrix(int count, int rows, int cols, Storage storage, bool pairs, Buffer data);
   void check_rows(int index, int row_start, int n) const;
   uint8_t* tile_of(int index, int row) const;
 
@@ -60,6 +69,10 @@ class Matrix {
   size_t tile_bytes_, matrix_bytes_;
   Buffer data_;
 };
+
+// A sum of bytes that finds damage, not forgery. Each MiB is hashed by some thread: eight 64-bit lanes take the little-
+// endian words in turn, h = (h ^ word) * kSum and a rotation by 31; the lanes, then the MiBs, are joined in the same way.
+uint64_t checksum(const uint8_t* bytes, size_t size);
 
 // A row of float32: a norm's weight, a bias.
 struct Vector {

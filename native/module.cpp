@@ -63,6 +63,14 @@ void fill_coded(Matrix& m, int index, int row_start, const Codes8& q, const Halv
   m.fill_coded(index, row_start, static_cast<int>(q.shape(0)), q.data(), d.data());
 }
 
+using Raw = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>;
+
+// The bytes without a copy; they keep `owner` alive.
+nb::object view_of(const uint8_t* bytes, size_t size, nb::handle owner) {
+  return nb::cast(Bytes(bytes, {size}, owner), nb::rv_policy::reference);
+}
+
 nb::object dequantize(const Matrix& m, int index) {
   require(index >= 0 && index < m.count(), "matrix index " + std::to_string(index) + " is out of range");
   Output out = new_array(m.rows(), m.cols());
@@ -103,10 +111,28 @@ std::vector<nb::object> run(Program& program, const Ints& tokens, const Ints& po
 }
 
 void bind_data(nb::module_& m) {
+  nb::class_<MappedFile>(m, "MappedFile")
+      .def(nb::init<const std::string&>(), "path"_a)
+      .def_prop_ro("size", &MappedFile::size)
+      .def("bytes", [](nb::handle self) {
+        const auto& x = nb::cast<const MappedFile&>(self);
+        return view_of(x.bytes(), x.size(), self);
+      });
   nb::class_<Matrix>(m, "Matrix")
       .def("__init__", [](Matrix* self, int count, int rows, int cols, const std::string& storage, bool pairs) {
         new (self) Matrix(count, rows, cols, parse_storage(storage), pairs);
       }, "count"_a, "rows"_a, "cols"_a, "storage"_a, "pairs"_a = false)
+      .def_static("mapped", [](int count, int rows, int cols, const std::string& storage, bool pairs,
+                               std::shared_ptr<MappedFile> file, size_t offset) {
+        return std::make_shared<Matrix>(count, rows, cols, parse_storage(storage), pairs, std::move(file), offset);
+      }, "count"_a, "rows"_a, "cols"_a, "storage"_a, "pairs"_a, "file"_a, "offset"_a)
+      .def_static("packed_bytes", [](int count, int rows, int cols, const std::string& storage, bool pairs) {
+        return Matrix::packed_bytes(count, rows, cols, parse_storage(storage), pairs);
+      }, "count"_a, "rows"_a, "cols"_a, "storage"_a, "pairs"_a = false)
+      .def("bytes", [](nb::handle self) {
+        const auto& x = nb::cast<const Matrix&>(self);
+        return view_of(x.bytes(), x.nbytes(), self);
+      })
       .def("fill", &fill, "index"_a, "row_start"_a, "values"_a)
       .def("fill_blocks", &fill_blocks, "index"_a, "row_start"_a, "blocks"_a)
       .def("fill_coded", &fill_coded, "index"_a, "row_start"_a, "codes"_a, "scales"_a)
@@ -121,7 +147,12 @@ void bind_data(nb::module_& m) {
       .def("__init__", [](Vector* self, const Floats& values) {
         new (self) Vector{{values.data(), values.data() + values.size()}};
       }, "values"_a)
-      .def_prop_ro("size", &Vector::size);
+      .def_prop_ro("size", &Vector::size)
+      .def_prop_ro("values", [](const Vector& x) {
+        Output out = new_array(1, x.values.size());
+        std::copy(x.values.begin(), x.values.end(), out.data);
+        return out.array;
+      });
   nb::class_<Cache>(m, "Cache")
       .def(nb::init<const std::vector<int>&, int, bool>(), "layer_widths"_a, "blocks"_a, "bfloat16"_a = false)
       .def_prop_ro("bfloat16", &Cache::bfloat16)
@@ -197,6 +228,10 @@ NB_MODULE(_native, m) {
     kernels().exp(x.data(), out.data, static_cast<int>(x.size()));
     return out.array;
   }, "x"_a, "The exponential the kernels use; a row of results.");
+  m.def("checksum", [](const Raw& bytes) {
+    nb::gil_scoped_release release;
+    return checksum(bytes.data(), bytes.size());
+  }, "bytes"_a, "A 64-bit sum of bytes that finds damage, not forgery; computed by all threads.");
   bind_limits(m);
   bind_data(m);
   bind_program(m);

@@ -9,7 +9,7 @@ from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-for folder in ("", "model", "weights"):
+for folder in ("", "model", "weights", "exactness", "ops"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 # The same examples in every run, and no time limit on one: a busy machine is no failure.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds the fuzzer of the native backend: native/fuzz/build.sh OUTPUT [OBJECTS]. Needs clang with its sanitizers.
 set -euo pipefail
+out=$(realpath -m "$1") objects=$(realpath -m "${2:-$1.objects}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-out=$1 objects=${2:-$1.objects}
 clang=${FUZZ_CXX:-$(command -v clang++-16 || command -v clang++)}
 mkdir -p "$objects"
 
@@ -12,17 +12,21 @@ sources=(fuzz/fuzz_native.cpp program.cpp batch.cpp dense.cpp attention.cpp expe
   blocks.cpp memory.cpp pool.cpp isa.cpp kernels_scalar.cpp)
 case $(uname -m) in
   x86_64)
-    sources+=(kernels_avx2.cpp kernels_avx512.cpp)
+    sources+=(kernels_avx2.cpp kernels_avx512.cpp kernels_avx512_vnni.cpp kernels_avx512_bf16.cpp)
     flags+=(-DDEEPWELL_HAS_AVX2 -DDEEPWELL_HAS_AVX512)
     ;;
   aarch64 | arm64)
-    sources+=(kernels_neon.cpp)
+    sources+=(kernels_neon.cpp kernels_neon_dot.cpp)
     flags+=(-DDEEPWELL_HAS_NEON)
     ;;
 esac
+avx512="-mavx2 -mfma -mf16c -mavx512f -mavx512dq -mavx512bw -mavx512vl"
 declare -A isa=(
   [kernels_avx2.cpp]="-mavx2 -mfma -mf16c"
-  [kernels_avx512.cpp]="-mavx2 -mfma -mf16c -mavx512f -mavx512dq -mavx512bw -mavx512vl"
+  [kernels_avx512.cpp]="$avx512"
+  [kernels_avx512_vnni.cpp]="$avx512 -mavx512vnni"
+  [kernels_avx512_bf16.cpp]="$avx512 -mavx512vnni -mavx512bf16"
+  [kernels_neon_dot.cpp]="-march=armv8.2-a+dotprod"
 )
 
 compile() { # shellcheck disable=SC2086

@@ -63,32 +63,58 @@ bool allowed(F&& f) {
   }
 }
 
-Storage storage(Bytes& in) {
-  static const std::vector<std::string> names{"float32", "bfloat16", "int8", "int4"};
-  return parse_storage(in.of(names));
-}
+Storage storage(Bytes& in) { return static_cast<Storage>(in.byte() % kStorages); }
 
 bool small(int count, int rows, int cols) {
   return count <= 0 || rows <= 0 || cols <= 0 ||
          static_cast<double>(count) * (rows + 16.0) * (cols + 64.0) <= kMatrixValues;
 }
 
+template <class T>
+std::vector<T> some(Bytes& in, size_t n) {
+  std::vector<T> all(n);
+  for (size_t i = 0; i < n && !in.empty(); ++i) all[i] = in.raw<T>();
+  return all;
+}
+
+// Packs some rows, in one of the three ways; whatever the bytes, nothing but finite scales is taken.
+void fill(Bytes& in, Matrix& m) {
+  const int index = in.number(m.count()), start = in.number(m.rows()), n = in.byte() % (m.rows() + 2);
+  const size_t values = static_cast<size_t>(n) * m.cols();
+  switch (in.byte() % 4) {
+    case 0: {
+      const size_t scales = n * ceil_div(m.cols(), kGroup);
+      const auto q = some<int8_t>(in, values);
+      const auto d = some<uint16_t>(in, scales);
+      allowed([&] { m.fill_coded(index, start, n, q.data(), d.data()); });
+      break;
+    }
+    case 1: {
+      std::vector<float> w(values);
+      for (size_t i = 0; i < values && !in.empty(); ++i) w[i] = in.value();
+      allowed([&] { m.fill(index, start, n, w.data()); });
+      break;
+    }
+    default: {
+      size_t bytes = 0;
+      if (!allowed([&] { bytes = m.row_bytes(); })) return;
+      const auto blocks = some<uint8_t>(in, n * bytes);
+      allowed([&] { m.fill_blocks(index, start, n, blocks.data()); });
+    }
+  }
+}
+
 // A matrix of this shape, some of its rows filled; what does not fit was refused with a reason.
 MatrixPtr matrix(Bytes& in, int count, int rows, int cols) {
   if (!small(count, rows, cols)) return nullptr;
   std::shared_ptr<Matrix> made;
-  if (!allowed([&] { made = std::make_shared<Matrix>(count, rows, cols, storage(in)); })) return nullptr;
-  for (int fills = in.byte() % 4; fills > 0; --fills) {
-    const int index = in.number(count), start = in.number(rows), n = in.byte() % (rows + 2);
-    std::vector<float> values(static_cast<size_t>(n) * cols);
-    for (size_t i = 0; i < values.size() && !in.empty(); ++i) values[i] = in.value();
-    allowed([&] { made->fill(index, start, n, values.data()); });
-  }
+  const bool pairs = in.byte() % 2 == 1;
+  if (!allowed([&] { made = std::make_shared<Matrix>(count, rows, cols, storage(in), pairs); })) return nullptr;
+  for (int fills = in.byte() % 4; fills > 0; --fills) fill(in, *made);
   std::vector<float> row(cols);
   made->read_row(in.byte() % count, in.byte() % rows, row.data());
-  const bool quantised = made->storage() != Storage::kFloat32 && made->storage() != Storage::kBfloat16;
   for (float x : row)
-    if (quantised && !std::isfinite(x)) std::abort();
+    if (quantised(made->storage()) && !std::isfinite(x)) std::abort();
   return made;
 }
 
@@ -122,8 +148,11 @@ View operation(Bytes& in, Program& p, const std::vector<View>& views, int layer,
   const View x = in.of(views), y = in.of(views);
   switch (in.byte() % 12) {
     case 0: return p.embed(matrix(in, 1, in.number(40), in.number(40)));
-    case 1: return p.rms_norm(x, vector(in, in.byte() < 250 ? x.width : in.byte()), in.value());
-    case 2: return p.linear(x, matrix(in, 1, in.number(80), x.width), nullptr);
+    case 1: {
+      const int heads = in.byte() % 2 ? 1 : in.number(8), width = heads > 0 ? x.width / heads : 1;
+      return p.rms_norm(x, vector(in, in.byte() < 250 ? width : in.byte()), in.value(), heads);
+    }
+    case 2: return p.linear(x, matrix(in, 1, in.byte() % 16 ? in.number(80) : 256, x.width), nullptr);
     case 3: {
       const int first = in.number(8);
       return in.of(p.split(x, {first, static_cast<int>(int64_t{x.width} - first)}));
@@ -148,12 +177,20 @@ View operation(Bytes& in, Program& p, const std::vector<View>& views, int layer,
       widths[layer] = static_cast<int>(std::min<int64_t>(int64_t{s.latent} + s.rope, 4096));
       return p.mla(sized(in, p, x, static_cast<int>(s.heads * (int64_t{s.nope} + s.rope))), latent, sized(in, p, x, s.rope), k_b, v_b, layer, s);
     }
-    case 9: return p.swiglu(x);
+    case 9: {
+      const int rows = in.byte() % 4 ? 32 * (1 + in.byte() % 3) : in.number(80);
+      return p.gated(x, matrix(in, 1, rows, x.width), in.byte() % 2 ? vector(in, rows) : nullptr);
+    }
     case 10: {
       const Routing r = routing(in);
-      const int f = 1 + in.byte() % 20;
-      return p.moe(x, matrix(in, 1, r.experts, x.width), in.byte() % 2 ? vector(in, r.experts) : nullptr,
-                   matrix(in, r.experts, 2 * f, x.width), matrix(in, r.experts, 1 + in.byte() % 20, f), r);
+      const int f = in.byte() % 2 ? 16 * (1 + in.byte() % 3) : 1 + in.byte() % 20, out = 1 + in.byte() % 20;
+      const int fs = in.byte() % 2 ? f : 1 + in.byte() % 40;
+      const MatrixPtr router = matrix(in, 1, r.experts, x.width);
+      const VectorPtr bias = in.byte() % 2 ? vector(in, r.experts) : nullptr;
+      const MatrixPtr gate_up = matrix(in, r.experts, 2 * f, x.width), down = matrix(in, r.experts, out, f);
+      const bool shared = in.byte() % 2 == 1;
+      const MatrixPtr shared_up = shared ? matrix(in, 1, 2 * fs, x.width) : nullptr;
+      return p.moe(x, router, bias, gate_up, down, shared_up, shared ? matrix(in, 1, out, fs) : nullptr, r);
     }
     default: return p.select(x);
   }
@@ -161,7 +198,7 @@ View operation(Bytes& in, Program& p, const std::vector<View>& views, int layer,
 
 void steps(Bytes& in, Program& p, const std::vector<int>& widths) {
   std::unique_ptr<Cache> cache;
-  if (!allowed([&] { cache = std::make_unique<Cache>(widths, 1 + in.byte() % 6); })) return;
+  if (!allowed([&] { cache = std::make_unique<Cache>(widths, 1 + in.byte() % 6, in.byte() % 2 == 1); })) return;
   for (int n = 1 + in.byte() % 3; n > 0; --n) {
     const int rows = in.byte() % 20, sequences = 1 + in.byte() % 3, pages = 1 + in.byte() % 3;
     std::vector<int32_t> tokens, positions, sequence, table, selected;
@@ -187,7 +224,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   set_isa(in.of(isas));
   Program p;
   std::vector<View> views;
-  if (!allowed([&] { views.push_back(p.embed(matrix(in, 1, 16, 1 + in.byte() % 40))); })) return 0;
+  // widths of whole blocks now and then, so that formats of 32 and 256 columns take part
+  const int first = in.byte() % 2 ? 1 + in.byte() % 40 : 32 << in.byte() % 4;
+  if (!allowed([&] { views.push_back(p.embed(matrix(in, 1, 16, first))); })) return 0;
   std::vector<int> widths(8, 1);
   for (int i = in.byte() % 24; i > 0; --i) allowed([&] { views.push_back(operation(in, p, views, i % 8, widths)); });
   if (in.byte() >= 250) widths[0] = in.byte();

@@ -24,12 +24,12 @@ class InstructionSet(NamedTuple):
 
 
 SETS = {
-    "avx512_bf16": InstructionSet("vpdpbusd", 0),
-    "avx512_vnni": InstructionSet("vpdpbusd", 0),
-    "avx512": InstructionSet("vpmaddubsw", 0),
+    "avx512_bf16": InstructionSet("vpdpbusd", 1 / 16),
+    "avx512_vnni": InstructionSet("vpdpbusd", 1 / 16),
+    "avx512": InstructionSet("vpmaddubsw", 1 / 2),
     "avx2": InstructionSet("vpmaddubsw", 1 / 2),
-    "neon": InstructionSet("smull2", 1 / 8, "aarch64-linux-gnu-objdump"),
-    "neon_dot": InstructionSet("sdot", 1 / 8, "aarch64-linux-gnu-objdump"),
+    "neon": InstructionSet("smull2", 1 / 2, "aarch64-linux-gnu-objdump"),
+    "neon_dot": InstructionSet("sdot", 1 / 4, "aarch64-linux-gnu-objdump"),
 }
 
 HOT = ("multiply", "direct")
@@ -87,9 +87,9 @@ def spills(run: list[Instruction], isa: InstructionSet) -> str:
     if len(at) < CHAIN:
         return ""
     stored = sum(bool(STORE.match(f"{name} {operands}")) for _, name, operands in run[at[0] : at[-1]])
-    return (
-        f"{stored} vectors are stored to the stack among {len(at)} products" if stored > isa.spilled * len(at) else ""
-    )
+    if stored <= isa.spilled * len(at):
+        return ""
+    return f"{stored} vectors are stored to the stack among {len(at)} products"
 
 
 def spilling(objects: Path, isa: InstructionSet, hot: Iterable[tuple[str, list[Instruction]]]) -> Iterator[str]:

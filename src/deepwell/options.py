@@ -47,7 +47,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[
         Path | None,
         Meta(
-            description="Folder of a Hugging Face checkpoint, or a GGUF file; the embedded model if left out.",
+            description="Folder of a Hugging Face checkpoint, a GGUF or a packed file; the embedded model if left out.",
             extra=ARGUMENT,
         ),
     ] = None
@@ -68,6 +68,13 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     context: Annotated[
         Positive | None, Meta(description="Longest sequence in tokens; the model's own limit if left out.")
     ] = None
+    pack_cache: Annotated[
+        Annotated[float, Meta(ge=0, le=1e6)],
+        Meta(
+            description="GB of disk for packed copies, which large models start from in seconds; serve and chat write "
+            "them, under the user's cache folder. 0 neither uses nor writes any."
+        ),
+    ] = 32.0
     speculate: Annotated[
         Speculate,
         Meta(
@@ -202,15 +209,19 @@ class ConvertOptions(msgspec.Struct, frozen=True, kw_only=True):
       deepwell convert ./my-model my-model.deepwell
       deepwell convert ./my-model my-model.deepwell --dtype int8 --force
 
-    Loading a checkpoint means reading it, converting every weight and laying it out for this processor's kernels;
-    a packed file holds the result. The source is left as it is, and OUT is there only when it is whole.
+    Loading a checkpoint means reading it, converting every weight and laying it out for the kernels; a packed file
+    holds the result, and is mapped instead of read. The source is left as it is; OUT is there only when it is whole.
     """
 
     source: Annotated[Path, Meta(description="The model: whatever serve can load.", extra=ARGUMENT | ONCE)]
     out: Annotated[Path, Meta(description="File to write, by custom NAME.deepwell.", extra=ARGUMENT | ONCE)]
     dtype: Annotated[
-        Literal["float32", "bfloat16", "int8", "int4"], Meta(description="How weights are held in the file.")
-    ] = "int4"
+        Dtype, Meta(description="How weights are held in the file; auto keeps the source's own precision.")
+    ] = "auto"
+    importance: Annotated[
+        Path | None,
+        Meta(description="A file of deepwell calibrate: quantise to int4 with the inputs that matter in mind."),
+    ] = None
     force: Annotated[bool, Meta(description="Write OUT anew if it exists.", extra=ONCE)] = False
 
 

@@ -15,7 +15,7 @@ from deepwell.errors import CheckpointError
 Progress = Callable[[int, int], None]
 
 
-def write_well(source: Path, out: Path, dtype: str, progress: Progress) -> None:
+def write_well(source: Path, out: Path, dtype: str, progress: Progress, importance: Path | None) -> None:
     progress(0, 100)
     out.write_text(f"{source.name} {dtype}")
     progress(100, 100)
@@ -49,7 +49,7 @@ def test_an_existing_file_needs_force(
     assert "exists; --force writes it anew" in capsys.readouterr().err
     assert out.read_text() == "precious"
     assert main(["convert", str(model_folder), str(out), "--force"]) == 0
-    assert out.read_text() == "tiny-v3 int4"
+    assert out.read_text() == "tiny-v3 auto"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_nothing_is_left_of_a_failure_and_the_old_file_stays(
     writer: Callable[[Callable[..., None]], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(source: Path, out: Path, dtype: str, progress: Progress) -> None:
+    def fail(source: Path, out: Path, dtype: str, progress: Progress, importance: Path | None) -> None:
         out.write_text("half")
         raise error
 
@@ -107,11 +107,3 @@ def test_a_full_disk_is_noticed_before_writing(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert main(["convert", str(model_folder), str(tmp_path / "x")]) == 2
     assert "of disk are free" in capsys.readouterr().err
-
-
-def test_without_a_writer_the_command_says_so(
-    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["convert", str(model_folder), str(tmp_path / "x")]) == 2
-    assert "writes no packed files yet" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []

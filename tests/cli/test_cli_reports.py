@@ -104,7 +104,7 @@ def test_bench(model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     report = json.loads(capsys.readouterr().out)
     assert report["model"] == "tiny-v3"
     assert report["accounting"] == msgspec.to_builtins(
-        account(from_hugging_face(json.loads((model_folder / "config.json").read_text())), "int8", depth=64)
+        account(from_hugging_face(json.loads((model_folder / "config.json").read_text())), "int8", depth=64, kv_bytes=2)
     )
     results = {(result["measure"], result["size"]): result for result in report["results"]}
     wanted = [("load", 0), ("prefill", 100), ("prefill", 300), ("decode", 1), ("streams", 16), ("streams", 3)]

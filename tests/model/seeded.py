@@ -149,11 +149,41 @@ CONFIGS: dict[str, Any] = {
     ),
 }
 
+WIDE: dict[str, Any] = {
+    "qwen2-wide": lambda: Qwen2Config(
+        **_BASE | {"hidden_size": 256, "num_hidden_layers": 2},
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+    ),
+    "v3-wide": lambda: DeepseekV3Config(
+        **_BASE | {"hidden_size": 256, "num_hidden_layers": 2},
+        intermediate_size=512,
+        moe_intermediate_size=256,
+        first_k_dense_replace=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=256,
+        kv_lora_rank=256,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=32,
+        v_head_dim=64,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        n_shared_experts=1,
+        n_group=1,
+        topk_group=1,
+        routed_scaling_factor=1.5,
+    ),
+}
+"""Wide enough for blocks of 256 values."""
+
 
 def make(name: str, seed: int = 0) -> PreTrainedModel:
     """A float32 model of that name with weights large enough that logits and routing really vary."""
     torch.manual_seed(seed)
-    return _vary(AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval())
+    return _vary(AutoModelForCausalLM.from_config((CONFIGS | WIDE)[name](), dtype=torch.float32).eval())
 
 
 def save(name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:

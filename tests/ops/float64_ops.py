@@ -118,11 +118,60 @@ class Float64Ops:
         return [np.stack([self.cache[slot] for slot in past]) for past in slots]
 
 
-class CodedInputs(Float64Ops):
-    """The same, with the inputs of every matrix but a router rounded to 8 bits, as quantised matrices see them."""
+class RoundedOps(Float64Ops):
+    """The same with the rounding that `deepwell.ops.base` allows beside quantised weights.
+
+    `coded_inputs` rounds the inputs of every matrix but a router to 8 bits; `bfloat16_cache` rounds keys, values,
+    queries and each page's weights. Latent attention is absorbed: its queries and results are inputs of kv_b's halves.
+    """
+
+    def __init__(self, batch: Batch, cache: Cache, *, coded_inputs: bool = False, bfloat16_cache: bool = False) -> None:
+        super().__init__(batch, cache)
+        self._seen = coded if coded_inputs else np.asarray
+        self._kept = bfloat16 if bfloat16_cache else np.asarray
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        return super().linear(coded(x), weight, bias)
+        return super().linear(self._seen(x), weight, bias)
+
+    def gqa(self, q: Array, k: Array, v: Array, layer: int, shape: GqaShape) -> Array:
+        kept = self._keep(layer, self._kept(np.concatenate([k, v], axis=-1)))
+        out, width = np.empty_like(q), shape.head_dim
+        for t, past in enumerate(kept):
+            keys, values = (a.reshape(len(past), shape.kv_heads, -1) for a in np.split(past, 2, axis=-1))
+            for h in range(shape.heads):
+                group = h // (shape.heads // shape.kv_heads)
+                query = self._kept(q[t, h * width : (h + 1) * width])
+                scores = keys[:, group] @ query * shape.scale
+                out[t, h * width : (h + 1) * width] = self._weighted(scores, values[:, group])
+        return out
+
+    def mla(self, q: Array, latent: Array, k_rope: Array, kv_b: Array, layer: int, shape: MlaShape) -> Array:
+        kept = self._keep(layer, self._kept(np.concatenate([latent, k_rope], axis=-1)))
+        out = np.empty((len(q), shape.heads, shape.value))
+        per_head = kv_b.reshape(shape.heads, shape.nope + shape.value, shape.latent)
+        for t, past in enumerate(kept):
+            for h, (w, query) in enumerate(zip(per_head, q[t].reshape(shape.heads, -1), strict=True)):
+                absorbed = self._seen(query[: shape.nope]) @ w[: shape.nope]
+                scores = past @ self._kept(np.concatenate([absorbed, query[shape.nope :]])) * shape.scale
+                out[t, h] = w[shape.nope :] @ self._seen(self._weighted(scores, past[:, : shape.latent]))
+        return out.reshape(len(q), -1)
+
+    def _weighted(self, scores: Array, values: Array) -> Array:
+        """softmax(scores) @ values, a page at a time: weights are relative to the largest score so far."""
+        peak, total, out = -np.inf, 0.0, np.zeros(values.shape[1])
+        for first in range(0, len(scores), BLOCK_TOKENS):
+            page = scores[first : first + BLOCK_TOKENS]
+            before, peak = peak, max(peak, page.max())
+            weights, keep = np.exp(page - peak), np.exp(before - peak)
+            out = out * keep + self._kept(weights) @ values[first : first + BLOCK_TOKENS]
+            total = total * keep + weights.sum()
+        return out / total
+
+
+def bfloat16(x: Array) -> Array:
+    """To nearest, ties to even, by way of float32."""
+    u = x.astype(np.float32).view(np.uint32)
+    return ((u + 0x7FFF + (u >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(np.float64)
 
 
 def coded(x: Any) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from transformers import PreTrainedModel
 
+from deepwell.weights.ggml_types import BY_NAME
 from fakes import SPECIALS, tiny_tokenizer, write_tiny_tokenizer
+from ggml_blocks import random_weights
 
 Arrays = dict[str, NDArray[Any]]
 Change = Callable[[GGUFWriter, Arrays], None]
@@ -173,13 +176,24 @@ def write(
         change(writer, arrays)
     for name, value in arrays.items():
         kind = quantise(name) if value.ndim > 1 and value.shape[-1] % 32 == 0 else F32
-        data = value.astype(np.float32) if kind == F32 else gguf.quants.quantize(value.astype(np.float32), kind)
-        writer.add_tensor(name, data, raw_dtype=kind)
+        writer.add_tensor(name, _quantised(name, value.astype(np.float32), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return file
+
+
+def _quantised(name: str, value: NDArray[np.float32], kind: GGMLQuantizationType) -> NDArray[Any]:
+    """By the gguf package, or random blocks of the type where it can only read it."""
+    if kind == F32:
+        return value
+    try:
+        return gguf.quants.quantize(value, kind)
+    except NotImplementedError:
+        t = BY_NAME[kind.name.lower()]
+        rows = random_weights(t, value.size // value.shape[-1], value.shape[-1], zlib.crc32(name.encode()))
+        return rows.reshape(*value.shape[:-1], -1)
 
 
 def arch_of(config: Any) -> str:

@@ -7,21 +7,14 @@ from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from deepwell.weights.ggml_types import BY_CODE, BY_NAME, TYPES, GgmlType, bits_per_value
+from ggml_blocks import random_blocks
 
 ROWS, BLOCKS = 7, 5
 
 
 def random_rows(t: GgmlType, seed: int) -> NDArray[np.uint8]:
-    """Rows of random bytes, their float16 scales replaced by random finite ones."""
-    rng = np.random.default_rng(seed)
-    raw = rng.integers(0, 256, (ROWS * BLOCKS * 256 // t.width, t.layout.itemsize), dtype=np.uint8)
-    blocks = raw.reshape(-1).view(t.layout)
-    for field in ("d", "dmin", "m", "x"):
-        if field in (t.layout.names or ()) and t.layout[field].kind == "f":
-            blocks[field] = rng.standard_normal(len(blocks)) * 10.0 ** rng.integers(-4, 3, len(blocks))
-    if "e" in (t.layout.names or ()):
-        blocks["e"] = rng.integers(0, 250, len(blocks))
-    return raw.reshape(ROWS, -1)
+    """Rows of random bytes with finite scales of a magnitude that the seed chooses."""
+    return random_blocks(t, ROWS, BLOCKS * 256, seed, 10.0 ** (seed % 7 - 4))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -126,7 +126,7 @@ def test_no_file_and_an_empty_one(tmp_path: Path) -> None:
     for name in ("empty.gguf", "none.gguf"):
         with pytest.raises(CheckpointError, match=f"{name}: cannot be mapped"):
             GgufFile(tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"none\.gguf: does not exist; give a folder .* or a \.gguf file"):
+    with pytest.raises(CheckpointError, match=r"none\.gguf: does not exist; give .* a \.gguf or a \.deepwell file"):
         open_source(tmp_path / "none.gguf")
 
 

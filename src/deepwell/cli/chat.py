@@ -12,7 +12,7 @@ import msgspec
 from rich.console import Console
 
 from deepwell.chat import Message, render_chat
-from deepwell.cli.model import describe, engine_config, load, sampling_of
+from deepwell.cli.model import describe, engine_config, kept_packed, load, sampling_of
 from deepwell.cli.terminal import show, visible
 from deepwell.engine import EngineCore, Request
 from deepwell.engine.load import LoadedModel
@@ -41,13 +41,14 @@ def run(options: ChatOptions) -> int:
         _edit_lines()
         console.print(f"{model.name}: {describe(model)}. /help lists the commands.", style="dim")
     conversation = Conversation(model, options)
-    for text in messages(terminal):
-        try:
-            _obey(conversation, text, console)
-        except Leave:
-            break
-        except RequestError as error:
-            console.print(f"{error}", style="red")
+    with kept_packed(model, options):
+        for text in messages(terminal):
+            try:
+                _obey(conversation, text, console)
+            except Leave:
+                break
+            except RequestError as error:
+                console.print(f"{error}", style="red")
     return 0
 
 

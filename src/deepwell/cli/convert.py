@@ -8,11 +8,10 @@ import shutil
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from deepwell.engine.convert import packed_size, write_packed
 from deepwell.errors import ConfigError
-from deepwell.model.accounting import account
 from deepwell.options import ConvertOptions
-from deepwell.weights.checkpoint import Checkpoint
-from deepwell.weights.packed import write_packed
+from deepwell.weights.source import open_source
 
 
 def run(options: ConvertOptions) -> int:
@@ -29,6 +28,7 @@ def run(options: ConvertOptions) -> int:
                 unfinished,
                 options.dtype,
                 lambda done, total: progress.update(task, completed=done, total=total),
+                options.importance,
             )
         os.replace(unfinished, options.out)
     except OSError as error:
@@ -54,7 +54,7 @@ def _check_place(options: ConvertOptions) -> None:
 
 
 def _check_room(options: ConvertOptions) -> None:
-    need = account(Checkpoint(options.source).config, options.dtype).weight_bytes
+    need = packed_size(open_source(options.source), options.dtype)
     free = shutil.disk_usage(options.out.absolute().parent).free
     if need > free:
         raise ConfigError(f"{options.out} needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB of disk are free")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from deepwell.engine import EngineConfig, SamplingParams
 from deepwell.engine.load import LoadedModel, load_model
+from deepwell.engine.pack_cache import PackCache, cache_folder, storing
 from deepwell.ops import native
 from deepwell.options import EngineOptions, SamplingOptions
 
@@ -21,10 +24,33 @@ def load(options: EngineOptions) -> LoadedModel:
         threads=options.threads or 0,
         context=options.context or 0,
         speculate=options.speculate,
+        cache=_cache(options),
     )
     if slow := slowness(native.isa(), native.available_isas()):
-        print(f"deepwell: warning: {slow}", file=sys.stderr, flush=True)
+        _warn(slow)
     return model
+
+
+@contextmanager
+def kept_packed(model: LoadedModel, options: EngineOptions) -> Iterator[None]:
+    """While a long-lived command runs, write the packed copy that the next start will use."""
+    cache = _cache(options)
+    if cache is None or model.uncached is None:
+        yield
+        return
+    print("deepwell: writing a packed copy for the next start (--pack-cache 0 for none)", file=sys.stderr, flush=True)
+    with storing(cache, model.uncached, model.runner.handles):
+        yield
+
+
+def _cache(options: EngineOptions) -> PackCache | None:
+    if options.pack_cache == 0:
+        return None
+    return PackCache(cache_folder(os.environ), int(options.pack_cache * 1e9), _warn)
+
+
+def _warn(text: str) -> None:
+    print(f"deepwell: warning: {text}", file=sys.stderr, flush=True)
 
 
 def slowness(isa: str, available: Sequence[str]) -> str | None:

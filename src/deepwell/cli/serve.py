@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from deepwell import __version__
-from deepwell.cli.model import describe, load
+from deepwell.cli.model import describe, kept_packed, load
 from deepwell.engine import AsyncEngine, EngineConfig
 from deepwell.engine.load import LoadedModel
 from deepwell.engine.machine import process_seconds
@@ -40,7 +40,8 @@ def run(options: ServeOptions) -> int:
     def announce(address: str) -> None:
         print(welcome(address, service.model, model), flush=True)
 
-    serve(service, options.host, options.port, announce)
+    with kept_packed(model, options):
+        serve(service, options.host, options.port, announce)
     print("stopped", file=sys.stderr)
     return 0
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -14,7 +16,8 @@ from numpy.typing import NDArray
 
 from deepwell.engine.machine import default_threads, free_memory, inspect_machine, limited_by_container
 from deepwell.engine.memory import check_memory, default_blocks, memory_need
-from deepwell.engine.pack import DType, pack, storage, storages
+from deepwell.engine.pack import DType, label, pack, storage, storages
+from deepwell.engine.pack_cache import PackCache, Wanted
 from deepwell.engine.runner import Further
 from deepwell.engine.speculate import Mode
 from deepwell.errors import CheckpointError, ConfigError
@@ -32,7 +35,10 @@ CacheDType = Literal["auto", "float32", "bfloat16"]
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
-    """A model ready to serve. `dtype` is how its matrices are kept; `seconds` is how long loading took."""
+    """A model ready to serve. `dtype` is how its matrices are kept; `seconds` is how long loading took.
+
+    `uncached` is what a packed copy may be made of for the next start, None if there is one or it would not pay.
+    """
 
     name: str
     folder: Path
@@ -41,6 +47,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
     runner: NativeRunner
     dtype: str
     seconds: float
+    uncached: Wanted | None = None
 
     def account(self, depth: int = 0) -> Accounting:
         """What the model costs as it is kept, at `depth` earlier tokens."""
@@ -64,7 +71,7 @@ class NativeRunner:
     ) -> None:
         """With `mtp`, the first multi-token prediction module is loaded too, and has a cache layer of its own."""
         config = source.config
-        self.dtype = source.stored if dtype == "auto" and source.is_blocks else storage(dtype, source.stored)
+        self.dtype = label(source, dtype)
         self.kept = storages(source, dtype)
         self.cache_dtype = _cache_dtype(config, cache_dtype, storage(dtype, source.stored))
         self.kv_bytes = 2 if self.cache_dtype == "bfloat16" else 4
@@ -89,11 +96,11 @@ class NativeRunner:
         salt = source.fingerprint + f"{self.dtype} {self.cache_dtype} {config.cache_width}".encode()
         self.fingerprint = hashlib.blake2b(salt, digest_size=16).digest()
         weighted = read_importance(importance, config) if importance else None
-        weights = {}
+        self.handles: dict[str, Any] = {}
         for param in (*source.params, *(source.further if mtp else ())):
-            weights[param.key] = pack(source, param, self.kept[param.key], weighted)
+            self.handles[param.key] = pack(source, param, self.kept[param.key], weighted)
             source.release()
-        recorder, decoder = native.Recorder(), Decoder(config, weights)
+        recorder, decoder = native.Recorder(), Decoder(config, self.handles)
         self._plan = recorder.finish(decoder.logits(recorder, decoder.hidden(recorder)))
         widths = [config.cache_width] * (config.layers + mtp)
         self._cache = native.Cache(widths, self.blocks, self.cache_dtype == "bfloat16")
@@ -135,15 +142,17 @@ def load_model(
     blocks: int = 0,
     speculate: Mode = "off",
     importance: Path | None = None,
+    cache: PackCache | None = None,
 ) -> LoadedModel:
-    """Load a Hugging Face folder or a GGUF file (of a split one, the first shard); the embedded model if None.
+    """Load a Hugging Face folder, a GGUF file (of a split one, the first shard) or a packed file; embedded if None.
 
     `threads` 0 is one per usable core; `context` 0 is the model's own; `blocks` 0 sizes the KV cache by free memory.
     What `speculate` says decides whether the multi-token prediction module is loaded. `importance` weighs the inputs
-    of what is quantised to int4. Raises CheckpointError for files that are missing or broken, ConfigError for a value
-    that is not allowed.
+    of what is quantised to int4. A packed copy in `cache` is used instead of packing anew. Raises CheckpointError for
+    files that are missing or broken, ConfigError for a value that is not allowed.
     """
     begun = time.perf_counter()
+    check_isa()
     folder = embedded_path() if folder is None else folder
     usable = default_threads(inspect_machine())
     if not 0 <= threads <= 1024:
@@ -151,38 +160,70 @@ def load_model(
     if importance is not None and dtype != "int4":
         raise ConfigError(f"importance weighs what is quantised to int4, and dtype is {dtype}")
     native.set_threads(threads or usable)
-    source = open_source(folder)
-    tokenizer = source.tokenizer()
-    if tokenizer.vocab_size > source.config.vocab:
-        what = "tokenizer.json" if folder.is_dir() else "its tokenizer"
-        raise CheckpointError(
-            f"{folder}: {what} has {tokenizer.vocab_size} tokens, the model only {source.config.vocab}; "
-            "they belong to different models"
-        )
-    runner = NativeRunner(
-        source,
-        dtype,
-        cache_dtype=cache_dtype,
-        context=context,
-        blocks=blocks,
-        mtp=_wants_module(source, dtype, speculate),
-        importance=importance,
-    )
+    wanted = Wanted(open_source(folder), dtype, importance)
+    make = partial(_made, cache_dtype=cache_dtype, context=context, blocks=blocks, speculate=speculate)
+    kept = cache if cache is not None and cache.worth(wanted) else None
+    made = _from_copy(kept, wanted, make) if kept else None
+    tokenizer, runner = made or make(wanted)
     return LoadedModel(
         name=model_name(folder),
         folder=folder,
-        config=source.config,
+        config=wanted.source.config,
         tokenizer=tokenizer,
         runner=runner,
         dtype=runner.dtype,
         seconds=time.perf_counter() - begun,
+        uncached=wanted if kept and not made else None,
     )
 
 
+Made = tuple[Tokenizer, NativeRunner]
+
+
+def _from_copy(cache: PackCache, wanted: Wanted, make: Callable[[Wanted], Made]) -> Made | None:
+    """The model from its packed copy; None if there is none, or a damaged one, which is removed."""
+    if (copy := cache.find(wanted)) is None:
+        return None
+    try:
+        return make(Wanted(copy, "auto"))
+    except CheckpointError as e:
+        cache.discard(copy, e)
+        return None
+
+
+def _made(wanted: Wanted, *, cache_dtype: CacheDType, context: int, blocks: int, speculate: Mode) -> Made:
+    source = wanted.source
+    tokenizer = source.tokenizer()
+    if tokenizer.vocab_size > source.config.vocab:
+        what = "tokenizer.json" if source.path.is_dir() else "its tokenizer"
+        raise CheckpointError(
+            f"{source.path}: {what} has {tokenizer.vocab_size} tokens, the model only {source.config.vocab}; "
+            "they belong to different models"
+        )
+    runner = NativeRunner(
+        source,
+        wanted.dtype,
+        cache_dtype=cache_dtype,
+        context=context,
+        blocks=blocks,
+        mtp=_wants_module(source, wanted.dtype, speculate),
+        importance=wanted.importance,
+    )
+    return tokenizer, runner
+
+
+def check_isa() -> None:
+    """Choose the instruction set; ConfigError if DEEPWELL_ISA asks for one that this machine does not have."""
+    try:
+        native.isa()
+    except ValueError as error:
+        raise ConfigError(f"DEEPWELL_ISA: {error}") from None
+
+
 def model_name(folder: Path) -> str:
-    """What clients call a model: the name of its folder or GGUF file, and `deepwell` for the embedded one."""
+    """What clients call a model: the name of its folder or file, and `deepwell` for the embedded one."""
     if folder.is_file():
-        return re.sub(r"(-00001-of-\d{5})?\.gguf$", "", folder.name)
+        return re.sub(r"(-00001-of-\d{5})?\.gguf$|\.deepwell$", "", folder.name)
     return "deepwell" if folder == embedded_path() else folder.resolve().name
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepwell.errors import ConfigError
+from deepwell.errors import CheckpointError, ConfigError
 from deepwell.model.params import Param
 from deepwell.ops import native
 from deepwell.ops.base import MlaShape
+from deepwell.weights.ggml_types import BY_NAME
+from deepwell.weights.gguf_checkpoint import gguf_name
 from deepwell.weights.importance import QUERY
 from deepwell.weights.quantize import quantise_int4
 from deepwell.weights.source import Source
@@ -37,6 +40,11 @@ def storage(dtype: str, stored: str) -> native.Storage:
     return cast(native.Storage, _GGML.get(stored, stored)) if stored not in ("float32", "float16") else "float32"
 
 
+def label(source: Source, dtype: DType) -> str:
+    """What the model is called to be kept as: a file's own type with `auto`, else the storage of most matrices."""
+    return source.stored if dtype == "auto" and source.is_blocks else storage(dtype, source.stored)
+
+
 def storages(source: Source, dtype: DType) -> dict[str, native.Storage]:
     """The storage of each parameter. With `auto`, what a GGUF file holds is kept as it is, value for value."""
     most = storage(dtype, source.stored)
@@ -46,15 +54,26 @@ def storages(source: Source, dtype: DType) -> dict[str, native.Storage]:
 def _storage_of(source: Source, param: Param, dtype: DType, most: native.Storage) -> native.Storage:
     if param.kind in ("vector", "router"):  # routers decide by small differences, so they are never quantised
         return "float32"
+    if dtype == "auto" and param.kind == "kv_b" and (halves := source.kv_blocks(param)) is not None:
+        keys, values = (_kept_of(kind) for kind, _ in halves)
+        return values if keys == values or values not in native.FLOATS else "float32"
     stored = source.source_dtype(param) if dtype == "auto" else None
     if stored is not None:
-        return cast(native.Storage, _GGML.get(stored, stored))
+        return _kept_of(stored)
     # several types in one parameter: exact in float32 only
     return "float32" if dtype == "auto" and most not in native.FLOATS else most
 
 
+def _kept_of(ggml_type: str) -> native.Storage:
+    return cast(native.Storage, _GGML.get(ggml_type, ggml_type))
+
+
 def pack(source: Source, param: Param, kept: native.Storage, importance: Importance | None = None) -> Any:
-    """One parameter as a handle of the native backend, filled a source tensor at a time."""
+    """One parameter as a handle of the native backend: mapped where the file is packed so, else filled by tensor."""
+    if kept == source.source_dtype(param) and not (importance and kept == "int4"):
+        ready = source.packed(param)
+        if ready is not None:
+            return ready
     if param.kind == "vector":
         return native.vector(source.whole(param))
     if param.kind == "kv_b":
@@ -63,14 +82,34 @@ def pack(source: Source, param: Param, kept: native.Storage, importance: Importa
     make = native.gate_up_matrix if param.key.endswith("gate_up") else native.Matrix
     matrix = make(count[0] if count else 1, rows, cols, kept)
     stored = source.source_dtype(param)
-    if kept not in native.FLOATS and stored is not None and _GGML.get(stored, stored) == kept:
-        for row, blocks in source.block_pieces(param):
-            matrix.fill_blocks(row // rows, row % rows, blocks)
+    if kept not in native.FLOATS and stored is not None and _kept_of(stored) == kept:
+        for name, (row, blocks) in zip(param.sources, source.block_pieces(param), strict=True):
+            with _named(source, name):
+                matrix.fill_blocks(row // rows, row % rows, blocks)
         return matrix
     weight = importance.get(param.key) if importance and kept == "int4" else None
     for row, values in source.pieces(param):
         _fill(matrix, row // rows, row % rows, values, weight if weight is None or not count else weight[row // rows])
+        del values  # before the next one is read
     return matrix
+
+
+def _fill_heads(matrix: native.Matrix, ggml_type: str, rows: NDArray[np.uint8]) -> None:
+    """Rows of all heads as a file has them, floats or blocks."""
+    for head, one in enumerate(rows.reshape(matrix.count, matrix.rows, -1)):
+        if matrix.storage in native.FLOATS:
+            matrix.fill(head, 0, BY_NAME[ggml_type].float32(one))
+        else:
+            matrix.fill_blocks(head, 0, one)
+
+
+@contextmanager
+def _named(source: Source, name: str) -> Iterator[None]:
+    """What the backend refuses while one tensor's blocks are packed is an error of the file."""
+    try:
+        yield
+    except ValueError as e:
+        raise CheckpointError(f"{source.path}: tensor {gguf_name(name)[0]}: {e}") from None
 
 
 def _fill(
@@ -83,21 +122,29 @@ def _fill(
 
 
 def _pack_kv_b(source: Source, param: Param, kept: native.Storage, importance: Importance | None) -> native.KvB:
-    """kv_b, split per head. Keys are transposed, so that blocks of a whole kv_b cannot be kept: floats are then."""
+    """kv_b, split per head. A file's blocks are kept; of a kv_b in one piece, those of the values, for keys are
+    transposed, and regrouping their blocks would change them: they become float32."""
     shape = source.config.attention
     assert isinstance(shape, MlaShape)
-    halves = source.kv_blocks(param)
-    if halves is not None and kept not in native.FLOATS:
-        (k_type, keys), (v_type, values) = halves
-        k_kept, v_kept = (cast(native.Storage, _GGML.get(t, t)) for t in (k_type, v_type))
-        if kept in (k_kept, v_kept):
-            packed = native.KvB(shape.heads, shape.nope, shape.value, shape.latent, k_kept, v_kept)
-            packed.fill_blocks(keys, values)
+    sizes = shape.heads, shape.nope, shape.value, shape.latent
+    if (halves := source.kv_blocks(param)) is not None:
+        k_kept, v_kept = (_kept_of(kind) for kind, _ in halves)
+        if kept == v_kept and (kept not in native.FLOATS or k_kept == v_kept):
+            packed = native.KvB(*sizes, k_kept, v_kept)
+            for part, matrix, half in zip("kv", (packed.k_b, packed.v_b), halves, strict=True):
+                with _named(source, param.sources[0].replace("kv_b_proj", f"{part}_b_proj")):
+                    _fill_heads(matrix, *half)
             return packed
     stored = source.source_dtype(param)
-    if stored is not None and _GGML.get(stored, stored) == kept and kept not in native.FLOATS:
-        kept = "float32"
-    packed = native.KvB(shape.heads, shape.nope, shape.value, shape.latent, kept)
+    if halves is None and stored is not None and kept not in native.FLOATS and _kept_of(stored) == kept:
+        packed = native.KvB(*sizes, "float32", kept)
+        [(_, rows)] = source.block_pieces(param)
+        for head, blocks in enumerate(rows.reshape(shape.heads, shape.nope + shape.value, -1)):
+            with _named(source, param.sources[0]):
+                packed.v_b.fill_blocks(head, 0, np.ascontiguousarray(blocks[shape.nope :]))
+                packed.k_b.fill(head, 0, np.ascontiguousarray(BY_NAME[stored].float32(blocks[: shape.nope]).T))
+        return packed
+    packed = native.KvB(*sizes, kept)
     whole = source.whole(param)
     if kept != "int4" or not importance:
         packed.fill(0, whole)

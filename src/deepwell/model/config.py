@@ -6,6 +6,7 @@ Families: `llama` (DeepSeek LLM, Coder), `qwen2` and `qwen3` (distilled models),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -132,6 +133,32 @@ def from_hugging_face(raw: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def check_config(config: ModelConfig) -> None:
+    """Check a config that was neither read from a config.json nor made by Deepwell. ConfigError says what is wrong."""
+    sizes = [config.vocab, config.hidden, config.layers, config.heads, config.kv_heads, config.head_dim, config.inter]
+    rest = [config.mtp_layers]
+    if (m := config.mla) is not None:
+        sizes += [m.kv_lora, m.nope, m.rope, m.value, *([] if m.q_lora is None else [m.q_lora])]
+    if (moe := config.moe) is not None:
+        r = moe.routing
+        sizes += [moe.inter, r.experts, r.top_k, r.n_group, r.topk_group]
+        rest += [moe.shared, moe.first_dense]
+        _check_routing(r.experts, r.top_k, r.method, r.n_group, r.topk_group)
+    if config.family not in FAMILIES or min(sizes) < 1 or min(rest) < 0 or max(sizes + rest) > _LARGEST:
+        raise ConfigError(f"the model's sizes must be within 1 to {_LARGEST}, and its family be known")
+    experts = (config.layers + config.mtp_layers) * (moe.routing.experts if moe else 1)
+    if experts > _MOST_EXPERTS or config.head_dim > _WIDEST or (m is not None and max(m.nope, m.rope) > _WIDEST):
+        raise ConfigError(f"allowed are {_MOST_EXPERTS} layers and experts in all, and heads of {_WIDEST} columns")
+    if config.heads % config.kv_heads or not 1 <= config.context <= _LARGEST or not 0 < config.eps < 1e9:
+        raise ConfigError("heads must be a multiple of kv_heads, and context and eps be above 0")
+    try:
+        shape, _ = config.attention, config.rotation
+    except (ArithmeticError, ValueError) as e:
+        raise ConfigError(f"the rotation cannot be computed: {e}") from e
+    if not math.isfinite(shape.scale):
+        raise ConfigError("the attention's scale is not finite")
+
+
 def to_hugging_face(config: ModelConfig, *, bos: int, eos: int, dtype: str = "float32") -> dict[str, Any]:
     """The config.json of a deepseek_v3 model, in the older keys that every reader understands.
 
@@ -212,12 +239,7 @@ def _moe(keys: _Keys, family: str, layers: int) -> MoeConfig | None:
     method = keys.choice("topk_method", "noaux_tc" if family == "deepseek_v3" else "greedy")
     n_group = keys.count("n_group", 1) if method != "greedy" else 1
     topk_group = keys.count("topk_group", 1) if method != "greedy" else 1
-    if experts % n_group or topk_group > n_group or top_k > experts // n_group * topk_group:
-        raise ConfigError(
-            f"config.json: cannot choose {top_k} of {experts} experts from topk_group {topk_group} of n_group {n_group}"
-        )
-    if method == "noaux_tc" and experts // n_group < 2:
-        raise ConfigError("config.json: noaux_tc routing needs at least two experts per group")
+    _check_routing(experts, top_k, method, n_group, topk_group)
     routing = Routing(
         experts=experts,
         top_k=top_k,
@@ -237,11 +259,21 @@ def _moe(keys: _Keys, family: str, layers: int) -> MoeConfig | None:
     )
 
 
+def _check_routing(experts: int, top_k: int, method: str, n_group: int, topk_group: int) -> None:
+    if n_group < 1 or experts % n_group or topk_group > n_group or top_k > experts // n_group * topk_group:
+        raise ConfigError(
+            f"config.json: cannot choose {top_k} of {experts} experts from topk_group {topk_group} of n_group {n_group}"
+        )
+    if method == "noaux_tc" and experts // n_group < 2:
+        raise ConfigError("config.json: noaux_tc routing needs at least two experts per group")
+
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "topk_method": ("greedy", "group_limited_greedy", "noaux_tc"),
     "scoring_func": ("softmax", "sigmoid"),
 }
 _LARGEST = 1 << 24
+_MOST_EXPERTS, _WIDEST = 1 << 17, 1 << 16
 
 
 class _Keys:

@@ -57,7 +57,12 @@ def gate_up_matrix(count: int, rows: int, cols: int, storage: Storage) -> Matrix
 
     Quantised ones lay the two side by side, where their height allows it, and are then computed in one pass.
     """
-    return Matrix(count, rows, cols, storage, pairs=storage not in FLOATS and rows % 32 == 0)
+    return Matrix(count, rows, cols, storage, pairs=side_by_side(rows, storage))
+
+
+def side_by_side(rows: int, storage: Storage) -> bool:
+    """Whether `gate_up_matrix` lays the tiles of both halves beside each other."""
+    return storage not in FLOATS and rows % 32 == 0
 
 
 def vector(values: NDArray[Any]) -> Vector:
@@ -80,11 +85,12 @@ class KvB:
         self.k_b = Matrix(heads, latent, nope, storage)
         self.v_b = Matrix(heads, value, latent, values or storage)
 
-    def fill_blocks(self, keys: NDArray[np.uint8], values: NDArray[np.uint8]) -> None:
-        """Take both halves from ggml's blocks: rows (heads·latent) of nope columns, (heads·value) of latent columns."""
-        for matrix, blocks in ((self.k_b, keys), (self.v_b, values)):
-            for head, rows in enumerate(blocks.reshape(matrix.count, matrix.rows, -1)):
-                matrix.fill_blocks(head, 0, rows)
+    @classmethod
+    def of(cls, nope: int, value: int, k_b: Matrix, v_b: Matrix) -> KvB:
+        """From two matrices that are packed already."""
+        made = cls.__new__(cls)
+        made.nope, made.value, made.k_b, made.v_b = nope, value, k_b, v_b
+        return made
 
     @property
     def nbytes(self) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from deepwell.errors import CheckpointError
 from deepwell.model.config import ModelConfig, from_hugging_face
 from deepwell.model.params import Param, param_specs
 from deepwell.weights.block_fp8 import block_format, pair
-from deepwell.weights.mapping import release
+from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.safetensors import Tensor, read
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -52,7 +54,7 @@ class Checkpoint:
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise CheckpointError(
-                f"{folder}: {what}; give a folder with config.json and *.safetensors, or a .gguf file"
+                f"{folder}: {what}; give a folder with config.json and *.safetensors, a .gguf or a .deepwell file"
             )
         self.folder = self.path = folder
         self.is_blocks = False
@@ -66,6 +68,11 @@ class Checkpoint:
         for param in self.params + self.further:
             self._check(param)
         self._check_extra()
+
+    @property
+    def files(self) -> list[Path]:
+        """All that may decide what the model is: configs, tokenizer and shards."""
+        return [*self.folder.glob("*.json"), *self.folder.glob("*.safetensors")]
 
     @property
     def stored(self) -> str:
@@ -95,6 +102,7 @@ class Checkpoint:
             values = values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values
             yield row, values
             row += values.shape[0]
+            del values  # before the next one is read
 
     def whole(self, param: Param) -> NDArray[np.float32]:
         return np.concatenate([piece for _, piece in self.pieces(param)]).reshape(param.shape)
@@ -108,9 +116,16 @@ class Checkpoint:
     def kv_blocks(self, param: Param) -> None:
         return None
 
+    def packed(self, param: Param) -> None:
+        return None
+
     def release(self) -> None:
         """Let go of the mapped pages that were read."""
-        release(tensor.raw for tensor in self.tensors.values())
+        release(self._maps)
+
+    @cached_property
+    def _maps(self) -> list[mmap.mmap]:
+        return maps_behind(tensor.raw for tensor in self.tensors.values())
 
     def _further(self) -> list[Param]:
         """All or nothing: many copies of a model come without the modules, though the config still counts them."""

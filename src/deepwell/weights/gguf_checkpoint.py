@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -18,7 +20,7 @@ from deepwell.weights.ggml_types import values_in
 from deepwell.weights.gguf import GgufFile, GgufTensor
 from deepwell.weights.gguf_config import model_config
 from deepwell.weights.gguf_tokenizer import tokenizer_from
-from deepwell.weights.mapping import release
+from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.tokenizer import Tokenizer
 
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -39,6 +41,7 @@ _IN_LAYER = {
     "self_attn.kv_b_proj": "attn_kv_b",
     "mlp.gate": "ffn_gate_inp",
 }
+_IN_LAYER |= {f"self_attn.{part}_b_proj": f"attn_{part}_b" for part in "kv"}  # newer files' halves of kv_b
 _IN_LAYER |= {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
 _IN_LAYER |= {f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")}
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(\w+)")
@@ -76,6 +79,10 @@ class GgufCheckpoint:
         self._check_extra()
 
     @property
+    def files(self) -> list[Path]:
+        return self._file.files
+
+    @property
     def stored(self) -> str:
         """float32, float16, bfloat16 or the name of a ggml type."""
         dtype = max(self.tensors.values(), key=lambda t: values_in(t.shape)).dtype
@@ -106,9 +113,8 @@ class GgufCheckpoint:
             return
         row = 0
         for tensor in self._sources(param):
-            values = tensor.float32()
-            yield row, values
-            row += values.shape[0]
+            yield row, tensor.float32()  # and not held here, while the next one is read
+            row += tensor.shape[0]
 
     def whole(self, param: Param) -> NDArray[np.float32]:
         return np.concatenate([piece for _, piece in self.pieces(param)]).reshape(param.shape)
@@ -135,9 +141,16 @@ class GgufCheckpoint:
         keys, values = halves
         return (keys.dtype, keys.blocks()), (values.dtype, values.blocks())
 
+    def packed(self, param: Param) -> None:
+        return None
+
     def release(self) -> None:
         """Let go of the mapped pages that were read."""
-        release(tensor.blocks() for tensor in self.tensors.values())
+        release(self._maps)
+
+    @cached_property
+    def _maps(self) -> list[mmap.mmap]:
+        return maps_behind(tensor.blocks() for tensor in self.tensors.values())
 
     def kv_halves(self, param: Param) -> tuple[GgufTensor, GgufTensor] | None:
         """MLA's kv_b as newer files store it, for absorbed attention: keys (heads, latent, nope) and values

@@ -10,10 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def release(arrays: Iterable[NDArray[Any]]) -> None:
-    """Give the resident pages of the files behind views of memory maps back; they are read again when used again."""
-    maps = {id(found): found for array in arrays if (found := _map_behind(array)) is not None}
-    for mapped in maps.values():
+def maps_behind(arrays: Iterable[NDArray[Any]]) -> list[mmap.mmap]:
+    """The memory maps that arrays are views of, each once."""
+    return list({id(found): found for array in arrays if (found := _map_behind(array)) is not None}.values())
+
+
+def release(maps: Iterable[mmap.mmap]) -> None:
+    """Give the resident pages of mapped files back; they are read again when used again."""
+    for mapped in maps:
         if hasattr(mmap, "MADV_DONTNEED"):
             mapped.madvise(mmap.MADV_DONTNEED)
 

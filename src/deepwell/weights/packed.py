@@ -1,20 +1,352 @@
-"""Packed files: weights as the native backend keeps them in memory, so that loading is reading."""
+"""Packed files: a model as the native backend keeps it in memory, so that loading is mapping the file.
+
+Format (version 1, little-endian): a preamble of 64 bytes - magic "DEEPWELL", u32 version, u32 zero, u64 offset and u64
+length of the header, 32 bytes of BLAKE2b over the header - then sections at multiples of 4096 bytes, each right behind
+the one before: the parameters in the order of the table, the tokenizer (JSON), the header (JSON, `_Header`). A matrix
+is the bytes of native/matrix.h's tiles, a vector its float32 values. Shapes are not written: they follow from config.
+
+Tiles are the same for all instruction sets. VERSION counts up whenever storage.h or matrix.h lays them out anew.
+
+The file is untrusted: sizes and offsets are checked against what the config calls for before anything is used, and a
+section's checksum when it is loaded. A file that is changed in place while in use changes the model; a truncated one
+ends the process, as with any mapped file. So files are only ever replaced whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
+from types import TracebackType
+from typing import Any, cast, get_args
 
-from deepwell.errors import ConfigError
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwell import _native
+from deepwell.errors import CheckpointError, DeepwellError
+from deepwell.model.config import ModelConfig, check_config
+from deepwell.model.params import Param, param_specs
+from deepwell.ops import native
+from deepwell.ops.base import MlaShape
+from deepwell.weights.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer, TokenizerState
+
+VERSION = 1
+MAX_HEADER_BYTES = 64 << 20
+ALIGNMENT = 4096
 
 Progress = Callable[[int, int], None]
 """Told how many bytes are written, and how many there will be."""
 
+_MAGIC = b"DEEPWELL"
+_PREAMBLE = struct.Struct("<8sIIQQ32s")
+_CHUNK = 8 << 20
+"""Bytes of one write. Whole multiples of 2 MiB let the system keep the file in huge pages."""
+_STORAGES = frozenset(get_args(native.Storage))
+_STORED = _STORAGES | {"q8_0", "q4_0"}
 
-def write_packed(source: Path, out: Path, dtype: str, progress: Progress) -> None:
-    """Write the model of `source` with matrices kept as `dtype` into the new file `out`.
+Shape = tuple[int, int, int, bool]
+"""Count, rows, columns and pairs of a packed matrix."""
 
-    Raises CheckpointError for a broken source, ConfigError for a dtype that cannot be packed, OSError while writing;
-    what is then in `out` is for the caller to remove.
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    offset: int
+    bytes: int
+    checksum: int
+    storage: str = "float32"
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A parameter: `kept` is the storage it was asked to have, `parts` its sections; MLA's kv_b has two."""
+
+    key: str
+    kept: str
+    parts: tuple[_Section, ...]
+
+
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`dtype` is how most matrices are kept, `fingerprint` the source's in hexadecimal."""
+
+    config: ModelConfig
+    dtype: str
+    fingerprint: str
+    tokenizer: _Section
+    params: tuple[_Entry, ...]
+
+
+class PackedModel:
+    """An opened packed file: a `Source` whose parameters are matrices in the mapped file already."""
+
+    is_blocks = True
+
+    def __init__(self, path: Path) -> None:
+        """Map and check `path`. CheckpointError says what is wrong."""
+        self.path = path
+        try:
+            self._file = _native.MappedFile(os.fspath(path))
+        except ValueError as e:
+            raise CheckpointError(f"{path}: {e}") from e
+        self._header, end = _read_header(path, self._file.bytes())
+        self.config = self._header.config
+        self.params = param_specs(self.config)
+        specs = param_specs(self.config, mtp=True)
+        self.further = specs[len(self.params) :] if len(self._header.params) > len(self.params) else []
+        self._entries = self._check_table([*self.params, *self.further], end)
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    @property
+    def stored(self) -> str:
+        return self._header.dtype
+
+    @property
+    def fingerprint(self) -> bytes:
+        """The source's, so that caches of one serve the other."""
+        return bytes.fromhex(self._header.fingerprint)
+
+    def tokenizer(self) -> Tokenizer:
+        raw = self._bytes(self._header.tokenizer, "the tokenizer").tobytes()
+        try:
+            return Tokenizer.restore(msgspec.json.decode(raw, type=TokenizerState))
+        except (msgspec.DecodeError, UnicodeDecodeError, CheckpointError) as e:
+            raise CheckpointError(f"{self.path}: the tokenizer cannot be read: {e}") from e
+
+    def packed(self, param: Param) -> Any:
+        """The parameter as a native handle, without a copy. CheckpointError if its bytes are damaged."""
+        entry = self._entries[param.key]
+        parts = [self._bytes(part, param.key) for part in entry.parts]
+        if param.kind == "vector":
+            return native.vector(parts[0].view(np.float32))
+        matrices = [
+            native.Matrix.mapped(count, rows, cols, part.storage, pairs, self._file, part.offset)
+            for part, (count, rows, cols, pairs) in zip(entry.parts, self._shapes(param, entry), strict=True)
+        ]
+        if param.kind != "kv_b":
+            return matrices[0]
+        shape = cast(MlaShape, self.config.attention)
+        return native.KvB.of(shape.nope, shape.value, *matrices)
+
+    def pieces(self, param: Param) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(first row, rows) of a parameter seen as a matrix: the values that its codes stand for."""
+        handle = self.packed(param)
+        if isinstance(handle, native.Vector):
+            yield 0, handle.values[0]
+        elif isinstance(handle, native.KvB):
+            for head in range(handle.k_b.count):
+                both = handle.k_b.dequantize(head).T, handle.v_b.dequantize(head)
+                yield head * (handle.nope + handle.value), np.concatenate(both)
+        else:
+            for index in range(handle.count):
+                yield index * handle.rows, handle.dequantize(index)
+
+    def whole(self, param: Param) -> NDArray[np.float32]:
+        return np.concatenate([piece for _, piece in self.pieces(param)]).reshape(param.shape)
+
+    def source_dtype(self, param: Param) -> str | None:
+        return self._entries[param.key].kept
+
+    def block_pieces(self, param: Param) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        return iter(())
+
+    def kv_blocks(self, param: Param) -> None:
+        return None
+
+    def release(self) -> None:
+        """Nothing to let go of: the mapped pages are the weights."""
+
+    def _bytes(self, section: _Section, what: str) -> NDArray[np.uint8]:
+        raw = self._file.bytes()[section.offset : section.offset + section.bytes]
+        if _native.checksum(raw) != section.checksum:
+            raise CheckpointError(f"{self.path}: the bytes of {what} are damaged: their checksum differs")
+        return raw
+
+    def _shapes(self, param: Param, entry: _Entry) -> list[Shape]:
+        return packed_shapes(self.config, param, [part.storage for part in entry.parts])
+
+    def _check_table(self, specs: Sequence[Param], end: int) -> dict[str, _Entry]:
+        """The entries by key, once keys, storages, sizes and places are what the config calls for."""
+        entries = self._header.params
+        if [entry.key for entry in entries] != [param.key for param in specs]:
+            raise CheckpointError(f"{self.path}: its parameters are not those of a {self.config.family} model")
+        at = ALIGNMENT
+        for param, entry in zip(specs, entries, strict=True):
+            names = {entry.kept, *(part.storage for part in entry.parts)}
+            if unknown := names - _STORAGES:
+                raise CheckpointError(f"{self.path}: {param.key} is kept as {min(unknown)!r}, which is no storage")
+            if param.kind in ("vector", "router") and names != {"float32"}:
+                raise CheckpointError(f"{self.path}: {param.key} is kept as {entry.kept}; allowed is float32")
+            if len(entry.parts) != (2 if param.kind == "kv_b" else 1):
+                raise CheckpointError(f"{self.path}: {param.key} has {len(entry.parts)} parts")
+            for part, size in zip(entry.parts, self._sizes(param, entry), strict=True):
+                at = self._check_place(part, param.key, at, size)
+        at = self._check_place(self._header.tokenizer, "the tokenizer", at, self._header.tokenizer.bytes)
+        if at != end or not 0 < self._header.tokenizer.bytes <= MAX_TOKENIZER_BYTES:
+            raise CheckpointError(f"{self.path}: the tokenizer does not lie right before the header, or is too large")
+        return {entry.key: entry for entry in entries}
+
+    def _sizes(self, param: Param, entry: _Entry) -> list[int]:
+        if param.kind == "vector":
+            return [4 * param.size]
+        try:
+            sizes = [
+                native.Matrix.packed_bytes(count, rows, cols, part.storage, pairs)
+                for part, (count, rows, cols, pairs) in zip(entry.parts, self._shapes(param, entry), strict=True)
+            ]
+        except ValueError as e:
+            raise CheckpointError(f"{self.path}: {param.key}: {e}") from e
+        return sizes
+
+    def _check_place(self, part: _Section, what: str, at: int, size: int) -> int:
+        """Where the next section begins."""
+        if (part.offset, part.bytes) != (at, size):
+            raise CheckpointError(
+                f"{self.path}: {what} takes {part.bytes} bytes from {part.offset} on; expected are {size} from {at} on"
+            )
+        if at + size > self._file.size:
+            raise CheckpointError(f"{self.path}: {what} ends behind the file, which is cut off")
+        return _aligned(at + size)
+
+
+class PackedWriter:
+    """Writes a packed file parameter by parameter; it is valid once `finish` has returned.
+
+    Raises OSError, and then the file is for the caller to remove.
     """
-    raise ConfigError(f"{source} cannot be packed as {dtype}: this version of Deepwell writes no packed files yet")
+
+    def __init__(self, file: Path, config: ModelConfig, dtype: str, fingerprint: bytes) -> None:
+        self._config, self._dtype, self._fingerprint = config, dtype, fingerprint
+        self._entries: list[_Entry] = []
+        self._out = _Chunks(file)
+        self._out.write(np.zeros(ALIGNMENT, np.uint8))
+
+    def __enter__(self) -> PackedWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._out.close()
+
+    @property
+    def written(self) -> int:
+        """Bytes so far."""
+        return self._out.at
+
+    def add(self, param: Param, kept: str, handle: Any) -> None:
+        """The next parameter in the order of `param_specs`, as `pack` made it."""
+        if isinstance(handle, native.Vector):
+            sections = [self._section(handle.values[0].view(np.uint8))]
+        else:
+            matrices = (handle.k_b, handle.v_b) if isinstance(handle, native.KvB) else (handle,)
+            sections = [self._section(matrix.bytes(), matrix.storage) for matrix in matrices]
+        self._entries.append(_Entry(param.key, kept, tuple(sections)))
+
+    def finish(self, tokenizer: Tokenizer) -> None:
+        """Write tokenizer, header and, last, the preamble that makes the file valid; all of it is then on the disk."""
+        state = self._section(np.frombuffer(msgspec.json.encode(tokenizer.state()), np.uint8))
+        header = msgspec.json.encode(
+            _Header(self._config, self._dtype, self._fingerprint.hex(), state, tuple(self._entries))
+        )
+        offset = self._out.at
+        self._out.write(np.frombuffer(header, np.uint8))
+        digest = blake2b(header, digest_size=32).digest()
+        self._out.finish(_PREAMBLE.pack(_MAGIC, VERSION, 0, offset, len(header), digest))
+
+    def _section(self, raw: NDArray[np.uint8], storage: str = "float32") -> _Section:
+        section = _Section(self._out.at, len(raw), _native.checksum(raw), storage)
+        self._out.write(raw)
+        self._out.write(np.zeros(_aligned(self._out.at) - self._out.at, np.uint8))
+        return section
+
+
+class _Chunks:
+    """A file written from front to back in whole chunks, and its first bytes at the end."""
+
+    def __init__(self, file: Path) -> None:
+        self._fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        self._chunk, self._filled, self.at = np.empty(_CHUNK, np.uint8), 0, 0
+
+    def write(self, raw: NDArray[np.uint8]) -> None:
+        done = 0
+        while done < len(raw):
+            count = min(len(raw) - done, _CHUNK - self._filled)
+            self._chunk[self._filled : self._filled + count] = raw[done : done + count]
+            self._filled, done = self._filled + count, done + count
+            if self._filled == _CHUNK:
+                self._flush()
+        self.at += len(raw)
+
+    def finish(self, first: bytes) -> None:
+        self._flush()
+        os.fsync(self._fd)  # what the preamble promises is on the disk before it
+        os.pwrite(self._fd, first, 0)
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _flush(self) -> None:
+        rest = self._chunk.data[: self._filled]
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+        self._filled = 0
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a path names a packed file: by its suffix, or by its first bytes."""
+    if not path.is_file():
+        return False
+    if path.suffix == ".deepwell":
+        return True
+    with suppress(OSError), path.open("rb") as stream:
+        return stream.read(len(_MAGIC)) == _MAGIC
+    return False
+
+
+def packed_shapes(config: ModelConfig, param: Param, storages: Sequence[str]) -> list[Shape]:
+    """The matrices that a parameter of two or more dimensions is packed into, given the storage of each."""
+    if param.kind == "kv_b":
+        m = cast(MlaShape, config.attention)
+        return [(m.heads, m.latent, m.nope, False), (m.heads, m.value, m.latent, False)]
+    *count, rows, cols = param.shape
+    pairs = param.key.endswith("gate_up") and native.side_by_side(rows, cast(native.Storage, storages[0]))
+    return [(count[0] if count else 1, rows, cols, pairs)]
+
+
+def _aligned(at: int) -> int:
+    return -(-at // ALIGNMENT) * ALIGNMENT
+
+
+def _read_header(path: Path, raw: NDArray[np.uint8]) -> tuple[_Header, int]:
+    """The checked header, and where it begins."""
+    if len(raw) < ALIGNMENT:
+        raise CheckpointError(f"{path}: has {len(raw)} bytes; it is no packed file, or cut off")
+    magic, version, zero, offset, length, digest = _PREAMBLE.unpack(raw[: _PREAMBLE.size].tobytes())
+    if magic != _MAGIC:
+        raise CheckpointError(f"{path}: begins with {magic!r}, not {_MAGIC!r}: it is no packed file, or not finished")
+    if version != VERSION or zero:
+        raise CheckpointError(f"{path}: is of version {version}; supported is {VERSION}: convert its source again")
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{path}: its header has {length} bytes; allowed are {MAX_HEADER_BYTES}")
+    if offset + length != len(raw):
+        raise CheckpointError(f"{path}: has {len(raw)} bytes and should have {offset + length}: it is cut off")
+    encoded = raw[offset:].tobytes()
+    if blake2b(encoded, digest_size=32).digest() != digest:
+        raise CheckpointError(f"{path}: its header is damaged: the digest differs")
+    try:
+        header = msgspec.json.decode(encoded, type=_Header)
+        check_config(header.config)
+        fingerprint = bytes.fromhex(header.fingerprint)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, DeepwellError) as e:
+        raise CheckpointError(f"{path}: its header is broken: {e}") from e
+    if header.dtype not in _STORED or len(fingerprint) != 16:
+        raise CheckpointError(f"{path}: its header is broken: dtype {header.dtype!r} or the fingerprint")
+    return header, offset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from deepwell.model.params import Param
 from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.gguf import is_gguf
 from deepwell.weights.gguf_checkpoint import GgufCheckpoint
+from deepwell.weights.packed import PackedModel, is_packed
 from deepwell.weights.tokenizer import Tokenizer
 
 
@@ -27,6 +28,11 @@ class Source(Protocol):
     """Parameters of the multi-token prediction modules; empty if there are none."""
     is_blocks: bool
     """Whether matrices may be kept in the file's own quantised blocks."""
+
+    @property
+    def files(self) -> list[Path]:
+        """What it is read from."""
+        ...
 
     @property
     def stored(self) -> str:
@@ -60,14 +66,20 @@ class Source(Protocol):
         """Type and rows as stored of the two halves of MLA's kv_b, where a file has them apart."""
         ...
 
+    def packed(self, param: Param) -> Any:
+        """The parameter as a handle of the native backend, where the file holds it so; None in other files."""
+        ...
+
     def release(self) -> None:
         """Let go of the memory that holds what was read; it is read again when asked for."""
         ...
 
 
 def open_source(path: Path) -> Source:
-    """The model at `path`: a folder in Hugging Face layout, a GGUF file, or the first shard of one.
+    """The model at `path`: a folder in Hugging Face layout, a GGUF file, or the first shard of one, a packed file.
 
     Raises CheckpointError for files that are missing or broken, ConfigError for a config that is not supported.
     """
+    if is_packed(path):
+        return PackedModel(path)
     return GgufCheckpoint(path) if is_gguf(path) else Checkpoint(path)

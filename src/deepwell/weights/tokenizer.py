@@ -15,6 +15,16 @@ MAX_TOKENIZER_BYTES = 64 << 20
 MAX_CONFIG_BYTES = 4 << 20
 
 
+class TokenizerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that makes a `Tokenizer`; `plain` is the document of the tokenizers library, kept as it writes it."""
+
+    plain: msgspec.Raw
+    special: dict[str, int]
+    spelled: dict[int, str]
+    bos: int | None
+    eos: tuple[int, ...]
+
+
 class Tokenizer:
     """A byte-level BPE vocabulary with special tokens that stand outside of text.
 
@@ -35,6 +45,7 @@ class Tokenizer:
         self._plain = plain
         self._special = dict(special)
         self._special_ids = frozenset(self._special.values())
+        self._spelled = dict(spelled)
         self._bytes = {id: text.encode() for id, text in spelled.items()}
         ids = (*plain.get_vocab(with_added_tokens=True).values(), *self._bytes, *self._special_ids)
         self.vocab_size = max(ids) + 1
@@ -57,6 +68,25 @@ class Tokenizer:
         special = {text: id for text, id in added.items() if not is_text(text)}
         bos, eos = _boundaries(folder, added)
         return cls(plain, special, spelled, bos=bos, eos=eos)
+
+    @classmethod
+    def restore(cls, state: TokenizerState) -> Tokenizer:
+        """The tokenizer that `state` was taken of. CheckpointError if it makes none."""
+        ids = (*state.special.values(), *state.spelled, *state.eos, *([] if state.bos is None else [state.bos]))
+        if min(ids, default=0) < 0:
+            raise CheckpointError(f"token {min(ids)} is below 0")
+        try:
+            plain = tokenizers.Tokenizer.from_buffer(bytes(state.plain))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"not a tokenizer: {error}") from error
+        if not (plain.get_vocab_size() or ids):
+            raise CheckpointError("the vocabulary is empty")
+        return cls(plain, state.special, state.spelled, bos=state.bos, eos=state.eos)
+
+    def state(self) -> TokenizerState:
+        """What `restore` needs."""
+        plain = msgspec.Raw(self._plain.to_str().encode())
+        return TokenizerState(plain, self._special, self._spelled, self.bos, self.eos)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. Nothing is put in front, and text that spells a special token stays text.

@@ -1,0 +1,201 @@
+"""Packed copies of models in the user's cache folder, so that the next start maps one instead of packing anew.
+
+A copy is named by what it was made of: the source's fingerprint, sizes and times of its files, how matrices are kept,
+the importances, the version of the format. What a name promises is checked when a copy is opened; a copy that does not
+keep it is removed. The least recently used copies go when a new one would exceed the limit. Failing to write is a
+warning, never an error: the model is loaded already.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from deepwell.engine.convert import packed_size
+from deepwell.engine.pack import DType, label, pack, storages
+from deepwell.errors import CheckpointError
+from deepwell.weights.importance import read_importance
+from deepwell.weights.packed import VERSION, PackedModel, PackedWriter
+from deepwell.weights.source import Source
+
+SMALLEST_BYTES = 256 << 20
+"""Models below this load in a moment anyway."""
+_OVERHEAD = 64 << 20
+"""Room for the tokenizer, the header and padding."""
+
+Warn = Callable[[str], None]
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Where packed copies live: $XDG_CACHE_HOME/deepwell/packed, by default under ~/.cache."""
+    base = environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "deepwell" / "packed"
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """A model as it is asked for: the opened source and how its matrices are to be kept."""
+
+    source: Source
+    dtype: DType
+    importance: Path | None = None
+
+
+class PackCache:
+    """Copies in `folder`, `limit` bytes at most. `warn` is told what could not be done, in a sentence."""
+
+    def __init__(self, folder: Path, limit: int, warn: Warn, smallest: int | None = None) -> None:
+        self.folder, self.limit = folder, limit
+        self._warn, self._smallest = warn, SMALLEST_BYTES if smallest is None else smallest
+
+    def find(self, wanted: Wanted) -> PackedModel | None:
+        """The copy of a model, checked against its source; None if there is none."""
+        try:
+            file = self._file(wanted)
+            if not file.is_file():
+                return None
+            found = PackedModel(file)
+        except CheckpointError as e:
+            self._drop(file, str(e))
+            return None
+        except OSError:
+            return None
+        if not _is_copy(found, wanted):
+            self._drop(file, f"{file}: is no copy of {wanted.source.path}")
+            return None
+        with suppress(OSError):
+            os.utime(file)  # the least recently used copies leave first
+        return found
+
+    def discard(self, found: PackedModel, why: CheckpointError) -> None:
+        """Remove a copy that turned out to be damaged."""
+        self._drop(found.path, str(why))
+
+    def worth(self, wanted: Wanted) -> bool:
+        """Whether a copy of this model may be kept: not of one that is packed already, small, or above the limit."""
+        return not isinstance(wanted.source, PackedModel) and (
+            self._smallest <= packed_size(wanted.source, wanted.dtype) <= self.limit - _OVERHEAD
+        )
+
+    def store(self, wanted: Wanted, handles: Mapping[str, Any], stop: threading.Event) -> Path | None:
+        """Write a copy from the model's `handles`; those missing are packed for it. None if it was not written.
+
+        Setting `stop` ends it after the parameter at hand. Nothing but whole copies is ever left.
+        """
+        part: Path | None = None
+        try:
+            file = self._file(wanted)
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._remove_leftovers()
+            if not self._make_room(packed_size(wanted.source, wanted.dtype) + _OVERHEAD):
+                return None
+            part = self.folder / f".{file.name}.{os.getpid()}.part"
+            if not _write(part, wanted, handles, stop):
+                return None
+            os.replace(part, file)
+            return file
+        except (OSError, CheckpointError) as e:
+            self._warn(f"no packed copy is kept for the next start: {e}")
+            return None
+        finally:
+            if part is not None:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+
+    def _file(self, wanted: Wanted) -> Path:
+        source = wanted.source
+        name = blake2b(source.fingerprint, digest_size=16)
+        stats = sorted((about.st_size, about.st_mtime_ns) for about in map(os.stat, source.files))
+        name.update(f"{VERSION} {label(source, wanted.dtype)} {sorted(_kept(wanted).items())} {stats}".encode())
+        if wanted.importance is not None:
+            name.update(wanted.importance.read_bytes())
+        return self.folder / f"{name.hexdigest()}.deepwell"
+
+    def _make_room(self, need: int) -> bool:
+        """Remove the least recently used copies until `need` bytes are within the limit; False if disk is scarce."""
+        used = [(file, file.stat()) for file in self.folder.glob("*.deepwell")]
+        total = sum(about.st_size for _, about in used) + need
+        for file, about in sorted(used, key=lambda entry: entry[1].st_mtime_ns):
+            if total <= self.limit:
+                break
+            file.unlink(missing_ok=True)
+            total -= about.st_size
+        free = shutil.disk_usage(self.folder).free
+        if need > free / 2:  # a cache leaves the disk to those who need it
+            self._warn(
+                f"no packed copy is kept: it takes {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB of disk are free"
+            )
+            return False
+        return True
+
+    def _remove_leftovers(self) -> None:
+        """Files of writers that were killed."""
+        for part in self.folder.glob(".*.part"):
+            number = part.name.rsplit(".", 2)[-2]
+            if number.isdigit() and not _is_alive(int(number)):
+                part.unlink(missing_ok=True)
+
+    def _drop(self, file: Path, why: str) -> None:
+        self._warn(f"a packed copy is removed: {why}")
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def storing(cache: PackCache, wanted: Wanted, handles: Mapping[str, Any]) -> Iterator[threading.Thread]:
+    """Write a copy on a thread of its own; leaving ends it, and nothing is left of an unfinished copy."""
+    stop = threading.Event()
+    thread = threading.Thread(target=cache.store, args=(wanted, handles, stop), name="pack-cache", daemon=True)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _write(part: Path, wanted: Wanted, handles: Mapping[str, Any], stop: threading.Event) -> bool:
+    source, kept = wanted.source, _kept(wanted)
+    weighted = read_importance(wanted.importance, source.config) if wanted.importance else None
+    with PackedWriter(part, source.config, label(source, wanted.dtype), source.fingerprint) as writer:
+        for param in (*source.params, *source.further):
+            if stop.is_set():
+                return False
+            handle = handles.get(param.key)
+            if handle is None:
+                handle = pack(source, param, kept[param.key], weighted)
+                source.release()
+            writer.add(param, kept[param.key], handle)
+        writer.finish(source.tokenizer())
+    return True
+
+
+def _kept(wanted: Wanted) -> dict[str, Any]:
+    return dict(storages(wanted.source, wanted.dtype))
+
+
+def _is_copy(found: PackedModel, wanted: Wanted) -> bool:
+    source = wanted.source
+    return (
+        (found.config, found.fingerprint) == (source.config, source.fingerprint)
+        and found.stored == label(source, wanted.dtype)
+        and len(found.further) == len(source.further)
+        and storages(found, "auto") == _kept(wanted)
+    )
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
