@@ -22,18 +22,26 @@ int row_block(const LinearJob& j) { return coded(j) ? 128 : 64; }
 // Tiles that make up one step of a unit: a gated job codes its results 128 columns, 16 tiles, at a time.
 int tiles_of(const LinearJob& j) { return static_cast<int>(ceil_div(j.weight.rows, kLanes)); }
 
-// Units of all jobs: about eight per thread and at most 64 tiles, so that threads end together and weights stay close.
+// Tiles of the next unit, when `left` tiles are to be shared out: large ones first, which keep the memory streaming,
+// small ones last, so that all threads end together.
+int next_tiles(size_t left, bool gated) {
+  const size_t least = gated ? 16 : 4, share = left / (4 * static_cast<size_t>(threads())) / least * least;
+  return static_cast<int>(std::min<size_t>(64, std::max(least, share)));
+}
+
 std::vector<Unit> cut(const std::vector<LinearJob>& jobs) {
-  size_t total = 0;
-  for (const auto& j : jobs) total += tiles_of(j) * ceil_div(j.rows, row_block(j));
-  const int chunk = static_cast<int>(std::min<size_t>(64, std::max<size_t>(16, total / (8 * threads()) / 16 * 16)));
+  size_t left = 0;
+  for (const auto& j : jobs) left += tiles_of(j) * ceil_div(j.rows, row_block(j));
   std::vector<Unit> units;
   for (int i = 0; i < static_cast<int>(jobs.size()); ++i) {
     const LinearJob& j = jobs[i];
-    const int tiles = j.gated ? tiles_of(j) / 2 : tiles_of(j), step = j.gated ? chunk / 2 : chunk;
-    for (int t = 0; t < tiles; t += step)
-      for (int row = 0; row < j.rows; row += row_block(j))
-        units.push_back({i, t, std::min(t + step, tiles), row});
+    const int per_step = j.gated ? 2 : 1, end = tiles_of(j) / per_step;
+    for (int t = 0; t < end;) {
+      const int next = std::min(end, t + next_tiles(left, j.gated) / per_step);
+      for (int row = 0; row < j.rows; row += row_block(j)) units.push_back({i, t, next, row});
+      left -= (next - t) * per_step * ceil_div(j.rows, row_block(j));
+      t = next;
+    }
   }
   return units;
 }
@@ -109,7 +117,13 @@ void Encode::run(Step& step) const {
 
 void Linear::run(Step& step) const {
   const Rows in = step.rows(x);
-  run_jobs({{weight->tiles(0), Pointers(in).in(), Pointers(step.rows(out)).out(), in.count, values(bias)}});
+  const Pointers from(in);
+  std::vector<Pointers> to;
+  for (const Product& p : products) to.emplace_back(step.rows(p.out));
+  std::vector<LinearJob> jobs;
+  for (size_t i = 0; i < products.size(); ++i)
+    jobs.push_back({products[i].weight->tiles(0), from.in(), to[i].out(), in.count, values(products[i].bias)});
+  run_jobs(jobs);
 }
 
 void Gated::run(Step& step) const {

@@ -56,13 +56,17 @@ struct Encode : Instruction {
 };
 
 // x is coded if the weight is quantised.
+// Several matrices that read the same rows run as one phase.
 struct Linear : Instruction {
-  Linear(View i, MatrixPtr w, VectorPtr b, View o) : x(i), weight(std::move(w)), bias(std::move(b)), out(o) {}
+  struct Product {
+    MatrixPtr weight;
+    VectorPtr bias;
+    View out;
+  };
+  Linear(View i, Product p) : x(i), products{std::move(p)} {}
   void run(Step& step) const override;
   View x;
-  MatrixPtr weight;
-  VectorPtr bias;
-  View out;
+  std::vector<Product> products;
 };
 
 struct Concat : Instruction {

@@ -76,9 +76,14 @@ View Program::buffer(int width, bool selected) {
 
 template <class T, class... Args>
 void Program::record(std::vector<View> uses, Args&&... args) {
-  const int now = static_cast<int>(instructions_.size());
   instructions_.push_back(std::make_unique<T>(std::forward<Args>(args)...));
-  for (const View& v : uses) {
+  use(uses);
+}
+
+// Notes that the newest instruction uses these buffers.
+void Program::use(const std::vector<View>& views) {
+  const int now = static_cast<int>(instructions_.size()) - 1;
+  for (const View& v : views) {
     BufferPlan& b = buffers_[v.buffer];
     if (b.first < 0) b.first = now;
     b.last = now;
@@ -124,7 +129,13 @@ View Program::linear(View x, MatrixPtr weight, VectorPtr bias) {
   require(!weight->pairs(), "a matrix of pairs is for gated, not for linear");
   if (quantised(weight->storage())) x = encoded(x);
   const View out = buffer(weight->rows(), x.selected);
-  record<Linear>({x, out}, x, weight, bias, out);
+  Linear* last = instructions_.empty() ? nullptr : dynamic_cast<Linear*>(instructions_.back().get());
+  if (last && last->x.buffer == x.buffer && last->x.offset == x.offset && last->x.width == x.width) {
+    last->products.push_back({weight, bias, out});
+    use({out});
+  } else {
+    record<Linear>({x, out}, x, Linear::Product{weight, bias, out});
+  }
   return out;
 }
 

@@ -129,6 +129,7 @@ class Program {
   };
 
   View buffer(int width, bool selected);
+  void use(const std::vector<View>& views);
   template <class T, class... Args>
   void record(std::vector<View> uses, Args&&... args);
   void check_view(const View& v, const char* what) const;

@@ -103,8 +103,9 @@ class Decoder:
             q = ops.linear(q, w["q_b"])
         else:
             q = ops.linear(h, w["q"])
+        kv = ops.linear(h, w["kv_a"], w.get("kv_a_bias"))  # next to q's: they read the same rows
         q = ops.rope(q, shape.heads, self.rotation)
-        latent, k_rope = ops.split(ops.linear(h, w["kv_a"], w.get("kv_a_bias")), (shape.latent, shape.rope))
+        latent, k_rope = ops.split(kv, (shape.latent, shape.rope))
         latent = ops.rms_norm(latent, w["kv_norm"], LATENT_EPS)
         return ops.mla(q, latent, ops.rope(k_rope, 1, self.rotation), w["kv_b"], layer, shape)
 
