@@ -57,7 +57,9 @@ std::vector<const Kernels*> usable() {
 #ifdef DEEPWELL_HAS_AVX512
   if (has_avx512()) {
     const bool vnni = __builtin_cpu_supports("avx512vnni");
+#ifndef DEEPWELL_WITHOUT_AVX512_BF16
     if (vnni && __builtin_cpu_supports("avx512bf16")) found.push_back(&avx512_bf16::table);
+#endif
     if (vnni) found.push_back(&avx512_vnni::table);
     found.push_back(&avx512::table);
   }
