@@ -12,7 +12,8 @@ sources=(fuzz/fuzz_native.cpp program.cpp batch.cpp dense.cpp attention.cpp expe
   blocks.cpp memory.cpp pool.cpp isa.cpp kernels_scalar.cpp)
 case $(uname -m) in
   x86_64)
-    sources+=(kernels_avx2.cpp kernels_avx512.cpp kernels_avx512_vnni.cpp kernels_avx512_bf16.cpp)
+    # Not avx512_bf16: clang 16 never comes to an end with it under the fuzzer's instrumentation.
+    sources+=(kernels_avx2.cpp kernels_avx512.cpp kernels_avx512_vnni.cpp)
     flags+=(-DDEEPWELL_HAS_AVX2 -DDEEPWELL_HAS_AVX512)
     ;;
   aarch64 | arm64)
@@ -25,7 +26,6 @@ declare -A isa=(
   [kernels_avx2.cpp]="-mavx2 -mfma -mf16c"
   [kernels_avx512.cpp]="$avx512"
   [kernels_avx512_vnni.cpp]="$avx512 -mavx512vnni"
-  [kernels_avx512_bf16.cpp]="$avx512 -mavx512vnni -mavx512bf16"
   [kernels_neon_dot.cpp]="-march=armv8.2-a+dotprod"
 )
 
