@@ -21,6 +21,8 @@ namespace avx2 { extern const Kernels table; }
 #ifdef DEEPWELL_HAS_AVX512
 namespace avx512 { extern const Kernels table; }
 namespace avx512_vnni { extern const Kernels table; }
+#endif
+#ifdef DEEPWELL_HAS_AVX512_BF16
 namespace avx512_bf16 { extern const Kernels table; }
 #endif
 #ifdef DEEPWELL_HAS_NEON
@@ -57,7 +59,7 @@ std::vector<const Kernels*> usable() {
 #ifdef DEEPWELL_HAS_AVX512
   if (has_avx512()) {
     const bool vnni = __builtin_cpu_supports("avx512vnni");
-#ifndef DEEPWELL_WITHOUT_AVX512_BF16
+#ifdef DEEPWELL_HAS_AVX512_BF16
     if (vnni && __builtin_cpu_supports("avx512bf16")) found.push_back(&avx512_bf16::table);
 #endif
     if (vnni) found.push_back(&avx512_vnni::table);

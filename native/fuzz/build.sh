@@ -12,8 +12,9 @@ sources=(fuzz/fuzz_native.cpp program.cpp batch.cpp dense.cpp attention.cpp expe
   blocks.cpp memory.cpp pool.cpp isa.cpp kernels_scalar.cpp)
 case $(uname -m) in
   x86_64)
+    # Not avx512_bf16: clang 16 never comes to an end with it under the fuzzer's instrumentation.
     sources+=(kernels_avx2.cpp kernels_avx512.cpp kernels_avx512_vnni.cpp)
-    flags+=(-DDEEPWELL_HAS_AVX2 -DDEEPWELL_HAS_AVX512 -DDEEPWELL_WITHOUT_AVX512_BF16)  # clang 16 crashes on those
+    flags+=(-DDEEPWELL_HAS_AVX2 -DDEEPWELL_HAS_AVX512)
     ;;
   aarch64 | arm64)
     sources+=(kernels_neon.cpp kernels_neon_dot.cpp)
