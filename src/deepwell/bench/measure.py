@@ -92,6 +92,8 @@ def measure(
     runs: dict[Cell, list[float]] = {cell: [] for cell in plan.cells()}
     limits: dict[Cell, list[float]] = {cell: [] for cell in runs}
     resident = 0
+    for cell in runs:
+        bench.warm(cell)
     for _ in range(repeats):
         for cell in runs:
             limit = _limit_of(cell) if beside else None
@@ -155,10 +157,27 @@ class _Bench:
         self._tokens = plan.decode_tokens
         most = max((1, *plan.streams))
         # Twice the streams, so that READING_STEPS is enough for all prompts beside the answers already begun.
-        config = msgspec.structs.replace(engine, max_running=most, token_budget=max(engine.token_budget, 2 * most))
+        config = msgspec.structs.replace(
+            engine,
+            max_running=most,
+            token_budget=max(engine.token_budget, 2 * most),
+            # No more than the largest cell takes: after it has run once, the cache's memory is all the process's own.
+            blocks=min(model.runner.blocks, max(map(self._blocks, plan.cells()))),
+        )
         self._core = EngineCore(model.runner, model.tokenizer, config)
         self._vocab = model.config.vocab
         self._random = np.random.default_rng(0)
+
+    def _blocks(self, cell: Cell) -> int:
+        """KV blocks that a cell takes, with room for what is read beside."""
+        streams = cell.size if cell.measure == "streams" else 1
+        prompt = cell.size if cell.measure in ("prefill", "depth") else SHORT_PROMPT
+        return streams * (-(-(prompt + READING_STEPS + self._tokens) // BLOCK_TOKENS) + 1)
+
+    def warm(self, cell: Cell) -> None:
+        """Run a cell once without counting, but for the long prompts of depth: as other engines' benches do."""
+        if cell.measure not in ("load", "depth"):
+            self.rate(cell)
 
     def rate(self, cell: Cell) -> float:
         """Tokens per second of a cell that is not load."""
