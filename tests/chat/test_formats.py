@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepwell.chat import FORMATS, Message, detect, render_chat, render_fim, render_text
+from deepwell.chat import FORMATS, Conversation, Message, detect, render_chat, render_fim, render_text
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 from fakes import tiny_tokenizer
@@ -38,12 +39,16 @@ def ids(*parts: Any) -> tuple[int, ...]:
     return tuple(id for part in parts for id in (T.encode(part) if isinstance(part, str) else [part]))
 
 
+def render(messages: Sequence[Message], tokenizer: Tokenizer, format: str | None = None) -> tuple[int, ...]:
+    return render_chat(Conversation(messages=tuple(messages)), tokenizer, format)
+
+
 def user(text: str) -> Message:
     return Message("user", text)
 
 
 def answer(text: str, prefix: bool = False) -> Message:
-    return Message("assistant", text, prefix)
+    return Message("assistant", text, prefix=prefix)
 
 
 TALK = [Message("system", "Be brief."), user("Hi"), answer("Hello."), Message("system", "In verse."), user("Go on")]
@@ -51,19 +56,19 @@ TALK = [Message("system", "Be brief."), user("Hi"), answer("Hello."), Message("s
 
 def test_v3_layout() -> None:
     expected = ids(BOS, "Be brief.\n\nIn verse.", USER, "Hi", ASSISTANT, "Hello.", EOS, USER, "Go on", ASSISTANT)
-    assert render_chat(TALK, T) == expected
+    assert render(TALK, T) == expected
 
 
 def test_v3_without_system_text_has_nothing_between_bos_and_user() -> None:
-    assert render_chat([user("x")], T) == ids(BOS, USER, "x", ASSISTANT)
+    assert render([user("x")], T) == ids(BOS, USER, "x", ASSISTANT)
 
 
 def test_v3_answers_again_after_a_finished_assistant_turn() -> None:
-    assert render_chat([user("x"), answer("y")], T) == ids(BOS, USER, "x", ASSISTANT, "y", EOS, ASSISTANT)
+    assert render([user("x"), answer("y")], T) == ids(BOS, USER, "x", ASSISTANT, "y", EOS, ASSISTANT)
 
 
 def test_v3_prefix_is_continued() -> None:
-    assert render_chat([user("x"), answer("y", True)], T) == ids(BOS, USER, "x", ASSISTANT, "y")
+    assert render([user("x"), answer("y", True)], T) == ids(BOS, USER, "x", ASSISTANT, "y")
 
 
 def test_llm_layout_encodes_text_between_template_tokens_at_once() -> None:
@@ -73,17 +78,15 @@ def test_llm_layout_encodes_text_between_template_tokens_at_once() -> None:
         EOS,
         "In verse.\n\nUser: Go on\n\nAssistant:",
     )
-    assert render_chat(TALK, LLM) == expected
+    assert render(TALK, LLM) == expected
 
 
 def test_llm_prefix_is_continued() -> None:
-    assert render_chat([user("x"), answer("y", True)], LLM) == ids(BOS, "User: x\n\nAssistant: y")
+    assert render([user("x"), answer("y", True)], LLM) == ids(BOS, "User: x\n\nAssistant: y")
 
 
 def test_plain_layout_needs_no_special_token() -> None:
-    assert render_chat([user("x"), answer("y"), user("z")], PLAIN) == ids(
-        "User: x\n\nAssistant: y\n\nUser: z\n\nAssistant:"
-    )
+    assert render([user("x"), answer("y"), user("z")], PLAIN) == ids("User: x\n\nAssistant: y\n\nUser: z\n\nAssistant:")
 
 
 @pytest.mark.parametrize(("tokenizer", "name"), [(T, "deepseek-v3"), (LLM, "deepseek-llm"), (PLAIN, "plain")])
@@ -92,29 +95,29 @@ def test_format_is_seen_from_the_tokenizer(tokenizer: Tokenizer, name: str) -> N
 
 
 def test_format_can_be_chosen() -> None:
-    assert render_chat([user("x")], T, "plain") == ids(BOS, "User: x\n\nAssistant:")
+    assert render([user("x")], T, "plain") == ids(BOS, "User: x\n\nAssistant:")
 
 
 def test_unknown_format_lists_the_supported_ones() -> None:
     with pytest.raises(RequestError, match=", ".join(FORMATS)):
-        render_chat([user("x")], T, "chatml")
+        render([user("x")], T, "chatml")
 
 
 def test_format_whose_tokens_are_missing_is_refused() -> None:
     with pytest.raises(RequestError, match="<｜User｜>"):
-        render_chat([user("x")], LLM, "deepseek-v3")
+        render([user("x")], LLM, "deepseek-v3")
 
 
 def test_empty_conversation_is_refused() -> None:
     with pytest.raises(RequestError, match="at least one") as caught:
-        render_chat([], T)
+        render([], T)
     assert caught.value.param == "messages"
 
 
-@pytest.mark.parametrize("messages", [[answer("y", True), user("x")], [user("x"), Message("user", "y", True)]])
+@pytest.mark.parametrize("messages", [[answer("y", True), user("x")], [user("x"), Message("user", "y", prefix=True)]])
 def test_prefix_belongs_to_a_last_assistant_message(messages: list[Message]) -> None:
     with pytest.raises(RequestError, match="last message of role assistant") as caught:
-        render_chat(messages, T)
+        render(messages, T)
     assert caught.value.param in ("messages[0].prefix", "messages[1].prefix")
 
 
@@ -131,7 +134,7 @@ def test_text_never_spells_a_template_token(messages: list[Message], format: str
     blank = [Message(m.role, "x" if m.content else "") for m in messages]
 
     def specials(of: list[Message]) -> list[int]:
-        return [id for id in render_chat(of, T, format) if T.is_special(id)]
+        return [id for id in render(of, T, format) if T.is_special(id)]
 
     assert specials(messages) == specials(blank)
 

@@ -16,6 +16,7 @@ import pytest
 from cli_calls import COMMAND, deepwell
 from rich.console import Console
 
+from deepwell.chat import Conversation as Talk
 from deepwell.chat import Message, render_chat
 from deepwell.cli.chat import Conversation, _obey, messages
 from deepwell.engine import EngineCore, Request, SamplingParams
@@ -33,7 +34,7 @@ def model(model_folder: Path) -> LoadedModel:
 def answer(model: LoadedModel, *turns: Message, max_tokens: int = 8) -> str:
     request = Request(
         id="x",
-        prompt=render_chat(turns, model.tokenizer),
+        prompt=render_chat(Talk(messages=turns), model.tokenizer),
         sampling=SamplingParams(temperature=0.0, max_tokens=max_tokens),
     )
     return "".join(delta.text for delta in EngineCore(model.runner, model.tokenizer).generate(request))

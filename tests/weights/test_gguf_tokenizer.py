@@ -15,7 +15,7 @@ from gguf import GGUFWriter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepwell.chat import Message, render_chat, render_text
+from deepwell.chat import Conversation, Message, render_chat, render_text
 from deepwell.weights.gguf import GgufFile
 from deepwell.weights.gguf_checkpoint import GgufCheckpoint
 from deepwell.weights.gguf_tokenizer import SPLITS, tokenizer_from
@@ -74,7 +74,7 @@ def test_special_tokens_and_ends(from_file: Tokenizer) -> None:
     for text in SPECIALS:
         assert from_file.special(text) == wanted.special(text) is not None
         assert from_file.token_bytes(from_file.special(text) or 0) == text.encode()
-    chat = [Message(role="user", content=f"Hello {EOS}")]
+    chat = Conversation(messages=(Message(role="user", content=f"Hello {EOS}"),))
     assert render_chat(chat, from_file) == render_chat(chat, wanted)
 
 

@@ -1,7 +1,21 @@
-"""Conversations and texts as token ids: one renderer per prompt format."""
+"""Conversations and texts as token ids, and token ids as answers: one renderer and one reader per prompt format."""
 
-from deepwell.chat.conversation import Message, Role
+from deepwell.chat.conversation import Conversation, Message, Role, Tool, ToolCall
 from deepwell.chat.fim import fills_gaps, render_fim, render_text
-from deepwell.chat.formats import FORMATS, detect, render_chat
+from deepwell.chat.formats import FORMATS, detect, find_format
+from deepwell.chat.render import render_chat
 
-__all__ = ["FORMATS", "Message", "Role", "detect", "fills_gaps", "render_chat", "render_fim", "render_text"]
+__all__ = [
+    "FORMATS",
+    "Conversation",
+    "Message",
+    "Role",
+    "Tool",
+    "ToolCall",
+    "detect",
+    "fills_gaps",
+    "find_format",
+    "render_chat",
+    "render_fim",
+    "render_text",
+]

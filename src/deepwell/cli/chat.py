@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 import msgspec
 from rich.console import Console
 
+from deepwell.chat import Conversation as Talk
 from deepwell.chat import Message, render_chat
 from deepwell.cli.model import describe, engine_config, kept_packed, load, sampling_of
 from deepwell.cli.terminal import show, visible
@@ -77,7 +78,7 @@ class Conversation:
         Closing the iterator stops the answer; what came of it is kept. Raises RequestError.
         """
         question = Message("user", text)
-        prompt = render_chat([*self.messages, question], self._model.tokenizer)
+        prompt = render_chat(Talk(messages=(*self.messages, question)), self._model.tokenizer)
         room = self._model.runner.context - len(prompt)
         if room < 1:
             raise RequestError(

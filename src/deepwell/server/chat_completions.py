@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepwell.chat import render_chat
+from deepwell.chat import Conversation, render_chat
 from deepwell.engine.types import Delta
 from deepwell.server.answers import finish_of, respond
 from deepwell.server.body import read_body
@@ -40,7 +40,7 @@ async def chat_completions(request: Request) -> Response:
     check_common(asked, service)
     check_chat(asked)
     messages = messages_of(asked)
-    render = partial(render_chat, messages, service.tokenizer, service.chat_format)
+    render = partial(render_chat, Conversation(messages=tuple(messages)), service.tokenizer, service.chat_format)
     prompt = await service.tokens(render, [message.content for message in messages], "messages")
     wanted = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
     max_tokens = max_tokens_of(wanted, len(prompt), "messages", service)

@@ -118,7 +118,7 @@ def _message(message: ChatMessage, where: str) -> Message:
     if message.content is None:
         raise RequestError(f"{where}.content is missing; it must be a text or a list of text parts", f"{where}.content")
     # The check against ROLES and "tool" above leaves the three roles that Message knows.
-    return Message(cast(Role, role), _text(message, where), bool(message.prefix))
+    return Message(cast(Role, role), _text(message, where), prefix=bool(message.prefix))
 
 
 def _text(message: ChatMessage, where: str) -> str:

@@ -1,0 +1,87 @@
+"""Prompt formats: how a conversation is laid out for a model that was trained on that layout.
+
+A layout is a list of texts and template tokens. Template tokens become their ids; everything between two of them is
+encoded at once as plain text, so what a user writes can never turn into a template token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+
+import msgspec
+
+from deepwell.chat.conversation import Conversation
+from deepwell.chat.reading import PlainReader, Reader
+from deepwell.errors import RequestError
+from deepwell.weights.tokenizer import Tokenizer
+
+BLANK_LINE = "\n\n"
+
+
+class Token(msgspec.Struct, frozen=True):
+    """A template token by its spelling."""
+
+    spelling: str
+
+
+class Sampled(msgspec.Struct, frozen=True):
+    """Token ids that the model once sampled, spliced in as they are (chat/replay.py)."""
+
+    ids: tuple[int, ...]
+
+
+BOS = Token("<｜begin▁of▁sentence｜>")
+EOS = Token("<｜end▁of▁sentence｜>")
+"""Begin and end of a sequence. Where they are spelled otherwise, what the tokenizer names stands for them."""
+
+USER = Token("<｜User｜>")
+ASSISTANT = Token("<｜Assistant｜>")
+
+Layout = Iterator[str | Token | Sampled]
+
+
+def plain_reader(conversation: Conversation, tokenizer: Tokenizer) -> Reader:
+    """Of formats without reasoning and tools."""
+    return PlainReader()
+
+
+class Format(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt format.
+
+    `marks` are the template tokens a tokenizer must have for it; `ends` those that end an answer besides the
+    tokenizer's own. `layout` gives the prompt, and raises RequestError for what the format cannot say. `reader` reads
+    the answer to that prompt, knowing how it ended (in an open thought, in the middle of a call, ...).
+    `thinks`: "never", "always", or "choice" if a conversation may say. `tools`: whether the format can offer tools.
+    """
+
+    name: str
+    marks: tuple[Token, ...]
+    layout: Callable[[Conversation], Layout]
+    reader: Callable[[Conversation, Tokenizer], Reader] = plain_reader
+    ends: tuple[Token, ...] = ()
+    thinks: str = "never"
+    tools: bool = False
+
+
+def splice(layout: Layout, format: str, tokenizer: Tokenizer) -> Iterator[int]:
+    """The ids of a layout: all texts between two tokens are encoded at once."""
+    for is_text, parts in groupby(layout, key=lambda part: isinstance(part, str)):
+        if is_text:
+            text = "".join(part for part in parts if isinstance(part, str))
+            yield from tokenizer.encode(text) if text else ()
+        else:
+            for part in parts:
+                assert not isinstance(part, str)
+                yield from part.ids if isinstance(part, Sampled) else _ids(part, format, tokenizer)
+
+
+def _ids(token: Token, format: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    if token is BOS:
+        return () if tokenizer.bos is None else (tokenizer.bos,)
+    id = tokenizer.special(token.spelling)
+    if id is None and token is EOS:
+        return tokenizer.eos[:1]
+    if id is None:
+        raise RequestError(f"prompt format {format!r} needs the token {token.spelling}, which this model lacks")
+    return (id,)

@@ -1,0 +1,64 @@
+"""What a reader gives. It takes an answer as the engine marks it: pieces of text, and ids of special tokens between.
+
+A reader's pieces, joined per kind, do not depend on where the text was cut. What could still become markup is held
+back. Markup never shows in a piece; a call that is broken comes back as content, as it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import msgspec
+
+Marked = str | int
+"""A piece of text, or the id of a special token."""
+
+
+class Reasoning(msgspec.Struct, frozen=True):
+    """More of what the model thinks before it answers."""
+
+    text: str
+
+
+class Content(msgspec.Struct, frozen=True):
+    """More of the answer."""
+
+    text: str
+
+
+class CallBegin(msgspec.Struct, frozen=True):
+    """A tool call begins; calls are numbered in the order in which they begin."""
+
+    name: str
+
+
+class CallArguments(msgspec.Struct, frozen=True):
+    """More of the JSON text of the call that began last. What was given stays true: it is only ever added to."""
+
+    text: str
+
+
+Piece = Reasoning | Content | CallBegin | CallArguments
+
+
+class Reader(Protocol):
+    """Reads one answer."""
+
+    def push(self, marked: Iterable[Marked]) -> Iterator[Piece]:
+        """Take more of the answer; gives what is certain now. To be exhausted before the next call."""
+        ...
+
+    def finish(self) -> Iterator[Piece]:
+        """The answer has ended, complete or cut off; gives what was held back."""
+        ...
+
+
+class PlainReader:
+    """Everything is content; special tokens do not show."""
+
+    def push(self, marked: Iterable[Marked]) -> Iterator[Piece]:
+        return (Content(part) for part in marked if isinstance(part, str) and part)
+
+    def finish(self) -> Iterator[Piece]:
+        return iter(())
