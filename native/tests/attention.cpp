@@ -98,7 +98,7 @@ void check_mla(Checks& checks, int heads, int latent, int rope, int length, Rand
   for (int h = 0; h < heads; ++h)
     attend({q.begin() + h * width, q.begin() + (h + 1) * width}, memory, length, 0.3, 3e-5, expected, bound);
   const auto run = [&](const Kernels& k, float* out) {
-    k.mla({q.data(), out, pages.data(), kTable, page, length, heads, latent, rope, 0.3f});
+    k.mla({q.data(), out, pages.data(), kTable, page, length, heads, latent, rope, 0.3f, nullptr});
   };
   checks.check({"mla of " + std::to_string(heads) + " heads of " + std::to_string(latent) + " + " +
                 std::to_string(rope) + ", " + std::to_string(length) + " tokens", expected.size(), run, expected,
