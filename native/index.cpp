@@ -12,7 +12,8 @@ namespace deepwell {
 namespace {
 
 constexpr int kUnitPages = 8;                     // pages of keys that a unit scores: they stay in the second cache
-constexpr size_t kMostScores = size_t{1} << 22;  // scores kept at once, if more than one row has to wait
+constexpr size_t kMostScores = size_t{1} << 22;  // after which no further row's scores are kept at once
+constexpr size_t kInlineWork = 131072;            // multiply-adds below which waking threads costs more than it gives
 
 // A whole number that orders like the score, without 0 for numbers: 0 is no number at all.
 uint32_t order_of(float score) {
@@ -37,13 +38,6 @@ void choose(const float* scores, int n, int k, float* chosen) {
     chosen[taken++] = static_cast<float>(i);
   }
 }
-
-// Rows [first, last) whose scores are held at once: those of row t begin at starts[t - first].
-struct Group {
-  int first, last;
-  std::vector<size_t> starts;
-  size_t size;
-};
 
 struct Piece {
   int row, first, last;  // pages
@@ -83,13 +77,12 @@ void Index::score(const Step& step, int row, int first, int last, float* scores)
                                  shape.heads, shape.head_dim, shape.scale, scores});
 }
 
-void Index::run(Step& step) const {
-  store(step);
+// Rows whose past is longer than top_k, in groups; the others choose it whole at once.
+std::vector<Index::Group> Index::groups_of(const Step& step) const {
   const Rows chosen = step.rows(out);
-  const auto length_of = [&](int t) { return step.batch.positions[t] + 1; };
   std::vector<Group> groups;
   for (int t = 0; t < chosen.count; ++t) {
-    const int length = length_of(t);
+    const int length = step.batch.positions[t] + 1;
     if (length <= shape.top_k) {
       for (int i = 0; i < shape.top_k; ++i) chosen[t][i] = i < length ? static_cast<float>(i) : -1.0f;
       continue;
@@ -100,29 +93,38 @@ void Index::run(Step& step) const {
     g.starts.push_back(g.size);
     g.size += round_up(length, kBlockTokens);
   }
+  return groups;
+}
+
+void Index::choose_in(const Step& step, const Group& g, float* scores) const {
+  const Rows chosen = step.rows(out);
+  std::vector<Piece> pieces;
+  for (int t = g.first; t < g.last; ++t) {
+    const int pages = step.batch.positions[t] / kBlockTokens + 1;
+    for (int p = 0; p < pages; p += kUnitPages) pieces.push_back({t, p, std::min(pages, p + kUnitPages)});
+  }
+  auto one = [&](int i) {
+    const Piece& p = pieces[i];
+    score(step, p.row, p.first, p.last, scores + g.starts[p.row - g.first] + size_t{kBlockTokens} * p.first);
+  };
+  auto pick = [&](int i) {
+    const int t = g.first + i;
+    choose(scores + g.starts[i], step.batch.positions[t] + 1, shape.top_k, chosen[t]);
+  };
+  if (g.size * q.width >= kInlineWork) {
+    parallel(static_cast<int>(pieces.size()), one);
+    return parallel(g.last - g.first, pick);
+  }
+  for (int i = 0; i < static_cast<int>(pieces.size()); ++i) one(i);
+  for (int i = 0; i < g.last - g.first; ++i) pick(i);
+}
+
+void Index::run(Step& step) const {
+  store(step);
   std::vector<float> scores;
-  for (const Group& g : groups) {
-    if (scores.size() < g.size) scores.resize(g.size);
-    std::vector<Piece> pieces;
-    for (int t = g.first; t < g.last; ++t) {
-      const int pages = static_cast<int>(ceil_div(length_of(t), kBlockTokens));
-      for (int p = 0; p < pages; p += kUnitPages) pieces.push_back({t, p, std::min(pages, p + kUnitPages)});
-    }
-    const auto one = [&](int i) {
-      const Piece& p = pieces[i];
-      score(step, p.row, p.first, p.last, scores.data() + g.starts[p.row - g.first] + size_t{kBlockTokens} * p.first);
-    };
-    const auto pick = [&](int i) {
-      const int t = g.first + i;
-      choose(scores.data() + g.starts[i], length_of(t), shape.top_k, chosen[t]);
-    };
-    if (g.size * q.width < 131072) {  // waking threads costs more
-      for (int i = 0; i < static_cast<int>(pieces.size()); ++i) one(i);
-      for (int i = 0; i < g.last - g.first; ++i) pick(i);
-    } else {
-      parallel(static_cast<int>(pieces.size()), one);
-      parallel(g.last - g.first, pick);
-    }
+  for (const Group& g : groups_of(step)) {
+    scores.resize(std::max(scores.size(), g.size));
+    choose_in(step, g, scores.data());
   }
 }
 

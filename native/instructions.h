@@ -150,6 +150,14 @@ struct Index : Instruction {
 
  private:
   void store(const Step& step) const;
+  // Rows [first, last) whose scores are held at once: those of row t begin at starts[t - first].
+  struct Group {
+    int first, last;
+    std::vector<size_t> starts;
+    size_t size;
+  };
+  std::vector<Group> groups_of(const Step& step) const;
+  void choose_in(const Step& step, const Group& group, float* scores) const;
   void score(const Step& step, int row, int first, int last, float* scores) const;
 };
 
