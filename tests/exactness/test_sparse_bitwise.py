@@ -15,7 +15,7 @@ from deepwell.engine.load import NativeRunner
 from deepwell.weights.checkpoint import Checkpoint
 from fakes import tiny_tokenizer
 
-LENGTHS = (1, 15, 17, 64, 65, 150)
+LENGTHS = (1, 15, 63, 64, 65, 130, 200)
 TOP_K = 16
 FORMATS: list[dict[str, Any]] = [
     {"dtype": "float32"},
@@ -38,9 +38,9 @@ def build(request: pytest.FixtureRequest, tmp_path: Path) -> cases.Build:
 
 def test_same_bits(build: cases.Build) -> None:
     """Alone, in chunks, among others, after a prefix hit, after preemption, and with every kind of speculation."""
-    tokenizer, targets = tiny_tokenizer(), cases.requests(320, LENGTHS, 40)
+    tokenizer, targets = tiny_tokenizer(), cases.requests(320, LENGTHS, 70)
     wanted = cases.alone(build, tokenizer, targets)
-    assert all(len(answer) == 40 * 6 for answer in wanted.values())
+    assert all(len(answer) == 70 * 6 for answer in wanted.values())
     ways = {
         "chunks of 1": cases.alone(build, tokenizer, targets, 1),
         "chunks of 7": cases.alone(build, tokenizer, targets, 7),
@@ -60,6 +60,6 @@ def test_same_bits(build: cases.Build) -> None:
 def test_guesses_are_right_and_wrong(build: cases.Build, mode: str) -> None:
     """The comparison above compares something."""
     core = EngineCore(build(), tiny_tokenizer(), EngineConfig(speculate=mode, draft_tokens=2))
-    cases.serve(core, cases.requests(320, LENGTHS, 40))
+    cases.serve(core, cases.requests(320, LENGTHS, 70))
     stats = core.stats()
     assert 0.05 * stats.drafted[mode] < stats.accepted[mode] < 0.95 * stats.drafted[mode]

@@ -196,10 +196,27 @@ def forward(
     c: Config, w: Mapping[str, Array], tokens: NDArray[Any], trace: Trace | None = None, layout: str = "half"
 ) -> Array:
     """logits_SV of one sequence. `layout` rotates the indexer's columns in the right way, "half", or a wrong one."""
+    return rms(hidden(c, w, tokens, trace, layout), w["model.norm.weight"]) @ w["lm_head.weight"].T
+
+
+def hidden(
+    c: Config, w: Mapping[str, Array], tokens: NDArray[Any], trace: Trace | None = None, layout: str = "half"
+) -> Array:
+    """x_SD after the last layer."""
     x = w["model.embed_tokens.weight"][tokens]
     for layer in range(c["num_hidden_layers"]):
         x = decoder_layer(c, w, f"model.layers.{layer}.", x, layer >= c["first_k_dense_replace"], trace, layout)
-    return rms(x, w["model.norm.weight"]) @ w["lm_head.weight"].T
+    return x
+
+
+def further(c: Config, w: Mapping[str, Array], tokens: NDArray[Any], trace: Trace) -> Array:
+    """The prediction module's logits for the token after the next, of all tokens but the last."""
+    at = f"model.layers.{c['num_hidden_layers']}."
+    state = rms(hidden(c, w, tokens[:-1], trace), w["model.norm.weight"])
+    following = rms(w["model.embed_tokens.weight"][tokens[1:]], w[at + "enorm.weight"])
+    joined = np.concatenate([following, rms(state, w[at + "hnorm.weight"])], axis=-1)
+    x = decoder_layer(c, w, at, joined @ w[at + "eh_proj.weight"].T, True, trace, "half")
+    return rms(x, w[at + "shared_head.norm.weight"]) @ w["lm_head.weight"].T
 
 
 def decoder_layer(

@@ -88,6 +88,18 @@ def test_stored_in_fewer_bits(stored: str, tmp_path: Path) -> None:
     assert np.abs(runner.run(whole(tokens)) - logits).max() < BOUND
 
 
+def test_the_prediction_module_has_an_indexer_of_its_own(tmp_path: Path) -> None:
+    c, tokens, trace = reference.random_config(5, mtp=1), tokens_of(5), reference.Trace()
+    logits = reference.further(c, reference.write(tmp_path, c, 5), tokens, trace)
+    assert trace.margin > MARGIN
+    assert len(trace.chosen) == 4
+    runner = NativeRunner(Checkpoint(tmp_path), "float32", blocks=8, mtp=True)
+    assert runner.further is not None
+    _, states = runner.further.run(whole(tokens[:-1]))
+    got, _ = runner.further.predict(whole(tokens[1:]), states)
+    assert np.abs(got - logits).max() < BOUND
+
+
 @pytest.mark.parametrize("layout", ["interleaved", "last"])
 def test_the_wrong_rotation_would_be_seen(layout: str, tmp_path: Path) -> None:
     """The indexer's first columns are rotated, in halves. Otherwise other positions are chosen, and logits differ."""
@@ -101,11 +113,6 @@ def test_the_wrong_rotation_would_be_seen(layout: str, tmp_path: Path) -> None:
     assert np.mean(shared) < 0.9
     got = NativeRunner(Checkpoint(tmp_path), "float32", blocks=8).run(whole(tokens))
     assert np.abs(got - others).max() > 1000 * np.abs(got - logits).max()
-
-
-def test_hadamard_changes_no_score(tmp_path: Path) -> None:
-    m = reference.hadamard(64)
-    np.testing.assert_allclose(m @ m.T, np.eye(64), atol=1e-14)
 
 
 def without_indexer(folder: Path, c: reference.Config, seed: int) -> Checkpoint:
