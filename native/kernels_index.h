@@ -1,6 +1,6 @@
 // Scores of the lightning indexer (DeepSeek-V3.2 report, section 2.1) against pages of keys laid out as grouped-query
-// attention lays them out: float32 [width][64], bfloat16 [width / 2][64][2], so that a lane is a position. A score is one
-// chain of fused multiply-adds over the heads, of chains over the columns: nothing depends on how pages are cut.
+// attention lays them out: float32 [width][64], bfloat16 [width / 2][64][2], so that a lane is a position. A score is
+// one chain of fused multiply-adds over the heads, of chains over the columns: nothing depends on how pages are cut.
 #pragma once
 #include "kernels_cached.h"
 
@@ -50,8 +50,8 @@ DW_INLINE void add_heads(const IndexCachedTask& a, int head, const uint16_t* key
   });
 }
 
-// Scores of the 64 positions of pages [first, last), written one after the other. `lane` is how many values of a key's
-// row lie between two positions.
+// Scores of the 64 positions of pages [first, last), written one after the other. `Lane` is how many values lie between
+// those of two neighbouring positions.
 template <int Lane, class Task>
 DW_INLINE void index_pages(const Task& a) {
   for (int p = a.first; p < a.last; ++p) {

@@ -282,7 +282,8 @@ View Program::mla(View q, View latent, View k_rope, MatrixPtr k_b, MatrixPtr v_b
   if (chosen) {
     check_view(*chosen, "the chosen positions of mla");
     const bool known = std::find(indexed_.begin(), indexed_.end(), chosen->buffer) != indexed_.end();
-    require(known && chosen->width == buffers_[chosen->buffer].width, "the chosen positions of mla must be those of index");
+    require(known && chosen->width == buffers_[chosen->buffer].width,
+            "the chosen positions of mla must be those of index");
   }
   use_layer(layer, s.latent + s.rope, static_cast<int>(round_up(s.latent + s.rope, 32)) <= kMostCachedWidth);
   const View absorbed = buffer(s.heads * (s.latent + s.rope), false), weighted = buffer(s.heads * s.latent, false);

@@ -1,7 +1,9 @@
 // Attention over a paged cache, in float32 and bfloat16. Slots that no token wrote hold NaN: they must not matter.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
+#include "../isa.h"
 #include "checks.h"
 
 namespace deepwell {
@@ -121,7 +123,8 @@ void check_mla(Checks& checks, int heads, int latent, int rope, int length, Rand
     k.mla({q.data(), out, pages.data(), kTable, page, count, heads, latent, rope, 0.3f,
            sparse ? chosen.data() : nullptr});
   };
-  checks.check({std::string(sparse ? "sparse " : "") + "mla of " + std::to_string(heads) + " heads of " + std::to_string(latent) + " + " +
+  checks.check({std::string(sparse ? "sparse " : "") + "mla of " + std::to_string(heads) + " heads of " +
+                std::to_string(latent) + " + " +
                 std::to_string(rope) + ", " + std::to_string(length) + " tokens", expected.size(), run, expected,
                 bound});
 }
@@ -199,6 +202,31 @@ void check_mla_cached(Checks& checks, int count, int latent, int rope, int lengt
   check_cached(checks, "sparse " + name, picked(memory, chosen), queries, task, true);
 }
 
+// A list of all positions gives the bits that no list gives.
+void check_whole_list(Checks& checks, int heads, int latent, int rope, int length, Random& random) {
+  const int width = latent + rope, stride = (width + 31) / 32 * 32;
+  const size_t page = static_cast<size_t>(kTokens) * stride;
+  const std::vector<float> q = random.floats(static_cast<size_t>(heads) * width, -2, 2);
+  const std::vector<float> pages = random.floats(kPages * page);
+  std::vector<uint16_t> halves;
+  for (float x : pages) halves.push_back(top_half(x));
+  std::vector<float> all;
+  for (int t = 0; t < length; ++t) all.push_back(static_cast<float>(t));
+  const auto run = [&](const Kernels& k, const float* list, uint8_t* out) {
+    std::vector<float> y(2 * static_cast<size_t>(heads) * latent);
+    std::vector<CachedRow> rows;
+    for (int h = 0; h < heads; ++h) rows.push_back({&q[h * width], &y[(heads + h) * latent], length});
+    k.mla({q.data(), y.data(), pages.data(), kTable, static_cast<size_t>(kTokens) * width, length, heads, latent, rope,
+           0.3f, list});
+    k.mla_cached({rows.data(), heads, halves.data(), kTable, page, 0, 0, width, latent, stride, 0.3f, list});
+    std::memcpy(out, y.data(), sizeof(float) * y.size());
+  };
+  std::vector<uint8_t> expected(2 * sizeof(float) * heads * latent);
+  run(kernels(), nullptr, expected.data());
+  checks.check_bytes("mla of a list of " + std::to_string(length), expected,
+                     [&](const Kernels& k, uint8_t* out) { run(k, all.data(), out); });
+}
+
 // ---- the indexer
 
 // Scores of all positions of the pages; those that no token wrote are not compared.
@@ -256,6 +284,7 @@ void check_attention(Checks& checks) {
     check_mla_cached(checks, 9, 64, 32, length, random);
     for (int heads : {1, 4, 7}) check_mla(checks, heads, 40, 8, length, random, true);
     for (int count : {1, 3, 8, 13}) check_mla_cached(checks, count, 40, 8, length, random, true);
+    for (int heads : {1, 4, 9}) check_whole_list(checks, heads, 40, 8, length, random);
     for (int heads : {1, 2, 5, 8})
       for (int width : {2, 16, 30}) {
         check_index(checks, heads, width, length, false, random);

@@ -6,8 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from op_backends import BACKENDS, REFERENCE, Backend, Graph, Weights, assert_close, normal, packed_batch, rows_batch
+from op_backends import (
+    BACKENDS,
+    REFERENCE,
+    Backend,
+    Graph,
+    Weights,
+    assert_close,
+    halves,
+    normal,
+    packed_batch,
+    rows_batch,
+    two_steps,
+)
 
 from deepwell.ops.base import Batch, GqaShape, IndexShape, MlaShape, Rotation, Routing
 
@@ -94,28 +105,6 @@ def test_gated(backend: Backend, seed: int) -> None:
     check(backend, lambda ops, w: ops.gated(ops.embed(w["x"]), w["w"], w["b"]), weights, [rows_batch(rows)])
 
 
-def two_steps(seed: int) -> list[Batch]:
-    """Prompts of several sequences, then more of each: across page borders, onto partial pages, out of order."""
-    rng = np.random.default_rng(seed)
-    first = [int(n) for n in rng.integers(1, 150, 3)] if seed else [64, 1, 129]
-    second = [int(n) for n in rng.integers(1, 70, 3)] if seed else [1, 63, 1]
-    whole = packed_batch([(0, a + b) for a, b in zip(first, second, strict=True)], seed)
-    starts = np.cumsum([0, *(a + b for a, b in zip(first, second, strict=True))])
-    steps = []
-    for begin, count, order in ((np.zeros(3, int), first, (0, 1, 2)), (np.array(first), second, (2, 0, 1))):
-        rows = np.concatenate([starts[s] + begin[s] + np.arange(count[s]) for s in order])
-        steps.append(
-            Batch(
-                whole.tokens_T[rows],
-                whole.positions_T[rows],
-                whole.sequence_T[rows],
-                whole.block_table_SP,
-                np.arange(len(rows), dtype=np.int32),
-            )
-        )
-    return steps
-
-
 @pytest.mark.parametrize("shape", [(4, 4, 16), (6, 2, 40), (5, 1, 7), (1, 1, 128), (3, 3, 1)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_gqa_over_two_steps(backend: Backend, seed: int, shape: tuple[int, int, int]) -> None:
@@ -150,11 +139,6 @@ def test_mla_over_two_steps(backend: Backend, seed: int, shape: tuple[int, int, 
     check(backend, graph, weights, two_steps(seed), [latent + rope], mla)
 
 
-def quarters(seed: int, *shape: int) -> NDArray[np.float32]:
-    """Whole and half numbers: products and sums are exact, and many are equal."""
-    return (np.random.default_rng(seed).integers(-2, 3, shape) / 2).astype(np.float32)
-
-
 @pytest.mark.parametrize("shape", [(3, 8, 16), (1, 2, 1), (4, 32, 40), (6, 6, 129), (2, 4, 500)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_index_chooses_the_best_and_of_equals_the_first(
@@ -163,7 +147,7 @@ def test_index_chooses_the_best_and_of_equals_the_first(
     """Exact scores, so that ties are ties everywhere; top-k below, at and above the lengths."""
     heads, head_dim, top_k = shape
     index = IndexShape(heads, head_dim, top_k, 0.25)
-    weights = {"x": quarters(seed, 1000, heads * head_dim + head_dim + heads)}
+    weights = {"x": halves(seed, 1000, heads * head_dim + head_dim + heads)}
 
     def graph(ops: Any, w: Any) -> Any:
         return ops.index(*ops.split(ops.embed(w["x"]), (heads * head_dim, head_dim, heads)), 0, index)
@@ -182,7 +166,7 @@ def test_sparse_mla_over_two_steps(backend: Backend, top_k: int, shape: tuple[in
     index = IndexShape(2, 8, top_k, 0.25)
     widths = (heads * (nope + rope), latent, rope)
     weights = {
-        "x": np.concatenate([normal(1, 1000, sum(widths)), quarters(2, 1000, 2 * 8 + 8 + 2)], axis=1),
+        "x": np.concatenate([normal(1, 1000, sum(widths)), halves(2, 1000, 2 * 8 + 8 + 2)], axis=1),
         "kv_b": normal(3, heads * (nope + value), latent) * latent**-0.5,
     }
 
