@@ -12,10 +12,12 @@ import sparse_reference as reference
 import torch
 from numpy.typing import NDArray
 from op_backends import int32
+from safetensors.torch import load_file, save_file
 
 from deepwell.engine.load import NativeRunner
-from deepwell.errors import ConfigError
-from deepwell.model import Decoder, from_hugging_face, param_specs
+from deepwell.engine.memory import block_bytes_of
+from deepwell.errors import CheckpointError, ConfigError
+from deepwell.model import Decoder, account, from_hugging_face
 from deepwell.ops.base import BLOCK_TOKENS, Batch
 from deepwell.ops.torch_ops import PagedTorchOps, TorchOps
 from deepwell.weights.checkpoint import Checkpoint
@@ -117,8 +119,6 @@ def test_the_wrong_rotation_would_be_seen(layout: str, tmp_path: Path) -> None:
 
 def without_indexer(folder: Path, c: reference.Config, seed: int) -> Checkpoint:
     """The same model as a DeepSeek-V3, which attends to everything."""
-    from safetensors.torch import load_file, save_file
-
     reference.write(folder, c, seed)
     kept = {k: v for k, v in load_file(folder / "model.safetensors").items() if ".indexer." not in k}
     save_file(kept, folder / "model.safetensors")
@@ -142,8 +142,6 @@ def test_up_to_top_k_the_bits_are_those_of_dense_attention(dtype: Any, cache_dty
 
 def test_accounting(tmp_path: Path) -> None:
     """Parameters as the checkpoint has them; the cache holds an indexer's key beside each latent."""
-    from deepwell.model import account
-
     c = reference.random_config(2, mtp=1)
     config = from_hugging_face(c)
     main = {k: v for k, v in reference.shapes(c).items() if not k.startswith("model.layers.3.")}
@@ -154,9 +152,15 @@ def test_accounting(tmp_path: Path) -> None:
     assert counted.kv_bytes_per_token == 2 * 3 * width
 
 
-def test_flops_grow_by_the_indexer_alone_beyond_top_k() -> None:
-    from deepwell.model import account
+def test_the_cache_is_as_large_as_it_was_said_to_be(tmp_path: Path) -> None:
+    c = reference.random_config(2, mtp=1)
+    reference.write(tmp_path, c, 2)
+    for cache_dtype, kv_bytes in (("float32", 4), ("bfloat16", 2)):
+        runner = NativeRunner(Checkpoint(tmp_path), "int8", cache_dtype=cache_dtype, blocks=3, mtp=True)
+        assert runner._cache.nbytes == 3 * block_bytes_of(from_hugging_face(c), kv_bytes, mtp=True)
 
+
+def test_flops_grow_by_the_indexer_alone_beyond_top_k() -> None:
     c = reference.random_config(2)
     k, config = c["index_topk"], from_hugging_face(c)
     flops = [account(config, depth=depth).flops_per_token for depth in (k - 2, k - 1, k, k + 1, k + 2)]
@@ -197,13 +201,10 @@ def test_v4_is_refused_with_what_is_supported(raw: dict[str, Any]) -> None:
 
 
 def test_missing_indexer_tensors_are_named(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     c = reference.random_config(0)
     reference.write(tmp_path, c, 0)
     tensors = load_file(tmp_path / "model.safetensors")
     name = "model.layers.1.self_attn.indexer.k_norm.bias"
     save_file({k: v for k, v in tensors.items() if k != name}, tmp_path / "model.safetensors")
-    with pytest.raises(Exception, match=f"tensor {name} is missing"):
+    with pytest.raises(CheckpointError, match=f"tensor {name} is missing"):
         Checkpoint(tmp_path)
-    assert len(param_specs(from_hugging_face(c))) == len({p.key for p in param_specs(from_hugging_face(c))})

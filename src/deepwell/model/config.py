@@ -105,8 +105,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def index_shape(self) -> IndexShape | None:
         """The indexer as the kernels want it. Its scale changes no order, and is the published code's."""
-        i = self.index
-        return None if i is None else IndexShape(i.heads, i.head_dim, i.top_k, (i.heads * i.head_dim) ** -0.5)
+        if (i := self.index) is None:
+            return None
+        return IndexShape(i.heads, i.head_dim, min(i.top_k, self.context), (i.heads * i.head_dim) ** -0.5)
 
     @property
     def index_rotation(self) -> Rotation | None:
