@@ -3,6 +3,7 @@
 
 #include "instructions.h"
 #include "isa.h"
+#include "paging.h"
 
 namespace deepwell {
 
@@ -23,9 +24,6 @@ void each_unit(const Batch& batch, int n, size_t cost_per_token, F&& f) {
   }
   parallel(n, f);
 }
-
-int page_of(const Step& step, int row) { return step.batch.table(row)[step.batch.positions[row] / kBlockTokens]; }
-int slot_of(const Step& step, int row) { return step.batch.positions[row] % kBlockTokens; }
 
 // Consecutive rows of one sequence, at most `most`.
 struct Run {
@@ -100,7 +98,7 @@ void Gqa::attend_cached(const Step& step) const {
         rows.push_back({queries[t] + column, y[t] + column, step.batch.positions[t] + 1});
       }
     attend({rows.data(), static_cast<int>(rows.size()), step.cache.halves(layer), step.batch.table(run.first),
-            step.cache.page_values(layer), h * head, (shape.kv_heads + h) * head, dim, dim, 0, shape.scale});
+            step.cache.page_values(layer), h * head, (shape.kv_heads + h) * head, dim, dim, 0, shape.scale, nullptr});
   });
 }
 
@@ -167,19 +165,22 @@ void Mla::attend(const Step& step) const {
   const int most = cached ? kCachedRows : kFloatHeads, pieces = static_cast<int>(ceil_div(shape.heads, most));
   const size_t page_values = step.cache.page_values(layer);
   const Kernels& k = kernels();
+  const Rows picked = sparse ? step.rows(chosen) : Rows{};
   each_unit(step.batch, queries.count * pieces, 2 * shape.heads * width, [&](int unit) {
     const int t = unit / pieces, h = unit % pieces * most, heads = std::min(most, shape.heads - h);
     const int32_t* table = step.batch.table(t);
-    const int length = step.batch.positions[t] + 1;
+    const bool some = sparse && step.batch.positions[t] >= chosen.width;
+    const float* list = some ? picked[t] : nullptr;
+    const int length = some ? chosen.width : step.batch.positions[t] + 1;
     const float* from = queries[t] + h * width;
     float* to = y[t] + h * shape.latent;
     if (!cached)
       return k.mla({from, to, step.cache.floats(layer), table, page_values, length, heads, shape.latent, shape.rope,
-                    shape.scale});
+                    shape.scale, list});
     CachedRow rows[kCachedRows];
     for (int i = 0; i < heads; ++i) rows[i] = {from + i * width, to + i * shape.latent, length};
     k.mla_cached({rows, heads, step.cache.halves(layer), table, page_values, 0, 0, width, shape.latent,
-                  static_cast<int>(page_values / kBlockTokens), shape.scale});
+                  static_cast<int>(page_values / kBlockTokens), shape.scale, list});
   });
 }
 

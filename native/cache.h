@@ -1,6 +1,7 @@
 // The paged KV cache: per layer, `blocks` pages of 64 tokens, in float32 or bfloat16.
 //
-// A layer's width is 2 * kv_heads * head_dim for grouped-query attention and latent + rope for latent attention.
+// A layer's width is 2 * kv_heads * head_dim for grouped-query attention, latent + rope for latent attention, and
+// head_dim for the keys of an indexer, which are laid out like grouped-query keys of one head.
 // float32: grouped-query keeps keys as [kv_heads][head_dim][64], so that a vector holds 16 tokens, then values as
 // [kv_heads][64][head_dim]; latent keeps [64][latent | rope]. bfloat16: kernels_cached.h states the layouts; rows are
 // rounded up to 32 values. Slots never written are never used.

@@ -92,6 +92,14 @@ void RmsNorm::run(Step& step) const {
   });
 }
 
+void LayerNorm::run(Step& step) const {
+  const Rows in = step.rows(x), y = step.rows(out);
+  const auto norm = kernels().layer_norm;
+  each_row(in.count, out.width, [&](int t) {
+    norm(in[t], weight->values.data(), bias->values.data(), y[t], out.width, eps);
+  });
+}
+
 namespace {
 
 // Pointers to the rows of a view.
@@ -153,6 +161,7 @@ void Rope::run(Step& step) const {
   const Rows in = step.rows(x), y = step.rows(out);
   const Angles& angles = step.angles[rotation];
   const int head = x.width / heads, pairs = width / 2, plain = head - width;
+  const int turned = leading ? 0 : plain, kept = leading ? width : 0;
   const int apart = interleaved ? 1 : pairs, next = interleaved ? 2 : 1;
   each_row(y.count, x.width, [&](int t) {
     const float* c = angles.cosine.data() + static_cast<size_t>(t) * pairs;
@@ -160,11 +169,11 @@ void Rope::run(Step& step) const {
     for (int h = 0; h < heads; ++h) {
       const float* from = in[t] + h * head;
       float* to = y[t] + h * head;
-      std::memcpy(to, from, sizeof(float) * plain);
-      for (int i = 0; i < pairs; ++i) {
-        const float a = from[plain + i * next], b = from[plain + i * next + apart];
-        to[plain + i * next] = a * c[i] - b * s[i];
-        to[plain + i * next + apart] = b * c[i] + a * s[i];
+      std::memcpy(to + kept, from + kept, sizeof(float) * plain);
+      for (int i = 0, at = turned; i < pairs; ++i, at += next) {
+        const float a = from[at], b = from[at + apart];
+        to[at] = a * c[i] - b * s[i];
+        to[at + apart] = b * c[i] + a * s[i];
       }
     }
   });

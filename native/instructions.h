@@ -48,6 +48,16 @@ struct RmsNorm : Instruction {
   View out;
 };
 
+struct LayerNorm : Instruction {
+  LayerNorm(View i, VectorPtr w, VectorPtr b, float e, View o)
+      : x(i), weight(std::move(w)), bias(std::move(b)), eps(e), out(o) {}
+  void run(Step& step) const override;
+  View x;
+  VectorPtr weight, bias;
+  float eps;
+  View out;
+};
+
 // Rows of floats as coded rows, for the quantised matrices that read them.
 struct Encode : Instruction {
   Encode(View i, View o) : x(i), out(o) {}
@@ -83,11 +93,12 @@ struct Add : Instruction {
 };
 
 struct Rope : Instruction {
-  Rope(View i, int h, int r, int w, bool p, View o) : x(i), heads(h), rotation(r), width(w), interleaved(p), out(o) {}
+  Rope(View i, int h, int r, int w, bool p, bool l, View o)
+      : x(i), heads(h), rotation(r), width(w), interleaved(p), leading(l), out(o) {}
   void run(Step& step) const override;
   View x;
   int heads, rotation, width;
-  bool interleaved;
+  bool interleaved, leading;
   View out;
 };
 
@@ -128,18 +139,43 @@ struct Gqa : Instruction {
   void attend_cached(const Step& step) const;
 };
 
+struct Index : Instruction {
+  Index(View q_, View k_, View w, int l, IndexShape s, View o)
+      : q(q_), k(k_), weights(w), layer(l), shape(s), out(o) {}
+  void run(Step& step) const override;
+  View q, k, weights;
+  int layer;
+  IndexShape shape;
+  View out;
+
+ private:
+  void store(const Step& step) const;
+  // Rows [first, last) whose scores are held at once: those of row t begin at starts[t - first].
+  struct Group {
+    int first, last;
+    std::vector<size_t> starts;
+    size_t size;
+  };
+  std::vector<Group> groups_of(const Step& step) const;
+  void choose_in(const Step& step, const Group& group, float* scores) const;
+  void score(const Step& step, int row, int first, int last, float* scores) const;
+};
+
 // `absorbed` holds per head [q_nope through k_b | q_rope]; `weighted` the attention-weighted latents; `codes` each
-// head's row for k_b, then for v_b, if these are quantised.
+// head's row for k_b, then for v_b, if these are quantised. If `sparse`, rows with a longer past see `chosen` positions.
 struct Mla : Instruction {
-  Mla(View q_, View c, View r, MatrixPtr k, MatrixPtr v, int l, MlaShape s, View a, View w, View e, View o)
+  Mla(View q_, View c, View r, MatrixPtr k, MatrixPtr v, int l, MlaShape s, View a, View w, View e, View o,
+      const View* z)
       : q(q_), latent(c), k_rope(r), k_b(std::move(k)), v_b(std::move(v)), layer(l), shape(s), absorbed(a),
-        weighted(w), codes(e), out(o) {}
+        weighted(w), codes(e), out(o), sparse(z), chosen(z ? *z : View{}) {}
   void run(Step& step) const override;
   View q, latent, k_rope;
   MatrixPtr k_b, v_b;
   int layer;
   MlaShape shape;
   View absorbed, weighted, codes, out;
+  bool sparse;
+  View chosen;
 
  private:
   void store(const Step& step) const;

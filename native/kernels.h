@@ -29,7 +29,8 @@ struct GqaTask {
   float scale;
 };
 
-// Attention of `heads` absorbed query heads over latent rows [latent | rope], for one token that sees `length` tokens.
+// Attention of `heads` absorbed query heads over latent rows [latent | rope], for one token that sees `length` tokens:
+// the first ones, or those at the `chosen` positions.
 struct MlaTask {
   const float* q;  // heads x (latent + rope), contiguous
   float* out;      // heads x latent, contiguous
@@ -41,6 +42,7 @@ struct MlaTask {
   int latent;
   int rope;
   float scale;
+  const float* chosen;  // positions, or null
 };
 
 // Attention over a cache in bfloat16; kernels_cached.h states the layout of a page. A row is one query head of one token
@@ -61,7 +63,25 @@ struct CachedTask {
   int value;                  // of a result: head_dim, or latent
   int stride;                 // latent: shorts between the rows of a page
   float scale;
+  const float* chosen;        // latent: the positions that all rows see instead of the first ones, or null
 };
+
+// The lightning indexer's scores of one token's `heads` queries for the positions of pages [first, last) of its table;
+// kernels_index.h states the layout of a page. Values are floats, or shorts of bfloat16.
+template <class Value>
+struct IndexTaskOf {
+  const Value* q;        // heads x width, contiguous
+  const float* weights;  // of the heads
+  const Value* pages;
+  const int32_t* table;
+  size_t page_values;
+  int first, last;
+  int heads, width;
+  float scale;
+  float* scores;  // 64 for each page
+};
+using IndexTask = IndexTaskOf<float>;
+using IndexCachedTask = IndexTaskOf<uint16_t>;
 
 struct Kernels {
   const char* name;
@@ -77,6 +97,7 @@ struct Kernels {
   void (*gated_coded)(const Tiles& w, int first, int last, const uint8_t* const* x, float* const* y, int rows,
                       const float* bias);
   void (*rms_norm)(const float* x, const float* weight, float* y, int n, float eps);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float* y, int n, float eps);
   void (*add)(const float* x, const float* y, float* out, int n);
   void (*swiglu)(const float* gate, const float* up, float* out, int n);
   void (*softmax)(const float* x, float* out, int n);
@@ -89,6 +110,8 @@ struct Kernels {
   void (*to_bf16)(const float* x, uint16_t* y, int n);
   void (*gqa_cached)(const CachedTask& task);
   void (*mla_cached)(const CachedTask& task);
+  void (*index_scores)(const IndexTask& task);
+  void (*index_scores_cached)(const IndexCachedTask& task);
 };
 
 }  // namespace deepwell

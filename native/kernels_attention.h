@@ -16,6 +16,27 @@ struct Running {
   float total = 0;
 };
 
+// The rows of a page, one behind the other.
+template <class T>
+struct PageRows {
+  const T* first;
+  size_t stride;
+  DW_INLINE const T* operator()(int t) const { return first + t * stride; }
+};
+
+// Up to 64 chosen rows, taken as a page; rows are asked for in fours, so the last one fills up.
+template <class T>
+struct ChosenRows {
+  const T* rows[kPage];
+  DW_INLINE ChosenRows(const T* pages, const int32_t* table, size_t page, size_t stride, const float* chosen, int n) {
+    for (int t = 0; t < (n + 3) / 4 * 4; ++t) {
+      const int position = (int)chosen[t < n ? t : n - 1];
+      rows[t] = pages + (size_t)table[position / kPage] * page + (size_t)(position % kPage) * stride;
+    }
+  }
+  DW_INLINE const T* operator()(int t) const { return rows[t]; }
+};
+
 // Turns the first n scores of a page into weights (the rest to zero), and returns what older sums must be scaled by.
 DW_INLINE float weigh(float* scores, int n, Running& state) {
   Vec s[4], top = fill(state.peak);
@@ -38,10 +59,10 @@ DW_INLINE float weigh(float* scores, int n, Running& state) {
   return keep[0];
 }
 
-// out = out * keep + sum over the page's tokens t of w[t] * rows[t], for `heads` heads over the same rows.
-template <int H>
-DW_INLINE void accumulate(const float* rows, size_t stride, int tokens, const float (*w)[kPage], const float* keep,
-                          bool first, float* out, size_t out_stride, int width) {
+// out = out * keep + sum over the page's tokens t of w[t] * rows(t), for `heads` heads over the same rows.
+template <int H, class R>
+DW_INLINE void accumulate(const R& rows, int tokens, const float (*w)[kPage], const float* keep, bool first, float* out,
+                          size_t out_stride, int width) {
   constexpr int V = H == 1 ? 4 : 2;  // vectors of a row at once
   int c = 0;
   const auto columns = [&](auto v_count, int count) DW_LAMBDA {
@@ -52,7 +73,7 @@ DW_INLINE void accumulate(const float* rows, size_t stride, int tokens, const fl
       });
     });
     for (int t = 0; t < tokens; ++t) {
-      const float* row = rows + t * stride + c;
+      const float* row = rows(t) + c;
       unroll<v_count.value>([&](auto v) DW_LAMBDA {
         const Vec x = load_some(row + 16 * v, count);
         unroll<H>([&](auto h) DW_LAMBDA { acc[h][v] = fma(fill(w[h][t]), x, acc[h][v]); });
@@ -94,21 +115,23 @@ inline void gqa(const GqaTask& a) {
       const float* page = a.pages + (size_t)a.table[done / kPage] * a.page_floats;
       gqa_scores(q, page + a.k_offset, a.head_dim, a.scale, w[0]);
       const float keep = weigh(w[0], tokens, state);
-      accumulate<1>(page + a.v_offset, a.head_dim, tokens, w, &keep, done == 0, out, 0, a.head_dim);
+      const PageRows<float> values{page + a.v_offset, (size_t)a.head_dim};
+      accumulate<1>(values, tokens, w, &keep, done == 0, out, 0, a.head_dim);
     }
     divide(out, a.head_dim, state.total);
   }
 }
 
-// Scores of H absorbed heads against T latent rows.
-template <int H, int T>
-DW_INLINE void mla_scores(const float* q, const float* rows, int width, size_t stride, float scale,
-                          float (*scores)[kPage]) {
+// Scores of H absorbed heads against T latent rows from `first` on.
+template <int H, int T, class R>
+DW_INLINE void mla_scores(const float* q, const R& rows, int first, int width, float scale, float (*scores)[kPage]) {
+  const float* row[T];
+  unroll<T>([&](auto t) DW_LAMBDA { row[t] = rows(first + t); });
   Vec s[H][T];
   unroll<H>([&](auto h) DW_LAMBDA { unroll<T>([&](auto t) DW_LAMBDA { s[h][t] = zero(); }); });
   each_vector(width, [&](int c, int n) DW_LAMBDA {
     Vec x[T];
-    unroll<T>([&](auto t) DW_LAMBDA { x[t] = load_some(rows + t * stride + c, n); });
+    unroll<T>([&](auto t) DW_LAMBDA { x[t] = load_some(row[t] + c, n); });
     unroll<H>([&](auto h) DW_LAMBDA {
       const Vec y = load_some(q + (size_t)h * width + c, n);
       unroll<T>([&](auto t) DW_LAMBDA { s[h][t] = fma(x[t], y, s[h][t]); });
@@ -117,22 +140,34 @@ DW_INLINE void mla_scores(const float* q, const float* rows, int width, size_t s
   unroll<H>([&](auto h) DW_LAMBDA { unroll<T>([&](auto t) DW_LAMBDA { scores[h][t] = sum(s[h][t]) * scale; }); });
 }
 
+// One page of `tokens` latent rows: what H heads make of them.
+template <int H, class R>
+DW_INLINE void mla_page(const MlaTask& a, const R& rows, int tokens, const float* q, Running* state, bool first,
+                        float* out) {
+  const int width = a.latent + a.rope;
+  float w[H][kPage], keep[H];
+  int t = 0;
+  for (; t + 2 <= tokens; t += 2) mla_scores<H, 2>(q, rows, t, width, a.scale, (float(*)[kPage])(&w[0][t]));
+  if (t < tokens) mla_scores<H, 1>(q, rows, t, width, a.scale, (float(*)[kPage])(&w[0][t]));
+  for (int h = 0; h < H; ++h) keep[h] = weigh(w[h], tokens, state[h]);
+  accumulate<H>(rows, tokens, w, keep, first, out, a.latent, a.latent);
+}
+
 template <int H>
 void mla_heads(const MlaTask& a, int head) {
   const int width = a.latent + a.rope;
   const float* q = a.q + (size_t)head * width;
   float* out = a.out + (size_t)head * a.latent;
   Running state[H];
-  float w[H][kPage], keep[H];
   for (int done = 0; done < a.length; done += kPage) {
     const int tokens = a.length - done < kPage ? a.length - done : kPage;
-    const float* page = a.pages + (size_t)a.table[done / kPage] * a.page_floats;
-    int t = 0;
-    for (; t + 2 <= tokens; t += 2)
-      mla_scores<H, 2>(q, page + (size_t)t * width, width, width, a.scale, (float(*)[kPage])(&w[0][t]));
-    if (t < tokens) mla_scores<H, 1>(q, page + (size_t)t * width, width, width, a.scale, (float(*)[kPage])(&w[0][t]));
-    for (int h = 0; h < H; ++h) keep[h] = weigh(w[h], tokens, state[h]);
-    accumulate<H>(page, width, tokens, w, keep, done == 0, out, a.latent, a.latent);
+    if (a.chosen) {
+      const ChosenRows<float> rows(a.pages, a.table, a.page_floats, width, a.chosen + done, tokens);
+      mla_page<H>(a, rows, tokens, q, state, done == 0, out);
+    } else {
+      const PageRows<float> rows{a.pages + (size_t)a.table[done / kPage] * a.page_floats, (size_t)width};
+      mla_page<H>(a, rows, tokens, q, state, done == 0, out);
+    }
   }
   for (int h = 0; h < H; ++h) divide(out + (size_t)h * a.latent, a.latent, state[h].total);
 }

@@ -111,17 +111,18 @@ void gqa_rows(const CachedTask& a, const CachedRow* rows) {
 
 // ---- latent
 
-// Scores of R rows against the 64 latent rows of a page, four at a time.
-template <int R>
-DW_INLINE void mla_page_scores(const uint16_t (*q)[kMostWidth], const uint16_t* page, int tokens, int stride,
-                               float scale, float (*w)[kPage]) {
+// Scores of R rows against the latent rows of a page, four at a time.
+template <int R, class Page>
+DW_INLINE void mla_page_scores(const uint16_t (*q)[kMostWidth], const Page& page, int tokens, int stride, float scale,
+                               float (*w)[kPage]) {
   for (int t = 0; t < tokens; t += 4) {
     Vec s[16];
     unroll<16>([&](auto i) DW_LAMBDA { s[i] = zero(); });
-    const uint16_t* row = page + (size_t)t * stride;
+    const uint16_t* row[4];
+    unroll<4>([&](auto i) DW_LAMBDA { row[i] = page(t + i); });
     for (int d = 0; d < stride; d += 32) {
       Word k[4];
-      unroll<4>([&](auto i) DW_LAMBDA { k[i] = load_word(row + i * stride + d); });
+      unroll<4>([&](auto i) DW_LAMBDA { k[i] = load_word(row[i] + d); });
       unroll<R>([&](auto r) DW_LAMBDA {
         const Word b = load_word(&q[r][d]);
         unroll<4>([&](auto i) DW_LAMBDA { s[4 * r + i] = dot_bf16(s[4 * r + i], k[i], b); });
@@ -134,9 +135,9 @@ DW_INLINE void mla_page_scores(const uint16_t (*q)[kMostWidth], const uint16_t* 
 }
 
 // Adds columns c..c+31 of the page's rows times their weights, for H rows.
-template <int H>
-DW_INLINE void mla_columns(const uint16_t* page, int stride, int tokens, const uint16_t (*w)[kPage], const float* keep,
-                           int c, float (*out)[kMostWidth]) {
+template <int H, class Page>
+DW_INLINE void mla_columns(const Page& page, int tokens, const uint16_t (*w)[kPage], const float* keep, int c,
+                           float (*out)[kMostWidth]) {
   Vec low[H], high[H];  // columns in the order in which pairs of rows interleave; put right at the end
   unroll<H>([&](auto h) DW_LAMBDA {
     low[h] = load(&out[h][c]) * fill(keep[h]);
@@ -144,14 +145,14 @@ DW_INLINE void mla_columns(const uint16_t* page, int stride, int tokens, const u
   });
   const auto add_pair = [&](int p, Word second) DW_LAMBDA {
     Word x, y;
-    pair(load_word(page + (size_t)(2 * p) * stride + c), second, x, y);
+    pair(load_word(page(2 * p) + c), second, x, y);
     unroll<H>([&](auto h) DW_LAMBDA {
       const Word b = word_at(&w[h][2 * p]);
       low[h] = dot_bf16(low[h], x, b);
       high[h] = dot_bf16(high[h], y, b);
     });
   };
-  for (int p = 0; p < tokens / 2; ++p) add_pair(p, load_word(page + (size_t)(2 * p + 1) * stride + c));
+  for (int p = 0; p < tokens / 2; ++p) add_pair(p, load_word(page(2 * p + 1) + c));
   if (tokens % 2) add_pair(tokens / 2, fill_word(0));
   unroll<H>([&](auto h) DW_LAMBDA {
     store(&out[h][c], low[h]);
@@ -160,36 +161,52 @@ DW_INLINE void mla_columns(const uint16_t* page, int stride, int tokens, const u
 }
 
 template <int H>
-void mla_rows(const CachedTask& a, const CachedRow* rows) {
+struct MlaState {
   alignas(64) uint16_t q[H][kMostWidth], coded[H][kPage];
   alignas(64) float out[H][kMostWidth], w[H][kPage];
   float keep[H];
-  Running state[H];
+  Running running[H];
+};
+
+template <int H, class Page>
+DW_INLINE void mla_page(const CachedTask& a, const CachedRow* rows, const Page& page, int done, int tokens,
+                        MlaState<H>& s) {
+  int h = 0;
+  for (; h + 4 <= H; h += 4) mla_page_scores<4>(s.q + h, page, tokens, a.stride, a.scale, s.w + h);
+  for (; h < H; ++h) mla_page_scores<1>(s.q + h, page, tokens, a.stride, a.scale, s.w + h);
+  weigh_rows<H>(rows, done, s.w, s.coded, s.keep, s.running);
+  for (int c = 0; c < a.value; c += 32) mla_columns<H>(page, tokens, s.coded, s.keep, c, s.out);
+}
+
+template <int H>
+void mla_rows(const CachedTask& a, const CachedRow* rows) {
+  MlaState<H> s;
   const int value = (a.value + 31) / 32 * 32;
   for (int h = 0; h < H; ++h) {
-    to_bf16(rows[h].q, q[h], a.width);
-    __builtin_memset(q[h] + a.width, 0, 2 * (a.stride - a.width));
-    __builtin_memset(out[h], 0, sizeof(float) * value);
+    to_bf16(rows[h].q, s.q[h], a.width);
+    __builtin_memset(s.q[h] + a.width, 0, 2 * (a.stride - a.width));
+    __builtin_memset(s.out[h], 0, sizeof(float) * value);
   }
   const int length = longest(rows, H);
   for (int done = 0; done < length; done += kPage) {
     const int tokens = length - done < kPage ? length - done : kPage;
-    const uint16_t* page = a.pages + (size_t)a.table[done / kPage] * a.page_shorts;
-    int h = 0;
-    for (; h + 4 <= H; h += 4) mla_page_scores<4>(q + h, page, tokens, a.stride, a.scale, w + h);
-    for (; h < H; ++h) mla_page_scores<1>(q + h, page, tokens, a.stride, a.scale, w + h);
-    weigh_rows<H>(rows, done, w, coded, keep, state);
-    for (int c = 0; c < value; c += 32) mla_columns<H>(page, a.stride, tokens, coded, keep, c, out);
+    if (a.chosen) {
+      const ChosenRows<uint16_t> page(a.pages, a.table, a.page_shorts, a.stride, a.chosen + done, tokens);
+      mla_page<H>(a, rows, page, done, tokens, s);
+    } else {
+      const PageRows<uint16_t> page{a.pages + (size_t)a.table[done / kPage] * a.page_shorts, (size_t)a.stride};
+      mla_page<H>(a, rows, page, done, tokens, s);
+    }
   }
   for (int h = 0; h < H; ++h) {
     for (int c = 0; c < value; c += 32) {
       Vec first, second;
-      unpair(load(&out[h][c]), load(&out[h][c + 16]), first, second);
-      store(&out[h][c], first);
-      store(&out[h][c + 16], second);
+      unpair(load(&s.out[h][c]), load(&s.out[h][c + 16]), first, second);
+      store(&s.out[h][c], first);
+      store(&s.out[h][c + 16], second);
     }
-    divide(out[h], a.value, state[h].total);
-    __builtin_memcpy(rows[h].out, out[h], sizeof(float) * a.value);
+    divide(s.out[h], a.value, s.running[h].total);
+    __builtin_memcpy(rows[h].out, s.out[h], sizeof(float) * a.value);
   }
 }
 

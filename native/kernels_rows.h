@@ -47,6 +47,21 @@ inline void rms_norm(const float* x, const float* weight, float* y, int n, float
   });
 }
 
+inline void layer_norm(const float* x, const float* weight, const float* bias, float* y, int n, float eps) {
+  Vec total = zero(), squares = zero();
+  each_vector(n, [&](int i, int c) DW_LAMBDA { total = total + load_some(x + i, c); });
+  const Vec mean = fill(sum(total) / (float)n);
+  each_vector(n, [&](int i, int c) DW_LAMBDA {
+    const Vec v = keep_first(load_some(x + i, c) - mean, c, 0.0f);
+    squares = fma(v, v, squares);
+  });
+  const Vec inverse = fill(1.0f / __builtin_sqrtf(sum(squares) / (float)n + eps));
+  each_vector(n, [&](int i, int c) DW_LAMBDA {
+    const Vec v = (load_some(x + i, c) - mean) * inverse;
+    store_some(y + i, fma(v, load_some(weight + i, c), load_some(bias + i, c)), c);
+  });
+}
+
 inline void add(const float* x, const float* y, float* out, int n) {
   each_vector(n, [&](int i, int c) DW_LAMBDA { store_some(out + i, load_some(x + i, c) + load_some(y + i, c), c); });
 }

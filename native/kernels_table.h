@@ -3,6 +3,7 @@
 #include "kernels_attention.h"
 #include "kernels_cached.h"
 #include "kernels_coded.h"
+#include "kernels_index.h"
 #include "kernels_linear.h"
 #include "kernels_rows.h"
 
@@ -14,8 +15,8 @@ namespace DEEPWELL_ISA {
 
 extern const Kernels table;
 const Kernels table = {DEEPWELL_NAME(DEEPWELL_ISA), linear, encode, linear_coded,
-                       gated_coded, rms_norm, add, swiglu, softmax, sigmoid, exp_row, combine,
-                       gqa, mla, to_bf16, gqa_cached, mla_cached};
+                       gated_coded, rms_norm, layer_norm, add, swiglu, softmax, sigmoid, exp_row, combine,
+                       gqa, mla, to_bf16, gqa_cached, mla_cached, index_scores, index_scores_cached};
 
 }  // namespace DEEPWELL_ISA
 }  // namespace deepwell

@@ -170,21 +170,26 @@ void bind_program(nb::module_& m) {
       .def("input", &Program::input, "width"_a)
       .def("embed", &Program::embed, "table"_a)
       .def("rms_norm", &Program::rms_norm, "x"_a, "weight"_a, "eps"_a, "heads"_a)
+      .def("layer_norm", &Program::layer_norm, "x"_a, "weight"_a, "bias"_a, "eps"_a)
       .def("linear", &Program::linear, "x"_a, "weight"_a, "bias"_a.none())
       .def("split", &Program::split, "x"_a, "widths"_a)
       .def("concat", &Program::concat, "xs"_a)
       .def("add", &Program::add, "x"_a, "y"_a)
-      .def("rope", [](Program& p, View x, int heads, std::vector<float> inv_freq, bool interleaved, float magnitude) {
-        return p.rope(x, heads, {std::move(inv_freq), interleaved, magnitude});
-      }, "x"_a, "heads"_a, "inv_freq"_a, "interleaved"_a, "magnitude"_a)
+      .def("rope", [](Program& p, View x, int heads, std::vector<float> inv_freq, bool interleaved, float magnitude,
+                      bool leading) {
+        return p.rope(x, heads, {std::move(inv_freq), interleaved, magnitude, leading});
+      }, "x"_a, "heads"_a, "inv_freq"_a, "interleaved"_a, "magnitude"_a, "leading"_a)
       .def("gqa", [](Program& p, View q, View k, View v, int layer, int heads, int kv_heads, int head_dim,
                      float scale) { return p.gqa(q, k, v, layer, {heads, kv_heads, head_dim, scale}); },
            "q"_a, "k"_a, "v"_a, "layer"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a)
+      .def("index", [](Program& p, View q, View k, View weights, int layer, int heads, int head_dim, int top_k,
+                       float scale) { return p.index(q, k, weights, layer, {heads, head_dim, top_k, scale}); },
+           "q"_a, "k"_a, "weights"_a, "layer"_a, "heads"_a, "head_dim"_a, "top_k"_a, "scale"_a)
       .def("mla", [](Program& p, View q, View latent, View k_rope, MatrixPtr k_b, MatrixPtr v_b, int layer, int heads,
-                     int nope, int rope, int value, float scale) {
-        return p.mla(q, latent, k_rope, k_b, v_b, layer, {heads, nope, rope, value, latent.width, scale});
+                     int nope, int rope, int value, float scale, const View* chosen) {
+        return p.mla(q, latent, k_rope, k_b, v_b, layer, {heads, nope, rope, value, latent.width, scale}, chosen);
       }, "q"_a, "latent"_a, "k_rope"_a, "k_b"_a, "v_b"_a, "layer"_a, "heads"_a, "nope"_a, "rope"_a, "value"_a,
-         "scale"_a)
+         "scale"_a, "chosen"_a.none())
       .def("gated", &Program::gated, "x"_a, "weight"_a, "bias"_a.none())
       .def("moe", [](Program& p, View x, MatrixPtr router, VectorPtr bias, MatrixPtr gate_up, MatrixPtr down,
                      MatrixPtr shared_gate_up, MatrixPtr shared_down, int top_k, bool softmax, const std::string& method, int n_group, int topk_group, bool normalize,

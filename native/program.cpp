@@ -12,6 +12,9 @@ namespace {
 
 std::atomic<uint64_t> programs{0};
 
+constexpr int kMostPositions = 1 << 24;  // whole numbers that a float holds
+constexpr int kMostChosen = 1 << 20;
+
 std::string number(int n) { return std::to_string(n); }
 
 void check_width(const View& v, int64_t width, const std::string& what) {
@@ -122,6 +125,15 @@ View Program::rms_norm(View x, VectorPtr weight, float eps, int heads) {
   return out;
 }
 
+View Program::layer_norm(View x, VectorPtr weight, VectorPtr bias, float eps) {
+  check_view(x, "the input of layer_norm");
+  check_vector(weight, x.width, "the weight of layer_norm");
+  check_vector(bias, x.width, "the bias of layer_norm");
+  const View out = buffer(x.width, x.selected);
+  record<LayerNorm>({x, out}, x, weight, bias, eps, out);
+  return out;
+}
+
 View Program::linear(View x, MatrixPtr weight, VectorPtr bias) {
   check_view(x, "the input of linear");
   check_shape(weight, 1, -1, x.width, "the weight of linear");
@@ -218,7 +230,7 @@ View Program::rope(View x, int heads, const Rotation& rotation) {
   while (index < static_cast<int>(rotations_.size()) && !(rotations_[index] == rotation)) ++index;
   if (index == static_cast<int>(rotations_.size())) rotations_.push_back(rotation);
   const View out = buffer(x.width, false);
-  record<Rope>({x, out}, x, heads, index, width, rotation.interleaved, out);
+  record<Rope>({x, out}, x, heads, index, width, rotation.interleaved, rotation.leading, out);
   return out;
 }
 
@@ -238,7 +250,25 @@ View Program::gqa(View q, View k, View v, int layer, const GqaShape& s) {
   return out;
 }
 
-View Program::mla(View q, View latent, View k_rope, MatrixPtr k_b, MatrixPtr v_b, int layer, const MlaShape& s) {
+View Program::index(View q, View k, View weights, int layer, const IndexShape& s) {
+  check_view(q, "the queries of index");
+  check_view(k, "the key of index");
+  check_view(weights, "the weights of index");
+  require(!q.selected && !k.selected && !weights.selected, "index works on all rows, before select");
+  require(s.heads >= 1 && s.head_dim >= 1 && s.top_k >= 1 && s.top_k <= kMostChosen,
+          "index needs positive sizes, and a top_k of at most " + number(kMostChosen));
+  check_width(q, int64_t{s.heads} * s.head_dim, "the queries of index");
+  check_width(k, s.head_dim, "the key of index");
+  check_width(weights, s.heads, "the weights of index");
+  use_layer(layer, s.head_dim, s.head_dim % 2 == 0 && s.head_dim <= kMostCachedWidth);
+  const View out = buffer(s.top_k, false);
+  record<Index>({q, k, weights, out}, q, k, weights, layer, s, out);
+  indexed_.push_back(out.buffer);
+  return out;
+}
+
+View Program::mla(View q, View latent, View k_rope, MatrixPtr k_b, MatrixPtr v_b, int layer, const MlaShape& s,
+                  const View* chosen) {
   check_view(q, "the queries of mla");
   check_view(latent, "the latent of mla");
   check_view(k_rope, "the rotated key of mla");
@@ -249,12 +279,19 @@ View Program::mla(View q, View latent, View k_rope, MatrixPtr k_b, MatrixPtr v_b
   check_width(k_rope, s.rope, "the rotated key of mla");
   check_shape(k_b, s.heads, s.latent, s.nope, "the key half of kv_b");
   check_shape(v_b, s.heads, s.value, s.latent, "the value half of kv_b");
+  if (chosen) {
+    check_view(*chosen, "the chosen positions of mla");
+    const bool known = std::find(indexed_.begin(), indexed_.end(), chosen->buffer) != indexed_.end();
+    require(known && chosen->width == buffers_[chosen->buffer].width,
+            "the chosen positions of mla must be those of index");
+  }
   use_layer(layer, s.latent + s.rope, static_cast<int>(round_up(s.latent + s.rope, 32)) <= kMostCachedWidth);
   const View absorbed = buffer(s.heads * (s.latent + s.rope), false), weighted = buffer(s.heads * s.latent, false);
   const int most = std::max(quantised(k_b->storage()) ? s.nope : 0, quantised(v_b->storage()) ? s.latent : 0);
   const View codes = code_buffer(most, s.heads, false), out = buffer(s.heads * s.value, false);
-  record<Mla>({q, latent, k_rope, absorbed, weighted, codes, out}, q, latent, k_rope, k_b, v_b, layer, s, absorbed,
-              weighted, codes, out);
+  std::vector<View> uses{q, latent, k_rope, absorbed, weighted, codes, out};
+  if (chosen) uses.push_back(*chosen);
+  record<Mla>(uses, q, latent, k_rope, k_b, v_b, layer, s, absorbed, weighted, codes, out, chosen);
   return out;
 }
 
@@ -367,6 +404,9 @@ void Program::run(const Batch& batch, const Cache& cache, float* logits, const s
   logits_width();
   check_cache(cache);
   check(batch, vocabulary_, cache.blocks());
+  for (int t = 0; t < batch.rows && !indexed_.empty(); ++t)
+    require(batch.positions[t] < kMostPositions, "position " + number(batch.positions[t]) +
+            " is beyond the " + number(kMostPositions) + " that an indexer can name");
   require(inputs.size() == inputs_.size() && further.size() == further_.size(),
           "the plan has " + number(static_cast<int>(inputs_.size())) + " inputs and " +
               number(static_cast<int>(further_.size())) + " further results");

@@ -28,8 +28,10 @@ struct Rotation {
   std::vector<float> inv_freq;
   bool interleaved;
   float magnitude;
+  bool leading = false;
   bool operator==(const Rotation& o) const {
-    return inv_freq == o.inv_freq && interleaved == o.interleaved && magnitude == o.magnitude;
+    return inv_freq == o.inv_freq && interleaved == o.interleaved && magnitude == o.magnitude &&
+           leading == o.leading;
   }
 };
 
@@ -40,6 +42,11 @@ struct GqaShape {
 
 struct MlaShape {
   int heads, nope, rope, value, latent;
+  float scale;
+};
+
+struct IndexShape {
+  int heads, head_dim, top_k;
   float scale;
 };
 
@@ -87,6 +94,7 @@ class Program {
   View input(int width);
   View embed(MatrixPtr table);
   View rms_norm(View x, VectorPtr weight, float eps, int heads);
+  View layer_norm(View x, VectorPtr weight, VectorPtr bias, float eps);
   View linear(View x, MatrixPtr weight, VectorPtr bias);
   // silu(gate) * up, where the weight's first half of rows is the gate's.
   View gated(View x, MatrixPtr weight, VectorPtr bias);
@@ -95,7 +103,11 @@ class Program {
   View add(View x, View y);
   View rope(View x, int heads, const Rotation& rotation);
   View gqa(View q, View k, View v, int layer, const GqaShape& shape);
-  View mla(View q, View latent, View k_rope, MatrixPtr k_b, MatrixPtr v_b, int layer, const MlaShape& shape);
+  // The positions that each row is to attend to, as whole numbers: top_k columns.
+  View index(View q, View k, View weights, int layer, const IndexShape& shape);
+  // `chosen`, a result of index, may be null.
+  View mla(View q, View latent, View k_rope, MatrixPtr k_b, MatrixPtr v_b, int layer, const MlaShape& shape,
+           const View* chosen = nullptr);
   // The shared expert's matrices may be null.
   View moe(View x, MatrixPtr router, VectorPtr bias, MatrixPtr gate_up, MatrixPtr down, MatrixPtr shared_gate_up,
            MatrixPtr shared_down, const Routing& routing);
@@ -145,6 +157,7 @@ class Program {
   std::vector<std::unique_ptr<Instruction>> instructions_;
   std::vector<Rotation> rotations_;
   std::vector<LayerUse> layers_;
+  std::vector<int> indexed_;  // buffers of chosen positions
   std::vector<Encoding> encodings_;  // buffers are written once, so a row is coded once
   int vocabulary_ = 0;
   int logits_ = -1;

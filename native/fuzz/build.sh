@@ -8,7 +8,7 @@ mkdir -p "$objects"
 
 flags=(-std=c++17 -O1 -gline-tables-only -ffp-contract=off -fno-math-errno -I. -pthread
   -fsanitize=fuzzer-no-link,address -fno-sanitize-recover=all)
-sources=(fuzz/fuzz_native.cpp program.cpp batch.cpp dense.cpp attention.cpp experts.cpp routing.cpp matrix.cpp
+sources=(fuzz/fuzz_native.cpp program.cpp batch.cpp dense.cpp attention.cpp index.cpp experts.cpp routing.cpp matrix.cpp
   blocks.cpp memory.cpp pool.cpp isa.cpp kernels_scalar.cpp)
 case $(uname -m) in
   x86_64)

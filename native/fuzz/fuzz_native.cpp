@@ -125,7 +125,7 @@ VectorPtr vector(Bytes& in, int size) {
 }
 
 Rotation rotation(Bytes& in) {
-  Rotation r{{}, in.byte() % 2 == 1, in.value()};
+  Rotation r{{}, in.byte() % 2 == 1, in.value(), in.byte() % 2 == 1};
   for (int pairs = in.byte() % 5; pairs > 0; --pairs) r.inv_freq.push_back(in.value());
   return r;
 }
@@ -146,7 +146,7 @@ View sized(Bytes& in, Program& p, View x, int width) {
 // Records an operation over earlier results. `widths` are the cache's; attention notes the width that it needs.
 View operation(Bytes& in, Program& p, const std::vector<View>& views, int layer, std::vector<int>& widths) {
   const View x = in.of(views), y = in.of(views);
-  switch (in.byte() % 12) {
+  switch (in.byte() % 14) {
     case 0: return p.embed(matrix(in, 1, in.number(40), in.number(40)));
     case 1: {
       const int heads = in.byte() % 2 ? 1 : in.number(8), width = heads > 0 ? x.width / heads : 1;
@@ -191,6 +191,26 @@ View operation(Bytes& in, Program& p, const std::vector<View>& views, int layer,
       const bool shared = in.byte() % 2 == 1;
       const MatrixPtr shared_up = shared ? matrix(in, 1, 2 * fs, x.width) : nullptr;
       return p.moe(x, router, bias, gate_up, down, shared_up, shared ? matrix(in, 1, out, fs) : nullptr, r);
+    }
+    case 11: {
+      const VectorPtr weight = vector(in, in.byte() < 250 ? x.width : in.byte());
+      return p.layer_norm(x, weight, in.byte() % 8 ? weight : vector(in, in.byte()), in.value());
+    }
+    case 12: {
+      const IndexShape s{in.number(4), in.number(20), in.number(90), in.value()};
+      if (in.byte() >= 250) return p.index(x, y, y, layer, s);
+      const int width = s.head_dim % 32, heads = s.heads % 8;
+      widths[layer] = width;
+      const View q = sized(in, p, x, heads * width), k = sized(in, p, y, width), weights = sized(in, p, y, heads);
+      const View chosen = p.index(q, k, weights, layer, {heads, width, s.top_k, s.scale});
+      if (in.byte() % 4 == 0) return chosen;
+      const MlaShape m{1 + in.byte() % 3, 4, 2, 3, 1 + in.byte() % 40, in.value()};
+      const MatrixPtr k_b = matrix(in, m.heads, m.latent, m.nope), v_b = matrix(in, m.heads, m.value, m.latent);
+      const int next = (layer + 1) % static_cast<int>(widths.size());
+      widths[next] = m.latent + m.rope;
+      const View of_x = in.byte() % 16 ? chosen : x;
+      return p.mla(sized(in, p, x, m.heads * (m.nope + m.rope)), sized(in, p, y, m.latent), sized(in, p, x, m.rope), k_b,
+                   v_b, next, m, &of_x);
     }
     default: return p.select(x);
   }

@@ -58,6 +58,22 @@ void check_norm(Checks& checks, const std::string& size, const Floats& x, const 
                 [&](const Kernels& k, float* out) { k.rms_norm(x.data(), weight.data(), out, n, 1e-5f); }, y, near(y)});
 }
 
+void check_layer_norm(Checks& checks, const std::string& size, const Floats& x, const Floats& weight) {
+  const int n = static_cast<int>(x.size());
+  double mean = 0, squares = 0;
+  for (float v : x) mean += static_cast<double>(v) / n;
+  for (float v : x) squares += (v - mean) * (v - mean);
+  std::vector<double> y, bound;
+  for (int i = 0; i < n; ++i) {
+    y.push_back((x[i] - mean) / std::sqrt(squares / n + 1e-5) * weight[i] + weight[n - 1 - i]);
+    bound.push_back(1e-5);
+  }
+  const Floats bias(weight.rbegin(), weight.rend());
+  checks.check({"layer_norm" + size, x.size(), [&](const Kernels& k, float* out) {
+                  k.layer_norm(x.data(), weight.data(), bias.data(), out, n, 1e-5f);
+                }, y, bound});
+}
+
 void check_softmax(Checks& checks, const std::string& size, const Floats& x) {
   const int n = static_cast<int>(x.size());
   const float peak = *std::max_element(x.begin(), x.end());
@@ -119,6 +135,7 @@ void check_rows(Checks& checks) {
     check_each(checks, size + ", wide", random.floats(n, -86, 86));
     check_pairs(checks, size, x, y);
     check_norm(checks, size, x, y);
+    check_layer_norm(checks, size, x, y);
     check_combine(checks, size, x, random);
     check_bfloat16(checks, size, x);
   }

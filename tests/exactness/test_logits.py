@@ -39,7 +39,7 @@ def test_logits(name: str, seed: int, tmp_path: Path) -> None:
     assert np.abs(logits - wanted).max() < BOUND
 
 
-@pytest.mark.parametrize("name", ["llama-gqa-linear", "v2-lite", "v2", "v3"])
+@pytest.mark.parametrize("name", ["llama-gqa-linear", "v2-lite", "v2", "v3", "v32"])
 def test_greedy_continuation(name: str, tmp_path: Path) -> None:
     reference = seeded.save(name, tmp_path)
     prompt = np.random.default_rng(3).integers(0, 320, 40)

@@ -68,6 +68,7 @@ V3 = V2 | {
     "norm_topk_prob": True,
     "num_nextn_predict_layers": 1,
 }
+V32 = V3 | {"model_type": "deepseek_v32", "index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
 LLM_7B = {
     "model_type": "llama",
     "vocab_size": 102400,
@@ -81,8 +82,8 @@ LLM_7B = {
 
 @pytest.mark.parametrize(
     ("raw", "total", "active"),
-    [(V2_LITE, 15.7, 2.4), (V2, 236.0, 21.0), (V3, 671.0, 37.0), (LLM_7B, 6.9, 6.5)],
-    ids=["v2-lite", "v2", "v3", "llm-7b"],
+    [(V2_LITE, 15.7, 2.4), (V2, 236.0, 21.0), (V3, 671.0, 37.0), (V32, 671.9, 37.9), (LLM_7B, 6.9, 6.5)],
+    ids=["v2-lite", "v2", "v3", "v3.2", "llm-7b"],
 )
 def test_published_sizes(raw: dict[str, Any], total: float, active: float) -> None:
     """The papers' billions; they count active parameters with or without embeddings, hence the wide band."""
@@ -97,6 +98,14 @@ def test_latent_cache_of_v3() -> None:
     assert counted.kv_bytes_per_token == 61 * 576 * 2
     assert counted.mha_kv_bytes_per_token == 61 * 2 * 128 * 192 * 2
     assert counted.mtp_params > 11e9
+
+
+def test_indexers_of_v32() -> None:
+    """A key of 128 beside each latent, 14 million parameters a layer, and a fraction of the work far from the start."""
+    counted, dense = (account(from_hugging_face(raw), kv_bytes=2, depth=131071) for raw in (V32, V3))
+    assert counted.kv_bytes_per_token == 61 * (576 + 128) * 2
+    assert counted.total_params - dense.total_params == 61 * (8192 * 1536 + (128 + 64) * 7168 + 2 * 128)
+    assert counted.flops_per_token < 0.15 * dense.flops_per_token
 
 
 def test_yarn_scale_of_v3() -> None:

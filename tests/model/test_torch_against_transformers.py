@@ -32,14 +32,14 @@ def test_whole_sequences(name: str, tmp_path: Path) -> None:
     assert (logits - wanted).abs().max() < BOUND
 
 
-@pytest.mark.parametrize("name", ["llama-gqa-linear", "v2-lite", "v3"])
+@pytest.mark.parametrize("name", ["llama-gqa-linear", "v2-lite", "v3", "v32"])
 def test_paged_chunks_of_two_sequences(name: str, tmp_path: Path) -> None:
     """Two prompts prefilled in uneven chunks through shuffled pages give the rows of the whole forward pass."""
     reference, model = seeded.save(name, tmp_path), decoder(tmp_path)
     rng = np.random.default_rng(2)
     tokens_BS = rng.integers(0, 320, (2, 150))
     table_SP = rng.permutation(8).astype(np.int32)[:6].reshape(2, 3)
-    cache = [torch.zeros(8 * BLOCK_TOKENS, model.config.cache_width) for _ in range(model.config.layers)]
+    cache = [torch.zeros(8 * BLOCK_TOKENS, width) for width in model.config.cache_widths()]
     got = np.zeros((2, 150, 320), np.float32)
     for start, stop in ((0, 1), (1, 70), (70, 128), (128, 150)):
         n = stop - start

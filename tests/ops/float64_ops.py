@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepwell.ops.base import BLOCK_TOKENS, Batch, GqaShape, MlaShape, Rotation, Routing
+from deepwell.ops.base import BLOCK_TOKENS, Batch, GqaShape, IndexShape, MlaShape, Rotation, Routing
 
 Array = NDArray[np.float64]
 Cache = dict[tuple[int, int, int], Array]
@@ -29,6 +29,9 @@ class Float64Ops:
     def rms_norm(self, x: Array, weight: Array, eps: float, heads: int = 1) -> Array:
         cut = x.reshape(len(x), heads, -1)
         return (cut / np.sqrt((cut * cut).mean(-1, keepdims=True) + eps) * weight).reshape(x.shape)
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * weight + bias
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         return x @ weight.T + (0 if bias is None else bias)
@@ -47,7 +50,7 @@ class Float64Ops:
         inv_freq = np.array(rotation.inv_freq, dtype=np.float32)
         angle = (self.batch.positions_T.astype(np.float32)[:, None] * inv_freq).astype(np.float64)[:, None]
         turn = np.exp(1j * angle) * rotation.magnitude
-        part = x[..., x.shape[-1] - rotation.width :]
+        part = x[..., : rotation.width] if rotation.leading else x[..., x.shape[-1] - rotation.width :]
         half = rotation.width // 2
         pairs = (slice(0, None, 2), slice(1, None, 2))
         first, second = pairs if rotation.layout == "interleaved" else (slice(0, half), slice(half, None))
@@ -66,8 +69,26 @@ class Float64Ops:
                 out[t, cols] = softmax(keys[:, group] @ q[t, cols] * shape.scale) @ values[:, group]
         return out
 
-    def mla(self, q: Array, latent: Array, k_rope: Array, kv_b: Array, layer: int, shape: MlaShape) -> Array:
-        kept = self._keep(layer, np.concatenate([latent, k_rope], axis=-1))
+    def index(self, q: Array, k: Array, weight: Array, layer: int, shape: IndexShape) -> Array:
+        chosen = np.full((len(q), shape.top_k), -1.0)
+        for t, past in enumerate(self._keep(layer, self._kept(k))):
+            heads = self._kept(q[t]).reshape(shape.heads, shape.head_dim)
+            scores = weight[t] * shape.scale @ np.maximum(heads @ past.T, 0)
+            best = sorted(range(len(past)), key=lambda s: (-scores[s], s))[: shape.top_k]
+            chosen[t, : len(best)] = sorted(best)
+        return chosen
+
+    def mla(
+        self,
+        q: Array,
+        latent: Array,
+        k_rope: Array,
+        kv_b: Array,
+        layer: int,
+        shape: MlaShape,
+        chosen: Array | None = None,
+    ) -> Array:
+        kept = picked(self._keep(layer, np.concatenate([latent, k_rope], axis=-1)), chosen)
         out = np.empty((len(q), shape.heads * shape.value))
         per_head = kv_b.reshape(shape.heads, shape.nope + shape.value, shape.latent)
         for t, past in enumerate(kept):
@@ -106,6 +127,9 @@ class Float64Ops:
     def select(self, x: Array) -> Array:
         return x[self.batch.selected_L]
 
+    def _kept(self, x: Array) -> Array:
+        return x
+
     def _keep(self, layer: int, rows: Array) -> list[Array]:
         """Store each row, then give back, per row, what its sequence has kept up to and including it."""
         b = self.batch
@@ -128,7 +152,10 @@ class RoundedOps(Float64Ops):
     def __init__(self, batch: Batch, cache: Cache, *, coded_inputs: bool = False, bfloat16_cache: bool = False) -> None:
         super().__init__(batch, cache)
         self._seen = coded if coded_inputs else np.asarray
-        self._kept = bfloat16 if bfloat16_cache else np.asarray
+        self._rounded = bfloat16_cache
+
+    def _kept(self, x: Array) -> Array:
+        return bfloat16(x) if self._rounded else x
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         return super().linear(self._seen(x), weight, bias)
@@ -145,8 +172,17 @@ class RoundedOps(Float64Ops):
                 out[t, h * width : (h + 1) * width] = self._weighted(scores, values[:, group])
         return out
 
-    def mla(self, q: Array, latent: Array, k_rope: Array, kv_b: Array, layer: int, shape: MlaShape) -> Array:
-        kept = self._keep(layer, self._kept(np.concatenate([latent, k_rope], axis=-1)))
+    def mla(
+        self,
+        q: Array,
+        latent: Array,
+        k_rope: Array,
+        kv_b: Array,
+        layer: int,
+        shape: MlaShape,
+        chosen: Array | None = None,
+    ) -> Array:
+        kept = picked(self._keep(layer, self._kept(np.concatenate([latent, k_rope], axis=-1))), chosen)
         out = np.empty((len(q), shape.heads, shape.value))
         per_head = kv_b.reshape(shape.heads, shape.nope + shape.value, shape.latent)
         for t, past in enumerate(kept):
@@ -166,6 +202,11 @@ class RoundedOps(Float64Ops):
             out = out * keep + self._kept(weights) @ values[first : first + BLOCK_TOKENS]
             total = total * keep + weights.sum()
         return out / total
+
+
+def picked(kept: list[Array], chosen: Array | None) -> list[Array]:
+    """Of each row's past, the chosen positions."""
+    return kept if chosen is None else [past[c[c >= 0].astype(int)] for past, c in zip(kept, chosen, strict=True)]
 
 
 def bfloat16(x: Array) -> Array:

@@ -161,6 +161,33 @@ def normal(seed: int, *shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def halves(seed: int, *shape: int) -> NDArray[np.float32]:
+    """Whole and half numbers: products and sums are exact, and many are equal."""
+    return (np.random.default_rng(seed).integers(-2, 3, shape) / 2).astype(np.float32)
+
+
+def two_steps(seed: int) -> list[Batch]:
+    """Prompts of several sequences, then more of each: across page borders, onto partial pages, out of order."""
+    rng = np.random.default_rng(seed)
+    first = [int(n) for n in rng.integers(1, 150, 3)] if seed else [64, 1, 129]
+    second = [int(n) for n in rng.integers(1, 70, 3)] if seed else [1, 63, 1]
+    whole = packed_batch([(0, a + b) for a, b in zip(first, second, strict=True)], seed)
+    starts = np.cumsum([0, *(a + b for a, b in zip(first, second, strict=True))])
+    steps = []
+    for begin, count, order in ((np.zeros(3, int), first, (0, 1, 2)), (np.array(first), second, (2, 0, 1))):
+        rows = np.concatenate([starts[s] + begin[s] + np.arange(count[s]) for s in order])
+        steps.append(
+            Batch(
+                whole.tokens_T[rows],
+                whole.positions_T[rows],
+                whole.sequence_T[rows],
+                whole.block_table_SP,
+                np.arange(len(rows), dtype=np.int32),
+            )
+        )
+    return steps
+
+
 def assert_close(got: NDArray[Any], want: NDArray[Any], bound: float = 2e-5) -> None:
     """Largest error within `bound` of the largest value wanted."""
     assert got.shape == want.shape

@@ -6,9 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from op_backends import BACKENDS, REFERENCE, Backend, Graph, Weights, assert_close, normal, packed_batch, rows_batch
+from op_backends import (
+    BACKENDS,
+    REFERENCE,
+    Backend,
+    Graph,
+    Weights,
+    assert_close,
+    halves,
+    normal,
+    packed_batch,
+    rows_batch,
+    two_steps,
+)
 
-from deepwell.ops.base import Batch, GqaShape, MlaShape, Rotation, Routing
+from deepwell.ops.base import Batch, GqaShape, IndexShape, MlaShape, Rotation, Routing
 
 SEEDS = range(6)
 pytestmark = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
@@ -49,6 +61,13 @@ def test_rms_norm_of_heads(backend: Backend, seed: int) -> None:
     check(backend, lambda ops, w: ops.rms_norm(ops.embed(w["x"]), w["w"], 1e-5, heads), weights, [rows_batch(rows)])
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_layer_norm(backend: Backend, seed: int) -> None:
+    rows, width = sizes(seed, 20, 300)
+    weights = {"x": normal(seed, rows, width) * 3 + 1, "w": normal(seed + 1, width), "b": normal(seed + 2, width)}
+    check(backend, lambda ops, w: ops.layer_norm(ops.embed(w["x"]), w["w"], w["b"], 1e-6), weights, [rows_batch(rows)])
+
+
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_linear(backend: Backend, seed: int, with_bias: bool) -> None:
@@ -68,11 +87,12 @@ def test_split_concat_add(backend: Backend, seed: int) -> None:
     check(backend, graph, {"x": normal(seed, rows, 2 * a + b)}, [rows_batch(rows)])
 
 
+@pytest.mark.parametrize("leading", [False, True])
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_rope_at_far_positions(backend: Backend, seed: int, layout: Any) -> None:
+def test_rope_at_far_positions(backend: Backend, seed: int, layout: Any, leading: bool) -> None:
     rows, heads, pairs, plain = sizes(seed, 30, 5, 32, 40)
-    rotation = Rotation(tuple(float(f) for f in 10000.0 ** -np.linspace(0, 1, pairs)), layout, 1.25)
+    rotation = Rotation(tuple(float(f) for f in 10000.0 ** -np.linspace(0, 1, pairs)), layout, 1.25, leading)
     batch = packed_batch([(start, rows) for start in (0, 60, 32000)])
     weights = {"x": normal(seed, 3 * rows, heads * (plain - 1 + 2 * pairs))}
     check(backend, lambda ops, w: ops.rope(ops.embed(w["x"]), heads, rotation), weights, [batch])
@@ -83,28 +103,6 @@ def test_gated(backend: Backend, seed: int) -> None:
     rows, width, inter = sizes(seed, 20, 100, 90)
     weights = {"x": normal(seed, rows, width), "w": normal(seed + 1, 2 * inter, width), "b": normal(2, 2 * inter)}
     check(backend, lambda ops, w: ops.gated(ops.embed(w["x"]), w["w"], w["b"]), weights, [rows_batch(rows)])
-
-
-def two_steps(seed: int) -> list[Batch]:
-    """Prompts of several sequences, then more of each: across page borders, onto partial pages, out of order."""
-    rng = np.random.default_rng(seed)
-    first = [int(n) for n in rng.integers(1, 150, 3)] if seed else [64, 1, 129]
-    second = [int(n) for n in rng.integers(1, 70, 3)] if seed else [1, 63, 1]
-    whole = packed_batch([(0, a + b) for a, b in zip(first, second, strict=True)], seed)
-    starts = np.cumsum([0, *(a + b for a, b in zip(first, second, strict=True))])
-    steps = []
-    for begin, count, order in ((np.zeros(3, int), first, (0, 1, 2)), (np.array(first), second, (2, 0, 1))):
-        rows = np.concatenate([starts[s] + begin[s] + np.arange(count[s]) for s in order])
-        steps.append(
-            Batch(
-                whole.tokens_T[rows],
-                whole.positions_T[rows],
-                whole.sequence_T[rows],
-                whole.block_table_SP,
-                np.arange(len(rows), dtype=np.int32),
-            )
-        )
-    return steps
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 16), (6, 2, 40), (5, 1, 7), (1, 1, 128), (3, 3, 1)], ids=str)
@@ -139,6 +137,44 @@ def test_mla_over_two_steps(backend: Backend, seed: int, shape: tuple[int, int, 
         return ops.mla(*ops.split(ops.embed(w["x"]), (q, latent, rope)), w["kv_b"], 0, mla)
 
     check(backend, graph, weights, two_steps(seed), [latent + rope], mla)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 16), (1, 2, 1), (4, 32, 40), (6, 6, 129), (2, 4, 500)], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_index_chooses_the_best_and_of_equals_the_first(
+    backend: Backend, seed: int, shape: tuple[int, int, int]
+) -> None:
+    """Exact scores, so that ties are ties everywhere; top-k below, at and above the lengths."""
+    heads, head_dim, top_k = shape
+    index = IndexShape(heads, head_dim, top_k, 0.25)
+    weights = {"x": halves(seed, 1000, heads * head_dim + head_dim + heads)}
+
+    def graph(ops: Any, w: Any) -> Any:
+        return ops.index(*ops.split(ops.embed(w["x"]), (heads * head_dim, head_dim, heads)), 0, index)
+
+    steps = two_steps(seed)
+    got, want = (b.run(graph, weights, steps, [head_dim]) for b in (backend, REFERENCE))
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_array_equal(g, w)
+
+
+@pytest.mark.parametrize("top_k", [1, 7, 64, 70, 128, 300])
+@pytest.mark.parametrize("shape", [(5, 12, 4, 9, 40), (9, 5, 3, 8, 21)], ids=str)
+def test_sparse_mla_over_two_steps(backend: Backend, top_k: int, shape: tuple[int, int, int, int, int]) -> None:
+    heads, nope, rope, value, latent = shape
+    mla = MlaShape(heads, nope, rope, value, latent, 2 * (nope + rope) ** -0.5)
+    index = IndexShape(2, 8, top_k, 0.25)
+    widths = (heads * (nope + rope), latent, rope)
+    weights = {
+        "x": np.concatenate([normal(1, 1000, sum(widths)), halves(2, 1000, 2 * 8 + 8 + 2)], axis=1),
+        "kv_b": normal(3, heads * (nope + value), latent) * latent**-0.5,
+    }
+
+    def graph(ops: Any, w: Any) -> Any:
+        *parts, q, k, weight = ops.split(ops.embed(w["x"]), (*widths, 16, 8, 2))
+        return ops.mla(*parts, w["kv_b"], 0, mla, ops.index(q, k, weight, 1, index))
+
+    check(backend, graph, weights, two_steps(top_k), [latent + rope, 8], mla)
 
 
 ROUTINGS = {

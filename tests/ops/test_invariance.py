@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from op_backends import NATIVE_BACKENDS, NativeBackend, int32, normal
 
 from deepwell.ops import native
-from deepwell.ops.base import Batch, GqaShape, MlaShape, Rotation, Routing
+from deepwell.ops.base import Batch, GqaShape, IndexShape, MlaShape, Rotation, Routing
 
 VOCAB, WIDTH, EXPERTS = 50, 72, 8
 MLA = MlaShape(heads=5, nope=24, rope=8, value=20, latent=40, scale=0.2)
 GQA = GqaShape(heads=6, kv_heads=2, head_dim=16, scale=0.3)
 ROUTING = Routing(EXPERTS, 3, "sigmoid", "noaux_tc", n_group=4, topk_group=2, normalize=True, scale=2.5)
 ROTATION = Rotation((1.0, 0.3, 0.1, 0.03), "interleaved")
-CACHE_WIDTHS = [MLA.latent + MLA.rope, 2 * GQA.kv_heads * GQA.head_dim]
+INDEX = IndexShape(heads=5, head_dim=12, top_k=40, scale=0.1)
+INDEX_ROTATION = Rotation((1.0, 0.3, 0.1), "half", leading=True)
+CACHE_WIDTHS = [MLA.latent + MLA.rope, 2 * GQA.kv_heads * GQA.head_dim, MLA.latent + MLA.rope, INDEX.head_dim]
 LENGTHS = [130, 65, 1, 64, 7]
 
 
@@ -28,6 +30,7 @@ def weights() -> dict[str, NDArray[np.float32]]:
         "q": (MLA.heads * (MLA.nope + MLA.rope), WIDTH),
         "kv_a": (MLA.latent + MLA.rope, WIDTH),
         "kv_b": (MLA.heads * (MLA.nope + MLA.value), MLA.latent),
+        "index": (INDEX.heads * INDEX.head_dim + INDEX.head_dim + INDEX.heads, WIDTH),
         "o": (WIDTH, MLA.heads * MLA.value),
         "qkv": ((GQA.heads + 2 * GQA.kv_heads) * GQA.head_dim, WIDTH),
         "gqa_o": (WIDTH, GQA.heads * GQA.head_dim),
@@ -40,16 +43,24 @@ def weights() -> dict[str, NDArray[np.float32]]:
         "head": (90, 160),
     }
     made = {name: normal(i, *shape) * shape[-1] ** -0.5 for i, (name, shape) in enumerate(shapes.items())}
+    made["k_norm"] = 1 + 0.1 * normal(97, INDEX.head_dim)
     return made | {"norm": 1 + 0.1 * normal(99, WIDTH), "bias": 0.1 * normal(98, EXPERTS)}
 
 
 def small_model(ops: Any, w: Any) -> Any:
-    """Every operation once: an MLA layer with experts, a GQA layer with a dense feed-forward."""
+    """Every operation once: an MLA layer with experts, a sparse one, a GQA layer with a dense feed-forward."""
     x = ops.embed(w["table"])
     h = ops.rms_norm(x, w["norm"], 1e-6)
     latent, k_rope = ops.split(ops.linear(h, w["kv_a"]), (MLA.latent, MLA.rope))
     q = ops.rope(ops.linear(h, w["q"]), MLA.heads, ROTATION)
-    x = ops.add(x, ops.linear(ops.mla(q, latent, ops.rope(k_rope, 1, ROTATION), w["kv_b"], 0, MLA), w["o"]))
+    k_rope = ops.rope(k_rope, 1, ROTATION)
+    x = ops.add(x, ops.linear(ops.mla(q, latent, k_rope, w["kv_b"], 0, MLA), w["o"]))
+    q_index, k, weight = ops.split(
+        ops.linear(h, w["index"]), (INDEX.heads * INDEX.head_dim, INDEX.head_dim, INDEX.heads)
+    )
+    k = ops.rope(ops.layer_norm(k, w["k_norm"], w["k_norm"], 1e-6), 1, INDEX_ROTATION)
+    chosen = ops.index(ops.rope(q_index, INDEX.heads, INDEX_ROTATION), k, weight, 3, INDEX)
+    x = ops.add(x, ops.linear(ops.mla(q, latent, k_rope, w["kv_b"], 2, MLA, chosen), w["o"]))
     h = ops.rms_norm(x, w["norm"], 1e-6)
     shared = w["shared_gate_up"], w["shared_down"]
     x = ops.add(x, ops.moe(h, w["router"], w["bias"], w["gate_up"], w["down"], ROUTING, 0, shared))

@@ -33,6 +33,14 @@ TEXT = "def add(first, second):\n    return first + second\n" * 40
                 "head": "lm_head",
             },
         ),
+        (
+            "v32",
+            {
+                "layers.1.attn.indexer.q_b": "model.layers.1.self_attn.indexer.wq_b",
+                "layers.2.attn.indexer.k": "model.layers.2.self_attn.indexer.wk",
+                "layers.2.attn.o": "model.layers.2.self_attn.o_proj",
+            },
+        ),
         ("llama-tied-bias", {"layers.1.attn.k": "model.layers.1.self_attn.k_proj", "embed": "lm_head"}),
     ],
 )

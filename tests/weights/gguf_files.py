@@ -39,6 +39,10 @@ _NAMES = {
     "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
     "self_attn.kv_a_layernorm": "attn_kv_a_norm",
     "self_attn.kv_b_proj": "attn_kv_b",
+    "self_attn.indexer.wq_b": "indexer.attn_q_b",
+    "self_attn.indexer.wk": "indexer.attn_k",
+    "self_attn.indexer.k_norm": "indexer.k_norm",
+    "self_attn.indexer.weights_proj": "indexer.proj",
     "mlp.gate": "ffn_gate_inp",
 }
 
@@ -100,7 +104,7 @@ def _metadata(w: GGUFWriter, c: Any, arch: str, split_kv_b: bool) -> None:
         w.add_rope_scaling_type(RopeScalingType.YARN)
         w.add_rope_scaling_factor(rope["factor"])
         w.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-    if arch == "deepseek2":
+    if arch in ("deepseek2", "deepseek32"):
         _mla(w, c, split_kv_b)
         if rope.get("mscale_all_dim"):
             w.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
@@ -133,9 +137,13 @@ def _mla(w: GGUFWriter, c: Any, split_kv_b: bool) -> None:
     if c.n_group:
         w.add_expert_group_count(c.n_group)
         w.add_expert_group_used_count(c.topk_group)
-    if c.model_type == "deepseek_v3":
+    if c.model_type in ("deepseek_v3", "deepseek_v32"):
         w.add_expert_weights_norm(c.norm_topk_prob)
         w.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+    if c.model_type == "deepseek_v32":
+        w.add_indexer_head_count(c.index_n_heads)
+        w.add_indexer_key_length(c.index_head_dim)
+        w.add_indexer_top_k(c.index_topk)
 
 
 def add_tokenizer(w: GGUFWriter, pre: str = "gpt-2") -> None:
@@ -197,7 +205,8 @@ def _quantised(name: str, value: NDArray[np.float32], kind: GGMLQuantizationType
 
 
 def arch_of(config: Any) -> str:
-    return {"deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2"}.get(config.model_type, config.model_type)
+    archs = {"deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "deepseek_v32": "deepseek32"}
+    return archs.get(config.model_type, config.model_type)
 
 
 def save(name: str, folder: Path, seed: int = 0, **options: Any) -> tuple[PreTrainedModel, Path]:

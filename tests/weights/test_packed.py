@@ -28,7 +28,7 @@ from deepwell.ops.base import Batch
 from deepwell.weights import embedded_path, packed
 from deepwell.weights.packed import PackedModel, is_packed
 from deepwell.weights.source import Source, open_source
-from fakes import SPECIALS
+from fakes import SPECIALS, write_tiny_tokenizer
 
 TOKENS = np.random.default_rng(1).integers(0, 320, 70).astype(np.int32)
 
@@ -160,6 +160,13 @@ def test_a_gguf_file_and_its_packed_file_compute_the_same_bits(kind: str, split_
 
     _, file = gguf_files.save("v2-lite", tmp_path, quantise=quantise, split_kv_b=split_kv_b)
     assert_same(file, "auto", tmp_path / "copy.deepwell")
+
+
+def test_the_indexers_of_a_sparse_model_go_with_it(tmp_path: Path) -> None:
+    _, file = gguf_files.save("v32", tmp_path)
+    write_tiny_tokenizer(tmp_path)
+    for source, dtype in ((tmp_path, "int8"), (file, "auto")):
+        assert_same(source, dtype, tmp_path / f"{dtype}.deepwell")
 
 
 def test_the_prediction_module_goes_with_the_model(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ class NativeRunner:
             source.release()
         recorder, decoder = native.Recorder(), Decoder(config, self.handles)
         self._plan = recorder.finish(decoder.logits(recorder, decoder.hidden(recorder)))
-        widths = [config.cache_width] * (config.layers + mtp)
+        widths = config.cache_widths(int(mtp))
         self._cache = native.Cache(widths, self.blocks, self.cache_dtype == "bfloat16")
         self.further: Further | None = NativeFurther(decoder, self._cache) if mtp else None
 

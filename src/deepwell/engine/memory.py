@@ -24,8 +24,9 @@ _MEMORY_SHARE = 0.4
 
 def block_bytes_of(config: ModelConfig, kv_bytes: int = 4, *, mtp: bool = False) -> int:
     """Bytes of a KV block: 64 tokens of every layer, in values of `kv_bytes` bytes; rows of 2-byte ones are padded."""
-    width = config.cache_width if kv_bytes > 2 else -(-config.cache_width // 32) * 32
-    return BLOCK_TOKENS * width * (config.layers + mtp) * kv_bytes
+    widths = config.cache_widths(int(mtp))
+    width = sum(w if kv_bytes > 2 else -(-w // 32) * 32 for w in widths)
+    return BLOCK_TOKENS * width * kv_bytes
 
 
 def default_blocks(config: ModelConfig, context: int, free_bytes: int, kv_bytes: int = 4, *, mtp: bool = False) -> int:

@@ -59,7 +59,7 @@ def account(
     dot = sum(_active(p, config) for p in specs if p.kind not in ("vector", "embedding"))
     if config.tied:
         dot += config.vocab * config.hidden
-    width = config.cache_width * config.layers
+    width = sum(config.cache_widths())
     mha = 2 * config.heads * config.head_dim * config.layers
     return Accounting(
         total_params=total,
@@ -88,10 +88,15 @@ def _bits(param: Param, dtype: str, kept: Mapping[str, str] | None) -> float:
 
 
 def _attention_flops(config: ModelConfig, depth: int) -> float:
-    """Scores and weighted sums over `depth` + 1 tokens, in the form the cache is kept in (MLA: absorbed)."""
-    shape = config.attention
+    """Scores and weighted sums over `depth` + 1 tokens, in the form the cache is kept in (MLA: absorbed).
+
+    An indexer scores them all, once they are more than it chooses, and attention looks at its choice.
+    """
+    shape, index, indexed = config.attention, config.index, 0
+    if index is not None and depth >= index.top_k:
+        indexed, depth = (depth + 1) * 2 * index.heads * (index.head_dim + 1), index.top_k - 1
     if isinstance(shape, GqaShape):
         per_position = 2 * shape.heads * 2 * shape.head_dim
     else:
         per_position = 2 * shape.heads * (2 * shape.latent + shape.rope)
-    return float(config.layers * (depth + 1) * per_position)
+    return float(config.layers * ((depth + 1) * per_position + indexed))

@@ -1,12 +1,13 @@
 """What a model is: its shape, read from a Hugging Face config.json.
 
 Families: `llama` (DeepSeek LLM, Coder), `qwen2` and `qwen3` (distilled models), `deepseek` (MoE-16B), `deepseek_v2`,
-`deepseek_v3`. A family is a set of values of `ModelConfig`, not code of its own.
+`deepseek_v3`, `deepseek_v32`. A family is a set of values of `ModelConfig`, not code of its own.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,9 +15,16 @@ import msgspec
 
 from deepwell.errors import ConfigError
 from deepwell.model.rope import RopeConfig, yarn_score_factor
-from deepwell.ops.base import GqaShape, MlaShape, Rotation, Routing
+from deepwell.ops.base import GqaShape, IndexShape, MlaShape, Rotation, Routing
 
-FAMILIES = ("llama", "qwen2", "qwen3", "deepseek", "deepseek_v2", "deepseek_v3")
+FAMILIES = ("llama", "qwen2", "qwen3", "deepseek", "deepseek_v2", "deepseek_v3", "deepseek_v32")
+_WITH_MLA = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
+_LIKE_V3 = ("deepseek_v3", "deepseek_v32")
+_LATER = re.compile(r"deepseek_?v4", re.IGNORECASE)
+
+
+WIDEST_INDEX, MOST_CHOSEN = 1024, 1 << 20
+"""Columns of an indexer's head, and positions it chooses, at most: what the kernels have room for."""
 
 
 class MlaConfig(msgspec.Struct, frozen=True):
@@ -27,6 +35,14 @@ class MlaConfig(msgspec.Struct, frozen=True):
     nope: int
     rope: int
     value: int
+
+
+class IndexConfig(msgspec.Struct, frozen=True):
+    """The lightning indexer of sparse latent attention: `heads` of `head_dim` columns choose `top_k` positions."""
+
+    heads: int
+    head_dim: int
+    top_k: int
 
 
 class MoeConfig(msgspec.Struct, frozen=True):
@@ -43,7 +59,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One decoder: attention is GQA unless `mla` is set; layers from `moe.first_dense` on are MoE if `moe` is set.
 
     `attention_bias` adds biases to all projections of attention, `qkv_bias` to those of GQA's q, k and v alone;
-    `qk_norm` norms each head of q and k. `interleaved` is the rotation layout of GQA; MLA always interleaves.
+    `qk_norm` norms each head of q and k. `interleaved` is the rotation layout of GQA; MLA always interleaves. With
+    `index`, every layer's latent attention looks at the positions that its indexer chooses.
     """
 
     family: str
@@ -66,6 +83,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     qk_norm: bool = False
     mlp_bias: bool = False
     interleaved: bool = False
+    index: IndexConfig | None = None
 
     def is_moe(self, layer: int) -> bool:
         return self.moe is not None and layer >= self.moe.first_dense
@@ -85,6 +103,29 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.rope.rotation(width, "interleaved" if self.mla or self.interleaved else "half")
 
     @property
+    def index_shape(self) -> IndexShape | None:
+        """The indexer as the kernels want it. Its scale changes no order, and is the published code's."""
+        if (i := self.index) is None:
+            return None
+        return IndexShape(i.heads, i.head_dim, min(i.top_k, self.context), (i.heads * i.head_dim) ** -0.5)
+
+    @property
+    def index_rotation(self) -> Rotation | None:
+        """Unlike MLA's: the first columns of a head, in halves."""
+        if self.index is None or self.mla is None:
+            return None
+        return msgspec.structs.replace(self.rope.rotation(self.mla.rope, "half"), leading=True)
+
+    def cache_layer(self, layer: int) -> int:
+        """The cache's layer that a decoder's layer keeps its attention in; an indexer's keys are in the one behind."""
+        return layer if self.index is None else 2 * layer
+
+    def cache_widths(self, modules: int = 0) -> list[int]:
+        """Values kept per token in each of the cache's layers, with those of so many prediction modules."""
+        each = [self.cache_width] if self.index is None else [self.cache_width, self.index.head_dim]
+        return each * (self.layers + modules)
+
+    @property
     def cache_width(self) -> int:
         """Values kept per token and layer: latent and shared rope key for MLA, keys and values for GQA."""
         if self.mla is not None:
@@ -96,6 +137,11 @@ def from_hugging_face(raw: Mapping[str, Any]) -> ModelConfig:
     """The shape that a parsed config.json describes. ConfigError names a key that is missing, odd or unsupported."""
     keys = _Keys(raw)
     family = keys.text("model_type")
+    if _LATER.search(f"{family} {raw.get('architectures')}"):
+        raise ConfigError(
+            f"config.json: model_type {family!r} is DeepSeek-V4 or later: Deepwell knows its prompt format, but cannot "
+            f"run its weights yet; supported are {', '.join(FAMILIES)}"
+        )
     if family not in FAMILIES:
         raise ConfigError(f"config.json: model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
     if (act := raw.get("hidden_act", "silu")) != "silu":
@@ -103,7 +149,7 @@ def from_hugging_face(raw: Mapping[str, Any]) -> ModelConfig:
     if keys.flag("use_sliding_window", False):
         raise ConfigError("config.json: use_sliding_window is true; supported is attention to the whole sequence")
     hidden, heads, context = keys.count("hidden_size"), keys.count("num_attention_heads"), _context(keys)
-    mla = _mla(keys) if family in ("deepseek_v2", "deepseek_v3") else None
+    mla = _mla(keys) if family in _WITH_MLA else None
     usual = 128 if family == "qwen3" else hidden // heads
     head_dim = keys.count("head_dim", usual) if mla is None else mla.nope + mla.rope
     kv_heads = keys.count("num_key_value_heads", heads)
@@ -124,12 +170,13 @@ def from_hugging_face(raw: Mapping[str, Any]) -> ModelConfig:
         context=context,
         mla=mla,
         moe=_moe(keys, family, layers) if family.startswith("deepseek") else None,
-        mtp_layers=keys.count("num_nextn_predict_layers", 0, least=0) if family == "deepseek_v3" else 0,
+        mtp_layers=keys.count("num_nextn_predict_layers", 0, least=0) if family in _LIKE_V3 else 0,
         tied=keys.flag("tie_word_embeddings", False),
         attention_bias=keys.flag("attention_bias", False),
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         mlp_bias=keys.flag("mlp_bias", False),
+        index=_index(keys, mla) if family == "deepseek_v32" and mla is not None else None,
     )
 
 
@@ -144,6 +191,9 @@ def check_config(config: ModelConfig) -> None:
         sizes += [moe.inter, r.experts, r.top_k, r.n_group, r.topk_group]
         rest += [moe.shared, moe.first_dense]
         _check_routing(r.experts, r.top_k, r.method, r.n_group, r.topk_group)
+    if (i := config.index) is not None:
+        sizes += [i.heads, i.head_dim, i.top_k]
+        _check_index(i.head_dim, i.top_k, m)
     if config.family not in FAMILIES or min(sizes) < 1 or min(rest) < 0 or max(sizes + rest) > _LARGEST:
         raise ConfigError(f"the model's sizes must be within 1 to {_LARGEST}, and its family be known")
     experts = (config.layers + config.mtp_layers) * (moe.routing.experts if moe else 1)
@@ -229,6 +279,24 @@ def _mla(keys: _Keys) -> MlaConfig:
     )
 
 
+def _index(keys: _Keys, mla: MlaConfig) -> IndexConfig:
+    index = IndexConfig(keys.count("index_n_heads"), keys.count("index_head_dim"), keys.count("index_topk"))
+    _check_index(index.head_dim, index.top_k, mla)
+    return index
+
+
+def _check_index(head_dim: int, top_k: int, mla: MlaConfig | None) -> None:
+    if mla is None or mla.q_lora is None:
+        raise ConfigError("config.json: q_lora_rank is missing, and the indexer's queries are made of that latent")
+    if head_dim % 2 or not mla.rope <= head_dim <= WIDEST_INDEX:
+        raise ConfigError(
+            f"config.json: index_head_dim is {head_dim}; allowed are even numbers from qk_rope_head_dim {mla.rope} to "
+            f"{WIDEST_INDEX}"
+        )
+    if top_k > MOST_CHOSEN:
+        raise ConfigError(f"config.json: index_topk is {top_k}; allowed are 1 to {MOST_CHOSEN}")
+
+
 def _moe(keys: _Keys, family: str, layers: int) -> MoeConfig | None:
     first_dense = keys.count("first_k_dense_replace", 0, least=0)
     if keys.raw.get("n_routed_experts") is None or first_dense >= layers:
@@ -236,18 +304,18 @@ def _moe(keys: _Keys, family: str, layers: int) -> MoeConfig | None:
     if (freq := keys.count("moe_layer_freq", 1)) != 1:
         raise ConfigError(f"config.json: moe_layer_freq {freq} is not supported; supported is 1")
     experts, top_k = keys.count("n_routed_experts"), keys.count("num_experts_per_tok")
-    method = keys.choice("topk_method", "noaux_tc" if family == "deepseek_v3" else "greedy")
+    method = keys.choice("topk_method", "noaux_tc" if family in _LIKE_V3 else "greedy")
     n_group = keys.count("n_group", 1) if method != "greedy" else 1
     topk_group = keys.count("topk_group", 1) if method != "greedy" else 1
     _check_routing(experts, top_k, method, n_group, topk_group)
     routing = Routing(
         experts=experts,
         top_k=top_k,
-        scoring=keys.choice("scoring_func", "sigmoid" if family == "deepseek_v3" else "softmax"),
+        scoring=keys.choice("scoring_func", "sigmoid" if family in _LIKE_V3 else "softmax"),
         method=method,
         n_group=n_group,
         topk_group=topk_group,
-        normalize=keys.flag("norm_topk_prob", family == "deepseek_v3"),
+        normalize=keys.flag("norm_topk_prob", family in _LIKE_V3),
         scale=keys.positive("routed_scaling_factor", 1.0),
     )
     return MoeConfig(

@@ -14,6 +14,9 @@ from deepwell.ops.base import A, GqaShape, Ops
 LATENT_EPS = 1e-6
 """DeepSeek's code norms MLA's latents with this epsilon, whatever rms_norm_eps says."""
 
+INDEX_EPS = 1e-6
+"""And the indexer's keys with this one."""
+
 
 class Weights(Mapping[str, Any]):
     """Parameter handles by key; `at` narrows to a prefix. A missing optional one (a bias) is None by `get`."""
@@ -40,6 +43,7 @@ class Decoder:
     def __init__(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
         self.config, self.weights = config, Weights(weights)
         self.rotation, self.shape = config.rotation, config.attention
+        self.index_rotation, self.index_shape = config.index_rotation, config.index_shape
 
     def hidden(self, ops: Ops[A]) -> A:
         """x_TD after the last layer, before the final norm."""
@@ -93,21 +97,37 @@ class Decoder:
             k = ops.rms_norm(k, w["k_norm"], self.config.eps, shape.kv_heads)
         q = ops.rope(q, shape.heads, self.rotation)
         k = ops.rope(k, shape.kv_heads, self.rotation)
-        return ops.gqa(q, k, v, layer, shape)
+        return ops.gqa(q, k, v, self.config.cache_layer(layer), shape)
 
     def _mla(self, ops: Ops[A], h: A, w: Weights, layer: int) -> A:
         shape = self.shape
         assert not isinstance(shape, GqaShape)
+        index = w.at("indexer")
         if "q_a" in w:
-            q = ops.rms_norm(ops.linear(h, w["q_a"], w.get("q_a_bias")), w["q_norm"], LATENT_EPS)
-            q = ops.linear(q, w["q_b"])
+            q_latent = ops.rms_norm(ops.linear(h, w["q_a"], w.get("q_a_bias")), w["q_norm"], LATENT_EPS)
+            q = ops.linear(q_latent, w["q_b"])
+            q_index = None if self.index_shape is None else ops.linear(q_latent, index["q_b"])
         else:
+            q_index = None
             q = ops.linear(h, w["q"])
         kv = ops.linear(h, w["kv_a"], w.get("kv_a_bias"))  # next to q's: they read the same rows
+        chosen = None if q_index is None else self._index(ops, q_index, h, index, layer)  # whose first read them too
         q = ops.rope(q, shape.heads, self.rotation)
         latent, k_rope = ops.split(kv, (shape.latent, shape.rope))
         latent = ops.rms_norm(latent, w["kv_norm"], LATENT_EPS)
-        return ops.mla(q, latent, ops.rope(k_rope, 1, self.rotation), w["kv_b"], layer, shape)
+        k_rope = ops.rope(k_rope, 1, self.rotation)
+        return ops.mla(q, latent, k_rope, w["kv_b"], self.config.cache_layer(layer), shape, chosen)
+
+    def _index(self, ops: Ops[A], q: A, h: A, w: Weights, layer: int) -> A:
+        """The positions that the lightning indexer chooses for each row. No Hadamard transform: of both q and k, it
+        would leave their products as they are."""
+        shape, rotation = self.index_shape, self.index_rotation
+        assert shape is not None
+        assert rotation is not None
+        k, weights = ops.linear(h, w["k"]), ops.linear(h, w["weights"])
+        k = ops.layer_norm(k, w["k_norm"], w["k_norm_bias"], INDEX_EPS)
+        q, k = ops.rope(q, shape.heads, rotation), ops.rope(k, 1, rotation)
+        return ops.index(q, k, weights, self.config.cache_layer(layer) + 1, shape)
 
     def _mlp(self, ops: Ops[A], h: A, w: Weights) -> A:
         return ops.linear(ops.gated(h, w["gate_up"], w.get("gate_up_bias")), w["down"], w.get("down_bias"))

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from deepwell.model.config import MlaConfig, ModelConfig, MoeConfig
+from deepwell.model.config import IndexConfig, MlaConfig, ModelConfig, MoeConfig
 
 Kind = Literal["embedding", "matrix", "experts", "kv_b", "router", "vector"]
 
@@ -20,8 +20,8 @@ class Param(msgspec.Struct, frozen=True):
     """One parameter. Its `sources` lie one after the other along the rows and share them equally.
 
     kinds: embedding (V, D), read by row; matrix (out, in); experts (E, out, in); kv_b (heads·(nope+value), C) of MLA;
-    router (E, D), never quantised; vector (n,), never quantised. `active` is the share of the parameter that one
-    token uses.
+    router (E, D) and the head weights of an indexer, never quantised; vector (n,), never quantised. `active` is the
+    share of the parameter that one token uses.
     """
 
     key: str
@@ -90,7 +90,17 @@ def _mla(config: ModelConfig, m: MlaConfig, key: str, source: str) -> Iterator[P
     yield from _linear(f"{key}.kv_a", kv_a, config.hidden, f"{source}.kv_a_proj_with_mqa", config.attention_bias)
     yield _vector(f"{key}.kv_norm", m.kv_lora, f"{source}.kv_a_layernorm.weight")
     yield Param(f"{key}.kv_b", (config.heads * (m.nope + m.value), m.kv_lora), "kv_b", (f"{source}.kv_b_proj.weight",))
+    if config.index is not None and m.q_lora is not None:
+        yield from _indexer(config.index, config.hidden, m.q_lora, f"{key}.indexer", f"{source}.indexer")
     yield from _linear(f"{key}.o", config.hidden, config.heads * m.value, f"{source}.o_proj", config.attention_bias)
+
+
+def _indexer(index: IndexConfig, hidden: int, q_lora: int, key: str, source: str) -> Iterator[Param]:
+    yield Param(f"{key}.q_b", (index.heads * index.head_dim, q_lora), "matrix", (f"{source}.wq_b.weight",))
+    yield Param(f"{key}.k", (index.head_dim, hidden), "matrix", (f"{source}.wk.weight",))
+    yield _vector(f"{key}.k_norm", index.head_dim, f"{source}.k_norm.weight")
+    yield _vector(f"{key}.k_norm_bias", index.head_dim, f"{source}.k_norm.bias")
+    yield Param(f"{key}.weights", (index.heads, hidden), "router", (f"{source}.weights_proj.weight",))
 
 
 def _mlp(config: ModelConfig, key: str, source: str, inter: int) -> Iterator[Param]:

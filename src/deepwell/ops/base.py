@@ -2,7 +2,8 @@
 
 Shapes: T tokens of a step (of all its sequences, packed), D hidden width, K inputs, N outputs of a matrix, H heads,
 E routed experts, A experts chosen per token, F expert width, V vocabulary, C latent width, R rope width,
-S sequences of a step, P pages of the longest block table, L rows whose logits are wanted.
+S sequences of a step, P pages of the longest block table, L rows whose logits are wanted, K positions chosen by an
+indexer.
 
 Every operation works row by row in float32: row t of the result depends on row t of the inputs alone (attention: on
 the earlier tokens of the same sequence). The order of every reduction depends on shapes of the model only, never on
@@ -11,7 +12,7 @@ T, S or the place of a row in the batch. That is what makes a request's bytes in
 A matrix may be kept quantised. Its inputs are then rounded to 8 bits first: per row and 128 columns, scale =
 max|x| / 127 and code = rint(x · 127 / max|x|). Sums of products of codes are exact integers; native/kernels_coded.h has
 the rest. The KV cache may be kept in bfloat16: keys, values, queries and each page's weights are then rounded to it,
-and products are added up in float32.
+and products are added up in float32; an indexer's keys and queries likewise.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ A = TypeVar("A")
 
 
 class Rotation(msgspec.Struct, frozen=True):
-    """Rotary position embedding of the last `2 * len(inv_freq)` columns of each head.
+    """Rotary position embedding of the last `2 * len(inv_freq)` columns of each head, or the first with `leading`.
 
     The angle of pair i at position p is float32(p) * float32(inv_freq[i]); cosine and sine are multiplied by
     `magnitude`. `interleaved` pairs columns (2i, 2i+1), as DeepSeek's MLA checkpoints do; `half` pairs (i, i+R/2), as
@@ -41,6 +42,7 @@ class Rotation(msgspec.Struct, frozen=True):
     inv_freq: tuple[float, ...]
     layout: Literal["interleaved", "half"]
     magnitude: float = 1.0
+    leading: bool = False
 
     @property
     def width(self) -> int:
@@ -64,6 +66,18 @@ class MlaShape(msgspec.Struct, frozen=True):
     rope: int
     value: int
     latent: int
+    scale: float
+
+
+class IndexShape(msgspec.Struct, frozen=True):
+    """The lightning indexer: `heads` query heads share one key of `head_dim` columns and choose `top_k` positions.
+
+    A position's score is scale · Σ over heads h, in order, of weight_h · max(q_h · k, 0) (DeepSeek-V3.2 report, 2.1).
+    """
+
+    heads: int
+    head_dim: int
+    top_k: int
     scale: float
 
 
@@ -112,6 +126,10 @@ class Ops(Protocol[A]):
         """x / sqrt(mean(x²) + eps) * weight, over the columns of each of `heads` equal heads."""
         ...
 
+    def layer_norm(self, x: A, weight: Any, bias: Any, eps: float) -> A:
+        """(x - mean(x)) / sqrt(mean((x - mean(x))²) + eps) * weight + bias, over all columns."""
+        ...
+
     def linear(self, x: A, weight: Any, bias: Any | None = None) -> A:
         """y_TN = x_TK · weight_NKᵀ (+ bias_N)."""
         ...
@@ -127,18 +145,29 @@ class Ops(Protocol[A]):
     def add(self, x: A, y: A) -> A: ...
 
     def rope(self, x: A, heads: int, rotation: Rotation) -> A:
-        """x with the last `rotation.width` columns of each of `heads` equal heads rotated by the row's position."""
+        """x with `rotation.width` columns of each of `heads` equal heads rotated by the row's position."""
         ...
 
     def gqa(self, q: A, k: A, v: A, layer: int, shape: GqaShape) -> A:
         """Store k, v (T, kv_heads·head_dim) in the cache of `layer`; causal attention of q (T, heads·head_dim)."""
         ...
 
-    def mla(self, q: A, latent: A, k_rope: A, kv_b: Any, layer: int, shape: MlaShape) -> A:
+    def index(self, q: A, k: A, weight: A, layer: int, shape: IndexShape) -> A:
+        """Store k (T, head_dim) in the cache of `layer`; the positions a row is to attend to, chosen_TK, as numbers.
+
+        q is (T, heads·head_dim) and weight (T, heads). A row takes the top_k best scores among its own position and
+        those before, the lower position of equal ones, in ascending order; shorter pasts whole, then -1. No gradient
+        passes.
+        """
+        ...
+
+    def mla(self, q: A, latent: A, k_rope: A, kv_b: Any, layer: int, shape: MlaShape, chosen: A | None = None) -> A:
         """Store [latent_TC | k_rope_TR] in the cache of `layer`; causal attention; gives (T, heads·value).
 
         q is (T, heads·(nope+rope)), rotated. kv_b (heads·(nope+value), C) expands a latent to each head's key (its
         nope rows) and value (its value rows); k_rope is shared by all heads. DeepSeek-V2 report, section 2.1.
+        With chosen_TK, a result of `index`, a row attends to its chosen positions alone, in their order, 64 at a time:
+        a row that chose its whole past has the same bits as without.
         """
         ...
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from deepwell import _native
 from deepwell._native import Cache, Matrix, View, available_isas, isa, set_isa, set_threads, threads
-from deepwell.ops.base import Batch, GqaShape, MlaShape, Rotation, Routing
+from deepwell.ops.base import Batch, GqaShape, IndexShape, MlaShape, Rotation, Routing
 
 __all__ = [
     "Cache",
@@ -152,6 +152,9 @@ class Recorder:
     def rms_norm(self, x: View, weight: Vector, eps: float, heads: int = 1) -> View:
         return self._program.rms_norm(x, weight, eps, heads)
 
+    def layer_norm(self, x: View, weight: Vector, bias: Vector, eps: float) -> View:
+        return self._program.layer_norm(x, weight, bias, eps)
+
     def linear(self, x: View, weight: Matrix, bias: Vector | None = None) -> View:
         return self._program.linear(x, weight, bias)
 
@@ -166,15 +169,28 @@ class Recorder:
 
     def rope(self, x: View, heads: int, rotation: Rotation) -> View:
         interleaved = rotation.layout == "interleaved"
-        return self._program.rope(x, heads, list(rotation.inv_freq), interleaved, rotation.magnitude)
+        freq, magnitude = list(rotation.inv_freq), rotation.magnitude
+        return self._program.rope(x, heads, freq, interleaved, magnitude, rotation.leading)
 
     def gqa(self, q: View, k: View, v: View, layer: int, shape: GqaShape) -> View:
         return self._program.gqa(q, k, v, layer, shape.heads, shape.kv_heads, shape.head_dim, shape.scale)
 
-    def mla(self, q: View, latent: View, k_rope: View, kv_b: KvB, layer: int, shape: MlaShape) -> View:
+    def index(self, q: View, k: View, weight: View, layer: int, shape: IndexShape) -> View:
+        return self._program.index(q, k, weight, layer, shape.heads, shape.head_dim, shape.top_k, shape.scale)
+
+    def mla(
+        self,
+        q: View,
+        latent: View,
+        k_rope: View,
+        kv_b: KvB,
+        layer: int,
+        shape: MlaShape,
+        chosen: View | None = None,
+    ) -> View:
         s = shape
         return self._program.mla(
-            q, latent, k_rope, kv_b.k_b, kv_b.v_b, layer, s.heads, s.nope, s.rope, s.value, s.scale
+            q, latent, k_rope, kv_b.k_b, kv_b.v_b, layer, s.heads, s.nope, s.rope, s.value, s.scale, chosen
         )
 
     def gated(self, x: View, gate_up: Matrix, bias: Vector | None = None) -> View:

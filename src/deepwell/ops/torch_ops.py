@@ -1,7 +1,7 @@
 """The torch backend: plain, differentiable, the reference of the native one and the engine of training.
 
 Names carry shapes: B sequences, S positions, T tokens (T = B·S packed), H heads, N nope, R rope, C latent, V value,
-E experts, A chosen experts, F expert width, D hidden.
+E experts, A chosen experts, F expert width, D hidden, I columns of an indexer's key, J positions it chooses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepwell.ops.base import BLOCK_TOKENS, Batch, GqaShape, MlaShape, Rotation, Routing
+from deepwell.ops.base import BLOCK_TOKENS, Batch, GqaShape, IndexShape, MlaShape, Rotation, Routing
 
 ATTENTION_CHUNK = 128
 
@@ -49,6 +49,9 @@ class TorchOps:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, heads: int = 1) -> Tensor:
         return F.rms_norm(x.unflatten(-1, (heads, -1)), weight.shape, weight, eps).flatten(-2)
 
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
 
@@ -64,7 +67,11 @@ class TorchOps:
     def rope(self, x: Tensor, heads: int, rotation: Rotation) -> Tensor:
         cos_TR, sin_TR = self._angles(rotation)
         x_THK = x.unflatten(-1, (heads, -1))
-        keep, turn = x_THK.split([x_THK.shape[-1] - rotation.width, rotation.width], dim=-1)
+        plain = x_THK.shape[-1] - rotation.width
+        if rotation.leading:
+            turn, keep = x_THK.split([rotation.width, plain], dim=-1)
+        else:
+            keep, turn = x_THK.split([plain, rotation.width], dim=-1)
         cos, sin = cos_TR[:, None].to(x.dtype), sin_TR[:, None].to(x.dtype)
         if rotation.layout == "interleaved":
             a, b = turn[..., 0::2], turn[..., 1::2]
@@ -72,7 +79,7 @@ class TorchOps:
         else:
             a, b = turn.chunk(2, dim=-1)
             turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-        return torch.cat([keep, turned], dim=-1).flatten(-2)
+        return torch.cat([turned, keep] if rotation.leading else [keep, turned], dim=-1).flatten(-2)
 
     def gqa(self, q: Tensor, k: Tensor, v: Tensor, layer: int, shape: GqaShape) -> Tensor:
         q_BHSK, k_BHSK, v_BHSK = (
@@ -81,12 +88,33 @@ class TorchOps:
         group = shape.heads // shape.kv_heads
         return self._attend(q_BHSK, k_BHSK.repeat_interleave(group, 1), v_BHSK.repeat_interleave(group, 1), shape.scale)
 
-    def mla(self, q: Tensor, latent: Tensor, k_rope: Tensor, kv_b: Tensor, layer: int, shape: MlaShape) -> Tensor:
+    def index(self, q: Tensor, k: Tensor, weight: Tensor, layer: int, shape: IndexShape) -> Tensor:
+        rows = [x.view(self.batch, self.length, -1) for x in (q, k, weight)]
+        last_S = torch.arange(self.length, device=q.device)
+        return torch.cat(
+            [choose_positions(q_SK, k_SI, w_SH, last_S, shape) for q_SK, k_SI, w_SH in zip(*rows, strict=True)]
+        )
+
+    def mla(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        k_rope: Tensor,
+        kv_b: Tensor,
+        layer: int,
+        shape: MlaShape,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
         expanded_BHSK = self._heads(F.linear(latent, kv_b), shape.heads)
         k_nope_BHSN, v_BHSV = expanded_BHSK.split([shape.nope, shape.value], dim=-1)
         k_rope_BHSR = self._heads(k_rope, 1).expand(-1, shape.heads, -1, -1)
         k_BHSK = torch.cat([k_nope_BHSN, k_rope_BHSR], dim=-1)
-        return self._attend(self._heads(q, shape.heads), k_BHSK, v_BHSV, shape.scale)
+        if chosen is None:
+            return self._attend(self._heads(q, shape.heads), k_BHSK, v_BHSV, shape.scale)
+        unseen_BSS = unchosen(chosen, self.length).view(self.batch, self.length, self.length)
+        scores_BHSS = self._heads(q, shape.heads) @ k_BHSK.transpose(2, 3) * shape.scale
+        probs_BHSS = scores_BHSS.masked_fill(unseen_BSS[:, None], float("-inf")).softmax(-1)
+        return (probs_BHSS @ v_BHSV).transpose(1, 2).flatten(2).flatten(0, 1)
 
     def gated(self, x: Tensor, gate_up: Tensor, bias: Tensor | None = None) -> Tensor:
         gate, up = F.linear(x, gate_up, bias).chunk(2, dim=-1)
@@ -177,7 +205,26 @@ class PagedTorchOps(TorchOps):
 
         return self._attend_paged(q.unflatten(-1, (shape.heads, -1)), layer, keys_values, shape.scale)
 
-    def mla(self, q: Tensor, latent: Tensor, k_rope: Tensor, kv_b: Tensor, layer: int, shape: MlaShape) -> Tensor:
+    def index(self, q: Tensor, k: Tensor, weight: Tensor, layer: int, shape: IndexShape) -> Tensor:
+        self._store(layer, k)
+        chosen_TJ = torch.empty(len(q), shape.top_k)
+        for sequence, rows in self._sequences():
+            positions, at = self.step.positions_T[rows], torch.from_numpy(rows)
+            kept = self.cache[layer][self._slots(sequence, np.arange(positions[-1] + 1))]
+            last = torch.from_numpy(positions.astype(np.int64))
+            chosen_TJ[at] = choose_positions(q[at], kept, weight[at], last, shape)
+        return chosen_TJ
+
+    def mla(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        k_rope: Tensor,
+        kv_b: Tensor,
+        layer: int,
+        shape: MlaShape,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
         self._store(layer, torch.cat([latent, k_rope], dim=-1))
 
         def keys_values(kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +233,7 @@ class PagedTorchOps(TorchOps):
             k_nope, v = expanded_HSK.split([shape.nope, shape.value], dim=-1)
             return torch.cat([k_nope, rope_SR.expand(shape.heads, -1, -1)], dim=-1), v
 
-        return self._attend_paged(q.unflatten(-1, (shape.heads, -1)), layer, keys_values, shape.scale)
+        return self._attend_paged(q.unflatten(-1, (shape.heads, -1)), layer, keys_values, shape.scale, chosen)
 
     def _slots(self, sequence: int, positions: Any) -> Tensor:
         pages = self.step.block_table_SP[sequence, positions // BLOCK_TOKENS].astype(np.int64)
@@ -200,7 +247,9 @@ class PagedTorchOps(TorchOps):
         for sequence, rows in self._sequences():
             self.cache[layer][self._slots(sequence, self.step.positions_T[rows])] = kept_TW[torch.from_numpy(rows)]
 
-    def _attend_paged(self, q_THK: Tensor, layer: int, keys_values: Any, scale: float) -> Tensor:
+    def _attend_paged(
+        self, q_THK: Tensor, layer: int, keys_values: Any, scale: float, chosen: Tensor | None = None
+    ) -> Tensor:
         out: list[Tensor] = [torch.empty(0)] * q_THK.shape[0]
         for sequence, rows in self._sequences():
             positions = self.step.positions_T[rows]
@@ -208,11 +257,39 @@ class PagedTorchOps(TorchOps):
             k_HSK, v_HSV = keys_values(kept)
             q_HQK = q_THK[torch.from_numpy(rows)].transpose(0, 1)
             scores_HQS = q_HQK @ k_HSK.transpose(1, 2) * scale
-            hidden_QS = torch.arange(kept.shape[0]) > torch.from_numpy(positions.astype(np.int64))[:, None]
+            if chosen is None:
+                hidden_QS = torch.arange(kept.shape[0]) > torch.from_numpy(positions.astype(np.int64))[:, None]
+            else:
+                hidden_QS = unchosen(chosen[torch.from_numpy(rows)], kept.shape[0])
             probs_HQS = scores_HQS.masked_fill(hidden_QS, float("-inf")).softmax(-1)
             for row, values in zip(rows, (probs_HQS @ v_HSV).transpose(0, 1).flatten(1), strict=True):
                 out[row] = values
         return torch.stack(out)
+
+
+def choose_positions(q_TK: Tensor, k_SI: Tensor, weight_TH: Tensor, last_T: Tensor, shape: IndexShape) -> Tensor:
+    """chosen_TJ of rows that see keys 0 to `last_T`: the best, ascending, then -1; ties go to the lower position."""
+    q_TK, k_SI, weight_TH = q_TK.detach(), k_SI.detach(), weight_TH.detach()
+    length, seen = len(k_SI), min(shape.top_k, len(k_SI))
+    chosen_TJ = q_TK.new_full((len(q_TK), shape.top_k), -1, dtype=torch.float32)
+    for start in range(0, len(q_TK), ATTENTION_CHUNK):
+        part = slice(start, start + ATTENTION_CHUNK)
+        q_THI = q_TK[part].unflatten(-1, (shape.heads, shape.head_dim)).float()
+        scores_THS = (q_THI @ k_SI.float().T).relu()
+        score_TS = (weight_TH[part].float()[..., None] * scores_THS).sum(1) * shape.scale
+        hidden_TS = torch.arange(length, device=q_TK.device) > last_T[part, None]
+        order_TS = score_TS.masked_fill(hidden_TS, float("-inf")).sort(dim=-1, descending=True, stable=True).indices
+        best_TJ = order_TS[:, :seen]
+        best_TJ = best_TJ.masked_fill(best_TJ > last_T[part, None], length).sort(dim=-1).values
+        chosen_TJ[part, :seen] = best_TJ.masked_fill(best_TJ == length, -1).float()
+    return chosen_TJ
+
+
+def unchosen(chosen_TJ: Tensor, length: int) -> Tensor:
+    """True where a row of chosen_TJ leaves out a position below `length`, as (T, length)."""
+    hidden = torch.ones(len(chosen_TJ), length + 1, dtype=torch.bool, device=chosen_TJ.device)
+    at_TJ = chosen_TJ.long()
+    return hidden.scatter_(1, at_TJ.masked_fill(at_TJ < 0, length), False)[:, :length]
 
 
 def choose_experts(score_TE: Tensor, bias_E: Tensor | None, routing: Routing) -> Tensor:

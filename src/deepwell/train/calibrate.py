@@ -18,7 +18,7 @@ from deepwell.model.decoder import Decoder
 from deepwell.ops.base import MlaShape, Routing
 from deepwell.ops.torch_ops import TorchOps
 from deepwell.weights.checkpoint import Checkpoint
-from deepwell.weights.importance import QUERY
+from deepwell.weights.importance import QUERY, importance_shapes
 from deepwell.weights.tokenizer import Tokenizer
 
 SEQUENCE = 512
@@ -45,15 +45,27 @@ class CalibrationOps(TorchOps):
     def rms_norm(self, x: Tensor, weight: str, eps: float, heads: int = 1) -> Tensor:
         return super().rms_norm(x, self._load(weight), eps, heads)
 
+    def layer_norm(self, x: Tensor, weight: str, bias: str, eps: float) -> Tensor:
+        return super().layer_norm(x, self._load(weight), self._load(bias), eps)
+
     def linear(self, x: Tensor, weight: str, bias: str | None = None) -> Tensor:
         self.importance[weight] = mean_square(x)
         return super().linear(x, self._load(weight), self._maybe(bias))
 
-    def mla(self, q: Tensor, latent: Tensor, k_rope: Tensor, kv_b: str, layer: int, shape: MlaShape) -> Tensor:
+    def mla(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        k_rope: Tensor,
+        kv_b: str,
+        layer: int,
+        shape: MlaShape,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
         self.importance[kv_b] = mean_square(latent)
         nope_THN = q.unflatten(-1, (shape.heads, -1))[..., : shape.nope]
         self.importance[kv_b + QUERY] = mean_square(nope_THN)
-        return super().mla(q, latent, k_rope, self._load(kv_b), layer, shape)
+        return super().mla(q, latent, k_rope, self._load(kv_b), layer, shape, chosen)
 
     def gated(self, x: Tensor, gate_up: str, bias: str | None = None) -> Tensor:
         self.importance[gate_up] = mean_square(x)
@@ -112,7 +124,7 @@ def measure(checkpoint: Checkpoint, tokens_BS: Tensor) -> dict[str, Tensor]:
     decoder = Decoder(checkpoint.config, {key: key for key in params})
     with torch.no_grad():
         decoder.logits(ops, decoder.hidden(ops))
-    return ops.importance
+    return {key: ops.importance[key] for key in importance_shapes(checkpoint.config)}
 
 
 def read_tokens(text: Path, tokenizer: Tokenizer, limit: int, length: int) -> Tensor:

@@ -42,6 +42,12 @@ _IN_LAYER = {
     "mlp.gate": "ffn_gate_inp",
 }
 _IN_LAYER |= {f"self_attn.{part}_b_proj": f"attn_{part}_b" for part in "kv"}  # newer files' halves of kv_b
+_IN_LAYER |= {
+    "self_attn.indexer.wq_b": "indexer.attn_q_b",
+    "self_attn.indexer.wk": "indexer.attn_k",
+    "self_attn.indexer.k_norm": "indexer.k_norm",
+    "self_attn.indexer.weights_proj": "indexer.proj",
+}
 _IN_LAYER |= {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
 _IN_LAYER |= {f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")}
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(\w+)")

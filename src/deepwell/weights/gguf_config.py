@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 
 from deepwell.errors import CheckpointError
-from deepwell.model.config import MlaConfig, ModelConfig, MoeConfig
+from deepwell.model.config import MOST_CHOSEN, WIDEST_INDEX, IndexConfig, MlaConfig, ModelConfig, MoeConfig
 from deepwell.model.rope import RopeConfig
 from deepwell.ops.base import Routing
 from deepwell.weights.gguf import GgufFile, GgufTensor
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "deepseek", "deepseek2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "deepseek", "deepseek2", "deepseek32")
+_WITH_MLA = ("deepseek2", "deepseek32")
 _LARGEST = 1 << 24
 _MOST_LAYERS, _MOST_EXPERT_LAYERS = 1 << 12, 1 << 17
 _SOFTMAX, _SIGMOID = 1, 2
@@ -26,7 +27,8 @@ def model_config(file: GgufFile) -> ModelConfig:
     if keys.get("expert_count") and not arch.startswith("deepseek"):
         raise keys.error("expert_count", f"is set; supported are {arch} models without experts")
     hidden, heads = keys.count("embedding_length"), keys.count("attention.head_count")
-    mla = _mla(keys) if arch == "deepseek2" else None
+    mla = _mla(keys) if arch in _WITH_MLA else None
+    index = _index(keys, mla) if arch == "deepseek32" and mla else None
     head_dim = mla.nope + mla.rope if mla else _head_dim(keys, hidden // heads)
     kv_heads = heads if mla else keys.count("attention.head_count_kv", heads)
     if heads % kv_heads:
@@ -36,7 +38,7 @@ def model_config(file: GgufFile) -> ModelConfig:
     sigmoid = moe is not None and moe.routing.scoring == "sigmoid"
     everywhere = keys.has("blk.0.attn_output.bias")
     return ModelConfig(
-        family=("deepseek_v3" if sigmoid else "deepseek_v2") if mla else arch,
+        family="deepseek_v32" if index else ("deepseek_v3" if sigmoid else "deepseek_v2") if mla else arch,
         vocab=keys.tensor("token_embd.weight").shape[0],
         hidden=hidden,
         layers=layers,
@@ -56,6 +58,7 @@ def model_config(file: GgufFile) -> ModelConfig:
         mlp_bias=keys.has("blk.0.ffn_down.bias"),
         # converters reorder the rows of q and k of these families for pairs of neighbouring columns
         interleaved=arch in ("llama", "deepseek"),
+        index=index,
     )
 
 
@@ -67,6 +70,8 @@ class _Keys:
         arch = file.metadata.get("general.architecture")
         if not isinstance(arch, str) or arch not in ARCHITECTURES:
             told = f"general.architecture {arch!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
+            if isinstance(arch, str) and arch.startswith("deepseek4"):
+                told += "; of DeepSeek-V4, Deepwell knows the prompt format alone"
             raise CheckpointError(f"{file.files[0]}: {told}")
         self.arch = arch
 
@@ -150,6 +155,20 @@ def _mla(keys: _Keys) -> MlaConfig:
     )
 
 
+def _index(keys: _Keys, mla: MlaConfig) -> IndexConfig:
+    """The lightning indexer, whose tensors converters leave as they are: rotated columns first, in halves."""
+    part = "attention.indexer."
+    head_dim, top_k = keys.count(f"{part}key_length"), keys.count(f"{part}top_k")
+    if mla.q_lora is None:
+        raise keys.error("attention.q_lora_rank", "is not used, and the indexer's queries are made of that latent")
+    if head_dim % 2 or not mla.rope <= head_dim <= WIDEST_INDEX:
+        allowed = f"even numbers from rope.dimension_count {mla.rope} to {WIDEST_INDEX}"
+        raise keys.error(f"{part}key_length", f"is {head_dim}; allowed are {allowed}")
+    if top_k > MOST_CHOSEN:
+        raise keys.error(f"{part}top_k", f"is {top_k}; allowed are 1 to {MOST_CHOSEN}")
+    return IndexConfig(keys.count(f"{part}head_count"), head_dim, top_k)
+
+
 def _moe(keys: _Keys, layers: int) -> MoeConfig | None:
     first_dense, experts = keys.count("leading_dense_block_count", 0, least=0), keys.count("expert_count", 0, least=0)
     if not experts or first_dense >= layers:
@@ -213,7 +232,7 @@ def _rope(keys: _Keys, context: int, width: int) -> RopeConfig:
     # DeepSeek's files hold a tenth of mscale_all_dim. They leave mscale out: in every published model the two are
     # equal, so that cosines and sines are not scaled, and the scores by yarn_score_factor alone.
     mscale = 0.0
-    if keys.arch == "deepseek2" and keys.get("rope.scaling.yarn_log_multiplier"):
+    if keys.arch in _WITH_MLA and keys.get("rope.scaling.yarn_log_multiplier"):
         mscale = round(10 * keys.positive("rope.scaling.yarn_log_multiplier"), 6)
     return RopeConfig(
         theta=theta,
