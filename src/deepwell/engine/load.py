@@ -73,7 +73,7 @@ class NativeRunner:
         config = source.config
         self.dtype = label(source, dtype)
         self.kept = storages(source, dtype)
-        self.cache_dtype = _cache_dtype(config, cache_dtype, storage(dtype, source.stored))
+        self.cache_dtype = cache_dtype_for(config, cache_dtype, storage(dtype, source.stored))
         self.kv_bytes = 2 if self.cache_dtype == "bfloat16" else 4
         self.context = _context(config, context)
         machine = inspect_machine()
@@ -227,7 +227,7 @@ def model_name(folder: Path) -> str:
     return "deepwell" if folder == embedded_path() else folder.resolve().name
 
 
-def _cache_dtype(config: ModelConfig, asked: str, kept: native.Storage) -> CacheDType:
+def cache_dtype_for(config: ModelConfig, asked: str, kept: native.Storage) -> CacheDType:
     """bfloat16 beside quantised weights, where the kernels allow it; float32 beside floats, to stay exact."""
     if asked not in get_args(CacheDType):
         raise ConfigError(f"cache_dtype is {asked!r}; allowed are {', '.join(get_args(CacheDType))}")
