@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from deepwell.errors import ConfigError
 from deepwell.model.rope import RopeConfig, yarn_score_factor
@@ -165,7 +166,8 @@ def check_config(config: ModelConfig) -> None:
     if (width := m.rope if m else config.head_dim) % 2:
         raise ConfigError(f"heads rotate {width} columns; allowed are even numbers (qk_rope_head_dim or head_dim)")
     try:
-        shape, rotation = config.attention, config.rotation
+        with np.errstate(all="ignore"):  # what leaves the range of floats is found below
+            shape, rotation = config.attention, config.rotation
     except (ArithmeticError, ValueError) as e:
         raise ConfigError(f"the rotation cannot be computed: {e}") from e
     if not all(map(math.isfinite, (shape.scale, rotation.magnitude, *rotation.inv_freq))):
