@@ -194,12 +194,7 @@ def _from_copy(cache: PackCache, wanted: Wanted, make: Callable[[Wanted], Made])
 def _made(wanted: Wanted, *, cache_dtype: CacheDType, context: int, blocks: int, speculate: Mode) -> Made:
     source = wanted.source
     tokenizer = source.tokenizer()
-    if tokenizer.vocab_size > source.config.vocab:
-        what = "tokenizer.json" if source.path.is_dir() else "its tokenizer"
-        raise CheckpointError(
-            f"{source.path}: {what} has {tokenizer.vocab_size} tokens, the model only {source.config.vocab}; "
-            "they belong to different models"
-        )
+    _check_tokenizer(tokenizer, source)
     runner = NativeRunner(
         source,
         wanted.dtype,
@@ -210,6 +205,24 @@ def _made(wanted: Wanted, *, cache_dtype: CacheDType, context: int, blocks: int,
         importance=wanted.importance,
     )
     return tokenizer, runner
+
+
+def _check_tokenizer(tokenizer: Tokenizer, source: Source) -> None:
+    """Every id that the tokenizer can give, its first and last tokens included, has a row in the model."""
+    vocab, folder = source.config.vocab, source.path.is_dir()
+    if tokenizer.vocab_size > vocab:
+        what = "tokenizer.json" if folder else "its tokenizer"
+        raise CheckpointError(
+            f"{source.path}: {what} has {tokenizer.vocab_size} tokens, the model only {vocab}; "
+            "they belong to different models"
+        )
+    for name, id in (("bos", tokenizer.bos), *(("eos", id) for id in tokenizer.eos)):
+        if id is not None and id >= vocab:
+            where = "generation_config.json or config.json" if folder else "its metadata"
+            raise CheckpointError(
+                f"{source.path}: {where} names {id} as {name}_token_id, the model has only {vocab} tokens; "
+                f"allowed are 0 to {vocab - 1}: take these files from the model that the weights are of"
+            )
 
 
 def check_isa() -> None:

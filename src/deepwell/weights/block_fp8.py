@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.errors import CheckpointError
-from deepwell.weights.safetensors import Tensor, all_finite
+from deepwell.weights.safetensors import Tensor
+from deepwell.weights.values import all_finite
 
 SCALES = "_scale_inv"
 _WEIGHT_TYPES = {"e4m3": "F8_E4M3", "e5m2": "F8_E5M2"}
