@@ -1,6 +1,7 @@
 """Models read from GGUF files give transformers' logits, through the native backend and the decoder's torch form."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -249,6 +250,14 @@ def test_old_files_name_no_gating_and_one_head_count_per_layer(tmp_path: Path) -
     assert config.mla is not None
     assert config.mla.q_lora is None
     assert (config.rope.mscale, config.rope.mscale_all_dim) == (0.707, 0.707)
+
+
+def test_yarn_of_the_qwen3_distillation(tmp_path: Path) -> None:
+    """Converters write its `attn_factor`, a factor of YaRN's own magnitude as llama.cpp computes: both cancel."""
+    _, file = gguf_files.save("qwen3", tmp_path, change=put("qwen3.rope.scaling.yarn_attn_factor", 0.8782488562869419))
+    assert GgufCheckpoint(file).config.rotation.magnitude == pytest.approx(1.0, abs=1e-7)
+    _, file = gguf_files.save("qwen3", tmp_path)
+    assert GgufCheckpoint(file).config.rotation.magnitude == pytest.approx(1 + 0.1 * math.log(4))
 
 
 def test_load_model(tmp_path: Path) -> None:

@@ -209,7 +209,6 @@ def _rope(keys: _Keys, context: int, width: int) -> RopeConfig:
         return RopeConfig(theta=theta, kind="linear", factor=factor, original=context, divisors=divisors)
     if kind != "yarn":
         raise keys.error("rope.scaling.type", f"is {kind!r}; supported are none, linear and yarn")
-    attention_factor = keys.get("rope.scaling.yarn_attn_factor")
     # DeepSeek's files hold a tenth of mscale_all_dim. They leave mscale out: in every published model the two are
     # equal, so that cosines and sines are not scaled, and the scores by yarn_score_factor alone.
     mscale = 0.0
@@ -224,7 +223,7 @@ def _rope(keys: _Keys, context: int, width: int) -> RopeConfig:
         beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0),
         mscale=mscale,
         mscale_all_dim=mscale,
-        attention_factor=None if attention_factor is None else keys.positive("rope.scaling.yarn_attn_factor"),
+        attn_factor=keys.positive("rope.scaling.yarn_attn_factor", 1.0),  # times YaRN's own, as llama.cpp has it
         divisors=divisors,
     )
 
