@@ -39,6 +39,17 @@ def test_list(capsys: Capture) -> None:
     assert "DeepSeek-Prover-V2-7B: not compared with the released config.json: rope_scaling" in shown
 
 
+@pytest.mark.parametrize("columns", [40, 70, 80, 100, 120])
+def test_narrow_terminals_get_fewer_columns(columns: int, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()[: len(published()) + 1]
+    if columns >= 70:
+        assert not any("…" in line for line in lines), "nothing is cut off"
+        assert all(word in lines[0] for word in ("model", "total", "int4", "fits here as"))
+    assert all(len(line) <= columns for line in lines)
+
+
 def test_list_as_json(capsys: Capture) -> None:
     assert main(["models", "--json"]) == 0
     told = {one["name"]: one for one in json.loads(capsys.readouterr().out)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,16 +25,18 @@ if TYPE_CHECKING:
 
 _SAME_SIZE = {"int8": "int8, Q8_0", "int4": "int4, Q4_0", "q6_k": "Q6_K", "q4_k": "Q4_K"}
 _LISTED = ("bfloat16", "int8", "int4")
+_LEAVING = ("int8", "context", "bfloat16", "of MHA", "active", "KV/token")
+_UNLIMITED = 200
+"""Characters of a line where it does not go to a terminal."""
 
 
 def run(options: ModelsOptions) -> int:
     free = free_memory(inspect_machine())
-    if options.model is None:
-        reports = list(released(free))
-        _print(options, reports, [_listing(reports)], _listing_notes(reports))
+    told = list(released(free)) if options.model is None else inspect(options.model, free)
+    if options.json:
+        print(msgspec.json.format(msgspec.json.encode(told)).decode())
     else:
-        one = inspect(options.model, free)
-        _print(options, one, [_facts(one), _precisions(one)], _notes(one))
+        _show(told, free)
     return 0
 
 
@@ -69,18 +72,29 @@ def inspect(name: str, free: int) -> ModelReport:
     raise unknown_model(name)
 
 
-def _listing(reports: list[ModelReport]) -> Table:
+def _listing(reports: list[ModelReport], width: int) -> Table:
+    """A line per model, in as many columns as `width` characters hold: those of _LEAVING give way, in that order."""
     from rich.table import Table
 
+    columns = {
+        "model": [r.name for r in reports],
+        "total": [_billions(r.total_params) for r in reports],
+        "active": [_billions(r.active_params) for r in reports],
+        "context": [f"{r.context:,}" for r in reports],
+        **{precision: [_size(_of(r, precision).weight_bytes) for r in reports] for precision in _LISTED},
+        "KV/token": [_kib(r.kv_bytes_per_token) for r in reports],
+        "of MHA": [_percent(r.kv_share) for r in reports],
+        "fits here as": [_best(r) for r in reports],
+    }
+    for name in _LEAVING:
+        if sum(max(map(len, (title, *cells))) + 2 for title, cells in columns.items()) <= width + 2:
+            break
+        del columns[name]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("model", no_wrap=True)
-    for title in ("total", "active", "context", *_LISTED, "KV/token", "of MHA"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("fits here as", no_wrap=True)
-    for r in reports:
-        sizes = [_size(_of(r, precision).weight_bytes) for precision in _LISTED]
-        counts = [_billions(r.total_params), _billions(r.active_params), f"{r.context:,}"]
-        table.add_row(r.name, *counts, *sizes, _kib(r.kv_bytes_per_token), _percent(r.kv_share), _best(r))
+    for title in columns:
+        table.add_column(title, justify="left" if title in ("model", "fits here as") else "right", no_wrap=True)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
 
 
@@ -159,16 +173,16 @@ def _name(one: Fit) -> str:
     return _SAME_SIZE.get(one.precision, one.precision)
 
 
-def _print(
-    options: ModelsOptions, told: ModelReport | list[ModelReport], tables: list[Table], notes: Iterator[str]
-) -> None:
+def _show(told: ModelReport | list[ModelReport], free: int) -> None:
     from rich.console import Console
 
-    if options.json:
-        print(msgspec.json.format(msgspec.json.encode(told)).decode())
-        return
-    free = told[0].free_bytes if isinstance(told, list) else told.free_bytes
     console = Console(highlight=False, markup=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _UNLIMITED
+    if isinstance(told, list):
+        tables, notes = [_listing(told, console.width)], _listing_notes(told)
+    else:
+        tables, notes = [_facts(told), _precisions(told)], _notes(told)
     for table in tables:
         console.print(table)
         console.print()
