@@ -274,7 +274,7 @@ def test_files_that_stand_for_others(name: str, content: bytes, reason: str, cop
     [
         ({"model_type": None}, "model_type is missing"),
         ({"model_type": ["llama"]}, r"model_type \"\['llama'\]\" is not supported; supported are llama"),
-        ({"model_type": "deepseek_v41"}, "this version cannot compute DeepSeek-V4.1's attention"),
+        ({"model_type": "deepseek_v41"}, "model_type 'deepseek_v41' is .*; supported are llama, "),
         ({"qk_rope_head_dim": 7}, r"heads rotate 7 columns; allowed are even numbers \(qk_rope_head_dim"),
         ({"rope_parameters": "yarn"}, "rope_scaling is 'yarn'; allowed is an object"),
         (

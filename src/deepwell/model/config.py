@@ -17,10 +17,6 @@ from deepwell.errors import ConfigError
 from deepwell.model.rope import RopeConfig, yarn_score_factor
 from deepwell.ops.base import GqaShape, MlaShape, Rotation, Routing
 
-_LATER = {
-    "deepseek_v4": "DeepSeek-V4's attention, hyper-connections and 4-bit experts yet; its prompt format is supported",
-    "deepseek_v41": "DeepSeek-V4.1's attention, Engram and 4-bit experts yet; its prompt format is supported",
-}
 FAMILIES = ("llama", "qwen2", "qwen3", "deepseek", "deepseek_v2", "deepseek_v3")
 
 
@@ -101,8 +97,6 @@ def from_hugging_face(raw: Mapping[str, Any]) -> ModelConfig:
     """The shape that a parsed config.json describes. ConfigError names a key that is missing, odd or unsupported."""
     keys = _Keys(raw)
     family = keys.text("model_type")
-    if family in _LATER:
-        raise ConfigError(f"config.json: model_type {family!r}: this version cannot compute {_LATER[family]}")
     if family not in FAMILIES:
         raise ConfigError(f"config.json: model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
     if (act := raw.get("hidden_act", "silu")) != "silu":
