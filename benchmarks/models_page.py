@@ -29,7 +29,7 @@ from deepwell.weights.gguf_config import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "models.md"
-TESTS = ("tests/model/test_families.py", "tests/model/test_sparse.py")
+TESTS = ("tests/model/test_families.py", "tests/model/test_sparse_attention.py")
 BEGIN, END = "<!-- made by benchmarks/models_page.py -->", "<!-- end of what it made -->"
 
 
