@@ -105,7 +105,7 @@ def from_hugging_face(raw: Mapping[str, Any]) -> ModelConfig:
         raise ConfigError("config.json: use_sliding_window is true; supported is attention to the whole sequence")
     hidden, heads, context = keys.count("hidden_size"), keys.count("num_attention_heads"), _context(keys)
     mla = _mla(keys) if family in ("deepseek_v2", "deepseek_v3") else None
-    usual = 128 if family == "qwen3" else max(hidden // heads, 1)
+    usual = 128 if family == "qwen3" else hidden // heads
     head_dim = keys.count("head_dim", usual) if mla is None else mla.nope + mla.rope
     kv_heads = keys.count("num_key_value_heads", heads)
     if heads % kv_heads:
