@@ -16,6 +16,7 @@ from deepwell.engine.load import load_model
 from deepwell.errors import CheckpointError, ConfigError, DeepwellError
 from deepwell.weights import embedded_path
 from deepwell.weights.checkpoint import Checkpoint
+from deepwell.weights.explain import decided_by
 from deepwell.weights.source import open_source
 from deepwell.weights.values import all_finite
 from fakes import write_tiny_tokenizer
@@ -135,6 +136,31 @@ def test_experts_that_the_config_does_not_count(copied: Callable[[str], Path]) -
     resave(folder, lambda t: t.update({dense: torch.zeros(32, 64)}))
     with pytest.raises(CheckpointError, match=r"is none .*: config\.json says first_k_dense_replace 1"):
         Checkpoint(folder)
+
+
+def test_an_indexer_that_the_config_does_not_mention(copied: Callable[[str], Path]) -> None:
+    folder = copied("v3")
+    resave(folder, lambda t: t.update({"model.layers.0.self_attn.indexer.wk.weight": torch.zeros(32, 64)}))
+    with pytest.raises(
+        CheckpointError, match=r"indexer\.wk\.weight is none .*: config\.json says nothing of an indexer"
+    ):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape", "wanted", "keys"),
+    [
+        ("model.layers.0.self_attn.indexer.wq_b.weight", (64, 32), (32, 32), "index_n_heads and index_head_dim"),
+        ("model.layers.0.self_attn.indexer.k_norm.bias", (64,), (32,), "index_head_dim"),
+        ("model.layers.0.self_attn.k_norm.weight", (64,), (32,), "head_dim"),
+        ("model.layers.0.mlp.down_proj.weight", (64, 32), (32, 64), "hidden_size and intermediate_size"),
+        ("model.layers.9.eh_proj.weight", (64, 128), (64, 96), "hidden_size"),
+        ("model.norm.weight", (64,), (32,), "hidden_size"),
+        ("model.layers.0.self_attn.q_proj.bias", (64,), (32,), "num_attention_heads and the width of a head"),
+    ],
+)
+def test_keys_that_decide_a_shape(tensor: str, shape: tuple[int, ...], wanted: tuple[int, ...], keys: str) -> None:
+    assert decided_by(tensor, shape, wanted) == keys
 
 
 NAMED = {

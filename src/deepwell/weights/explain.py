@@ -25,6 +25,9 @@ _ROWS_COLS = {
     "k_norm": ("head_dim",),
     "gate": ("n_routed_experts", "hidden_size"),
     "eh_proj": ("hidden_size", "hidden_size"),
+    "wq_b": ("index_n_heads and index_head_dim", "q_lora_rank"),
+    "wk": ("index_head_dim", "hidden_size"),
+    "weights_proj": ("index_n_heads", "hidden_size"),
 }
 """What in config.json decides each dimension of a tensor, by the last part of its name that says what it is."""
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
@@ -44,6 +47,8 @@ def decided_by(tensor: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> 
         keys = ("hidden_size", inner)
     if tensor.endswith("e_score_correction_bias"):
         keys = ("n_routed_experts",)
+    elif ".indexer.k_norm." in tensor:
+        keys = ("index_head_dim",)
     differ = [key for key, have, want in zip(keys, shape, wanted, strict=False) if have != want]
     return " and ".join(differ or keys[:1])
 
@@ -61,6 +66,8 @@ def stranger(tensor: str, config: ModelConfig) -> str:
             return f": config.json says first_k_dense_replace {config.moe.first_dense}"
         if int(expert[1]) >= config.moe.routing.experts:
             return f": config.json says n_routed_experts {config.moe.routing.experts}"
+    if ".indexer." in tensor:
+        return ": config.json says nothing of an indexer (model_type deepseek_v32)"
     if tensor.endswith("_proj.bias"):
         return ": config.json says attention_bias or mlp_bias false"
     if tensor.endswith(".e_score_correction_bias"):
