@@ -31,6 +31,18 @@ def test_parameters_are_those_of_the_tensors(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["qwen2-wide", "v3-wide"])
+def test_weights_take_as_many_bytes_as_told(name: str, precision: native.Storage, tmp_path: Path) -> None:
+    """Every matrix and vector as packed. Routers of 8 rows and key heads of 32 columns are padded here: a little more."""
+    seeded.save(name, tmp_path)
+    checkpoint = Checkpoint(tmp_path)
+    handles = NativeRunner(checkpoint, precision, blocks=1).handles
+    packed = sum(handle.nbytes if hasattr(handle, "nbytes") else 4 * handle.size for handle in handles.values())
+    assert fit(checkpoint.config, precision, 1 << 40).weight_bytes <= packed
+    assert packed == pytest.approx(fit(checkpoint.config, precision, 1 << 40).weight_bytes, rel=0.03)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("name", ["llama-gqa-linear", "v2-lite", "v3"])
 def test_the_cache_is_allocated_as_told(
     name: str, precision: native.Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -40,19 +52,11 @@ def test_the_cache_is_allocated_as_told(
     config = Checkpoint(tmp_path).config
     free = memory_need(config, precision).total + 400_000
     told = fit(config, precision, free)
-    allocated: list[tuple[int, int, int]] = []
-
-    def counted(widths: list[int], blocks: int, bfloat16: bool) -> native.Cache:
-        row = [-(-w // 32) * 32 * 2 if bfloat16 else w * 4 for w in widths]
-        allocated.append((sum(row), blocks, len(widths)))
-        return made(widths, blocks, bfloat16)
-
-    made = native.Cache
-    monkeypatch.setattr(native, "Cache", counted)
     monkeypatch.setattr(load, "free_memory", lambda machine: free)
     runner = NativeRunner(Checkpoint(tmp_path), precision)
     assert told.fits
-    assert allocated == [(told.kv_bytes_per_token, told.cache_tokens // BLOCK_TOKENS, config.layers)]
+    assert runner._cache.nbytes == told.kv_bytes_per_token * told.cache_tokens
+    assert runner.blocks * BLOCK_TOKENS == told.cache_tokens
     assert runner.context == told.context
     assert runner.cache_dtype == told.cache_dtype
 
@@ -73,7 +77,7 @@ def test_flops_grow_with_depth_by_the_attention_alone() -> None:
     assert model is not None
     flops = report(model.name, model.config, 0).flops_per_token
     assert flops["4096"] - flops["0"] == 4096 * 2 * 128 * (2 * 512 + 64) * 61
-    assert flops["0"] / 1e9 == pytest.approx(2 * (36.63 - 0.0), rel=0.01), "two per active parameter"
+    assert flops["0"] / 1e9 == pytest.approx(2 * (36.63 - 0.0), rel=0.03), "two per active parameter"
 
 
 def test_a_released_size_on_a_given_machine() -> None:
