@@ -33,7 +33,7 @@ def test_parameters_are_those_of_the_tensors(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("name", ["qwen2-wide", "v3-wide"])
 def test_weights_take_as_many_bytes_as_told(name: str, precision: native.Storage, tmp_path: Path) -> None:
-    """Every matrix and vector as packed. Routers of 8 rows and key heads of 32 columns are padded here: a little more."""
+    """Every matrix and vector as packed; routers of 8 rows and key heads of 32 columns are padded here."""
     seeded.save(name, tmp_path)
     checkpoint = Checkpoint(tmp_path)
     handles = NativeRunner(checkpoint, precision, blocks=1).handles
