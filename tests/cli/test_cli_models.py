@@ -4,8 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf_files
 import pytest
 from cli_calls import deepwell
+from gguf import GGMLQuantizationType
 
 from deepwell.cli import models
 from deepwell.cli.main import main
@@ -98,6 +100,16 @@ def test_a_file_says_how_it_is_kept(tmp_path: Path, capsys: Capture) -> None:
     capsys.readouterr()
     assert main(["models", packed, "--json"]) == 0
     [kept, *others] = json.loads(capsys.readouterr().out)["precisions"]
+    assert kept["weight_bytes"] == next(one for one in others if one["precision"] == "int8")["weight_bytes"]
+
+
+def test_a_gguf_file_says_how_it_is_kept(tmp_path: Path, capsys: Capture) -> None:
+    _, file = gguf_files.save("qwen2-wide", tmp_path, quantise=lambda name: GGMLQuantizationType.Q8_0)
+    assert main(["models", str(file), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["family"]) == (file.name, "qwen2")
+    kept, others = told["precisions"][0], told["precisions"][1:]
+    assert kept["precision"] == "q8_0"
     assert kept["weight_bytes"] == next(one for one in others if one["precision"] == "int8")["weight_bytes"]
 
 

@@ -24,7 +24,6 @@ class Published(msgspec.Struct, frozen=True):
     """
 
     name: str
-    line: str
     config: ModelConfig
     stored: str = "bfloat16"
     unchecked: tuple[str, ...] = ()
@@ -32,7 +31,7 @@ class Published(msgspec.Struct, frozen=True):
 
 @cache
 def published() -> dict[str, Published]:
-    """All of them by name, in the order of their lines and sizes."""
+    """All of them by name in lower case, in the order of their families and sizes."""
     return {model.name.lower(): model for model in _all()}
 
 
@@ -161,27 +160,25 @@ def _qwen_2(hidden: int, inter: int, layers: int, heads: int, kv_heads: int, voc
 
 def _all() -> list[Published]:
     later = {"rope_theta": 1000000.0, "rms_norm_eps": 1e-5}
-    v3 = "V3", _V3, "float8"
+    v3 = _V3, "float8"
     return [
-        _published("DeepSeek-LLM-7B", "LLM", _LLM_7B),
-        _published("DeepSeek-LLM-67B", "LLM", _llama(8192, 22016, 95, 64, 8, 102400)),
-        _published("DeepSeek-Coder-1.3B", "Coder", _coder(2048, 5504, 24, 16, 16)),
-        _published("DeepSeek-Coder-5.7BMQA", "Coder", _coder(4096, 11008, 32, 32, 1)),
-        _published("DeepSeek-Coder-6.7B", "Coder", _coder(4096, 11008, 32, 32, 32)),
-        _published("DeepSeek-Coder-33B", "Coder", _coder(7168, 19200, 62, 56, 8)),
-        _published("DeepSeek-Coder-7B-v1.5", "Coder", _LLM_7B),
-        _published("DeepSeek-Math-7B", "Math", _LLM_7B),
-        _published("DeepSeek-Prover-V1", "Prover", _LLM_7B),
-        _published("DeepSeek-Prover-V1.5", "Prover", _LLM_7B),
-        _published(
-            "DeepSeek-Prover-V2-7B", "Prover", _PROVER_V2_7B, "bfloat16", "rope_scaling max_position_embeddings"
-        ),
-        _published("DeepSeek-MoE-16B", "MoE", _MOE_16B),
-        _published("DeepSeek-V2-Lite", "V2", _V2_LITE),
-        _published("DeepSeek-Coder-V2-Lite", "V2", _V2_LITE),
-        _published("DeepSeek-V2", "V2", _V2),
-        _published("DeepSeek-Coder-V2", "V2", _V2),
-        _published("DeepSeek-V2.5", "V2", _V2),
+        _published("DeepSeek-LLM-7B", _LLM_7B),
+        _published("DeepSeek-LLM-67B", _llama(8192, 22016, 95, 64, 8, 102400)),
+        _published("DeepSeek-Coder-1.3B", _coder(2048, 5504, 24, 16, 16)),
+        _published("DeepSeek-Coder-5.7BMQA", _coder(4096, 11008, 32, 32, 1)),
+        _published("DeepSeek-Coder-6.7B", _coder(4096, 11008, 32, 32, 32)),
+        _published("DeepSeek-Coder-33B", _coder(7168, 19200, 62, 56, 8)),
+        _published("DeepSeek-Coder-7B-v1.5", _LLM_7B),
+        _published("DeepSeek-Math-7B", _LLM_7B),
+        _published("DeepSeek-Prover-V1", _LLM_7B),
+        _published("DeepSeek-Prover-V1.5", _LLM_7B),
+        _published("DeepSeek-Prover-V2-7B", _PROVER_V2_7B, "bfloat16", "rope_scaling max_position_embeddings"),
+        _published("DeepSeek-MoE-16B", _MOE_16B),
+        _published("DeepSeek-V2-Lite", _V2_LITE),
+        _published("DeepSeek-Coder-V2-Lite", _V2_LITE),
+        _published("DeepSeek-V2", _V2),
+        _published("DeepSeek-Coder-V2", _V2),
+        _published("DeepSeek-V2.5", _V2),
         _published("DeepSeek-V3", *v3),
         _published("DeepSeek-V3-0324", *v3),
         _published("DeepSeek-R1-Zero", *v3),
@@ -190,15 +187,15 @@ def _all() -> list[Published]:
         _published("DeepSeek-Prover-V2-671B", *v3),
         _published("DeepSeek-V3.1", *v3),
         _published("DeepSeek-V3.1-Terminus", *v3),
-        _published("DeepSeek-R1-Distill-Qwen-1.5B", "distilled", _qwen_2(1536, 8960, 28, 12, 2, 151936)),
-        _published("DeepSeek-R1-Distill-Qwen-7B", "distilled", _qwen_2(3584, 18944, 28, 28, 4, 152064)),
-        _published("DeepSeek-R1-Distill-Llama-8B", "distilled", _llama(4096, 14336, 32, 32, 8, 128256, **_LLAMA_3)),
-        _published("DeepSeek-R1-0528-Qwen3-8B", "distilled", _llama(4096, 12288, 36, 32, 8, 151936, **_QWEN_3)),
-        _published("DeepSeek-R1-Distill-Qwen-14B", "distilled", _qwen_2(5120, 13824, 48, 40, 8, 152064, **later)),
-        _published("DeepSeek-R1-Distill-Qwen-32B", "distilled", _qwen_2(5120, 27648, 64, 40, 8, 152064, **later)),
-        _published("DeepSeek-R1-Distill-Llama-70B", "distilled", _llama(8192, 28672, 80, 64, 8, 128256, **_LLAMA_3)),
+        _published("DeepSeek-R1-Distill-Qwen-1.5B", _qwen_2(1536, 8960, 28, 12, 2, 151936)),
+        _published("DeepSeek-R1-Distill-Qwen-7B", _qwen_2(3584, 18944, 28, 28, 4, 152064)),
+        _published("DeepSeek-R1-Distill-Llama-8B", _llama(4096, 14336, 32, 32, 8, 128256, **_LLAMA_3)),
+        _published("DeepSeek-R1-0528-Qwen3-8B", _llama(4096, 12288, 36, 32, 8, 151936, **_QWEN_3)),
+        _published("DeepSeek-R1-Distill-Qwen-14B", _qwen_2(5120, 13824, 48, 40, 8, 152064, **later)),
+        _published("DeepSeek-R1-Distill-Qwen-32B", _qwen_2(5120, 27648, 64, 40, 8, 152064, **later)),
+        _published("DeepSeek-R1-Distill-Llama-70B", _llama(8192, 28672, 80, 64, 8, 128256, **_LLAMA_3)),
     ]
 
 
-def _published(name: str, line: str, raw: dict[str, Any], stored: str = "bfloat16", unchecked: str = "") -> Published:
-    return Published(name, line, from_hugging_face(raw), stored, tuple(unchecked.split()))
+def _published(name: str, raw: dict[str, Any], stored: str = "bfloat16", unchecked: str = "") -> Published:
+    return Published(name, from_hugging_face(raw), stored, tuple(unchecked.split()))
