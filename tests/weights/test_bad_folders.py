@@ -280,6 +280,18 @@ def test_folders_without_weights(others: tuple[str, ...], reason: str, copied: C
         Checkpoint(folder)
 
 
+def test_a_snapshot_of_an_unfinished_hub_cache(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    shutil.copy(embedded_path() / "config.json", snapshot)
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    with pytest.raises(CheckpointError, match="has no weights"):
+        Checkpoint(snapshot)
+    (tmp_path / "models--a--b" / "blobs" / "abcdef.incomplete").touch()
+    with pytest.raises(CheckpointError, match="the download of its weights is not finished"):
+        Checkpoint(snapshot)
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n"
 
 

@@ -51,8 +51,9 @@ class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
         if kind not in _KINDS:
             raise ConfigError(f"config.json: rope scaling {kind!r} is not supported; supported are {', '.join(_KINDS)}")
         for name, only in _ONLY.items():
-            if scaling.get(name, only) != only:
-                raise ConfigError(f"config.json: rope {name} is {scaling[name]!r}; supported is {only!r}")
+            value = scaling.get(name, raw.get(name))
+            if value is not None and value != only:
+                raise ConfigError(f"config.json: rope {name} is {value!r}; supported is {only!r}")
         given = {
             "theta": scaling.get("rope_theta", raw.get("rope_theta")),
             "original": scaling.get("original_max_position_embeddings"),

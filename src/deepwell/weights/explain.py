@@ -92,8 +92,11 @@ def no_weights(folder: Path) -> str:
 
 
 def unfinished(folder: Path) -> bool:
-    """Whether a download into `folder` was interrupted: hub clients write to *.incomplete."""
-    return any(next(place.glob("*.incomplete"), None) for place in (folder, folder / ".cache/huggingface/download"))
+    """Whether a download into `folder`, or into the hub's cache that it is part of, was interrupted."""
+    places = [folder, folder / ".cache/huggingface/download"]
+    if folder.parent.name == "snapshots":
+        places.append(folder.parent.parent / "blobs")
+    return any(next(place.glob("*.incomplete"), None) for place in places)
 
 
 def pointer(first: bytes) -> str | None:
