@@ -202,6 +202,26 @@ class BenchOptions(EngineOptions, frozen=True, kw_only=True):
     json: Annotated[bool, Meta(description="Print one JSON object.", extra=ONCE)] = False
 
 
+class ModelsOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """List the released models, or tell what one costs: memory in each precision, cache, FLOPs, what fits here.
+
+    Examples:
+      deepwell models                             all of them, and how each would fit into this machine's memory
+      deepwell models DeepSeek-V2-Lite            one in detail
+      deepwell models deepseek-ai/DeepSeek-R1     the name of its repository does as well
+      deepwell models ./my-model                  a folder (its config.json alone), a GGUF or a packed file
+      deepwell models --json | jq '.[] | select(.precisions[].fits) | .name' | uniq
+
+    Nothing is downloaded and no weights are read.
+    """
+
+    model: Annotated[
+        str | None,
+        Meta(description="A released model's name, or a path; all released models if left out.", extra=ARGUMENT | ONCE),
+    ] = None
+    json: Annotated[bool, Meta(description="Print JSON: an object, or a list of them.", extra=ONCE)] = False
+
+
 class ConvertOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Pack a model into one file that loads at once.
 

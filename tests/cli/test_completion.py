@@ -9,6 +9,7 @@ import pytest
 from deepwell.cli import completion
 from deepwell.cli.commands import GROUPS
 from deepwell.cli.main import main
+from deepwell.model.published import published
 from deepwell.options import options_of
 
 
@@ -37,6 +38,8 @@ def test_bash_parses() -> None:
         (("deepwell", "completion", "z"), ["zsh"]),
         (("deepwell", "doctor", "--"), ["--limits", "--json", "--help"]),
         (("deepwell", "bench", "--co"), ["--context", "--compare", "--config"]),
+        (("deepwell", "models", "DeepSeek-V2-L"), ["DeepSeek-V2-Lite"]),
+        (("deepwell", "models", "--"), ["--json", "--help"]),
         (("deepwell", "nonsense", "x"), []),
     ],
 )
@@ -57,6 +60,7 @@ def test_scripts_name_every_command_and_flag(shell: str, capsys: pytest.CaptureF
         for option in options_of(command, group):
             if not option.argument:
                 assert (f"-l {option.flag[2:]}" if shell == "fish" else option.flag) in script
+    assert all(model.name in script for model in published().values())
     assert script.count("'") % 2 == 0
 
 

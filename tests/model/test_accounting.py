@@ -93,10 +93,10 @@ def test_published_sizes(raw: dict[str, Any], total: float, active: float) -> No
 
 
 def test_latent_cache_of_v3() -> None:
-    """576 values per token and layer, against 2 · 128 heads · 192 of plain attention."""
+    """576 values per token and layer, against 128 heads with keys of 192 and values of 128 of plain attention."""
     counted = account(from_hugging_face(V3), kv_bytes=2)
     assert counted.kv_bytes_per_token == 61 * 576 * 2
-    assert counted.mha_kv_bytes_per_token == 61 * 2 * 128 * 192 * 2
+    assert counted.mha_kv_bytes_per_token == 61 * 128 * (192 + 128) * 2
     assert counted.mtp_params > 11e9
 
 

@@ -1,6 +1,7 @@
 """Models read from GGUF files give transformers' logits, through the native backend and the decoder's torch form."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -262,6 +263,25 @@ def test_old_files_name_no_gating_and_one_head_count_per_layer(tmp_path: Path) -
     assert config.mla is not None
     assert config.mla.q_lora is None
     assert (config.rope.mscale, config.rope.mscale_all_dim) == (0.707, 0.707)
+
+
+@pytest.mark.parametrize(
+    ("keys", "magnitude"),
+    [
+        ({}, 1 + 0.1 * math.log(4)),
+        ({"yarn_attn_factor": 0.8782488562869419}, 1.0),  # of R1-0528-Qwen3-8B, by its converter
+        ({"yarn_attn_factor": 1.25}, 1.25),
+        ({"attn_factor": 0.5}, 0.5 * (1 + 0.1 * math.log(4))),
+        ({"attn_factor": 0.5, "yarn_attn_factor": 0.25}, 0.5 * (1 + 0.1 * math.log(4))),
+    ],
+)
+def test_magnitude_of_yarn(keys: dict[str, float], magnitude: float, tmp_path: Path) -> None:
+    def change(w: GGUFWriter, arrays: gguf_files.Arrays) -> None:
+        for key, value in keys.items():
+            put(f"qwen3.rope.scaling.{key}", value)(w, arrays)
+
+    _, file = gguf_files.save("qwen3", tmp_path, change=change)
+    assert GgufCheckpoint(file).config.rotation.magnitude == pytest.approx(magnitude, rel=1e-7)
 
 
 def test_load_model(tmp_path: Path) -> None:

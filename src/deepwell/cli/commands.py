@@ -12,6 +12,7 @@ from deepwell.options import (
     ConvertOptions,
     DoctorOptions,
     GenerateOptions,
+    ModelsOptions,
     ServeOptions,
 )
 from deepwell.train.config import TrainConfig
@@ -20,6 +21,7 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "serve": ServeOptions,
     "chat": ChatOptions,
     "generate": GenerateOptions,
+    "models": ModelsOptions,
     "train": TrainConfig,
     "convert": ConvertOptions,
     "calibrate": CalibrateOptions,
@@ -28,3 +30,13 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "completion": CompletionOptions,
 }
 """In the order in which help and documentation list them. `deepwell.cli.<name>` runs a command."""
+
+
+def suggested(command: str, option: str) -> tuple[str, ...]:
+    """What completion offers for an argument that also takes other values."""
+    if (command, option) != ("models", "model"):
+        return ()
+    # Only here, for it takes numpy.
+    from deepwell.model.published import published
+
+    return tuple(model.name for model in published().values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepwell.cli.commands import GROUPS
+from deepwell.cli.commands import GROUPS, suggested
 from deepwell.cli.parser import CONFIG_HELP, configurable, summary
 from deepwell.options import CompletionOptions, Option, options_of
 
@@ -19,7 +19,12 @@ def bash() -> str:
     values, flags = [], []
     for command, options in _commands():
         own = [option for option in options if not option.argument]
-        arguments = [choice for option in options if option.argument for choice in option.choices]
+        arguments = [
+            choice
+            for option in options
+            if option.argument
+            for choice in (*option.choices, *suggested(command, option.name))
+        ]
         values += [
             f'        "{command} {option.flag}") words="{" ".join(option.choices)}" ;;'
             for option in own
@@ -51,7 +56,7 @@ def zsh() -> str:
     names = "\n".join(f"        {_quoted(f'{name}:{summary(group)}')}" for name, group in GROUPS.items())
     cases = []
     for command, options in _commands():
-        specs = " ".join(_quoted(_zsh_spec(option)) for option in options)
+        specs = " ".join(_quoted(_zsh_spec(command, option)) for option in options)
         cases.append(f"        {command}) _arguments {specs} ;;")
     return "\n".join(
         [
@@ -80,7 +85,8 @@ def fish() -> str:
             here = f"complete -c deepwell -n '__fish_seen_subcommand_from {command}'"
             choices = f" -f -a '{' '.join(option.choices)}'" if option.choices else ""
             if option.argument:
-                lines += [here + choices] if choices else []
+                names = " ".join(suggested(command, option.name))
+                lines += [here + choices] if choices else [f"{here} -a '{names}'"] if names else []
                 continue
             takes = "" if option.switch else " -r"
             lines.append(f"{here} -l {option.flag[2:]}{takes}{choices} -d {_quoted(option.help)}")
@@ -96,8 +102,10 @@ def _commands() -> list[tuple[str, tuple[Option, ...]]]:
     return found
 
 
-def _zsh_spec(option: Option) -> str:
+def _zsh_spec(command: str, option: Option) -> str:
     value = f"({' '.join(option.choices)})" if option.choices else "_files" if option.allowed == "a path" else " "
+    if names := " ".join(suggested(command, option.name)):
+        value = f'{{_alternative "names:released model:({names})" "files:path:_files"}}'
     if option.argument:
         return f":{option.name}:{value}"
     text = option.help.replace("[", "(").replace("]", ")").replace(":", r"\:")

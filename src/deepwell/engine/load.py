@@ -73,7 +73,7 @@ class NativeRunner:
         config = source.config
         self.dtype = label(source, dtype)
         self.kept = storages(source, dtype)
-        self.cache_dtype = _cache_dtype(config, cache_dtype, storage(dtype, source.stored))
+        self.cache_dtype = cache_dtype_for(config, cache_dtype, storage(dtype, source.stored))
         self.kv_bytes = 2 if self.cache_dtype == "bfloat16" else 4
         self.context = _context(config, context)
         machine = inspect_machine()
@@ -194,12 +194,7 @@ def _from_copy(cache: PackCache, wanted: Wanted, make: Callable[[Wanted], Made])
 def _made(wanted: Wanted, *, cache_dtype: CacheDType, context: int, blocks: int, speculate: Mode) -> Made:
     source = wanted.source
     tokenizer = source.tokenizer()
-    if tokenizer.vocab_size > source.config.vocab:
-        what = "tokenizer.json" if source.path.is_dir() else "its tokenizer"
-        raise CheckpointError(
-            f"{source.path}: {what} has {tokenizer.vocab_size} tokens, the model only {source.config.vocab}; "
-            "they belong to different models"
-        )
+    _check_tokenizer(tokenizer, source)
     runner = NativeRunner(
         source,
         wanted.dtype,
@@ -210,6 +205,24 @@ def _made(wanted: Wanted, *, cache_dtype: CacheDType, context: int, blocks: int,
         importance=wanted.importance,
     )
     return tokenizer, runner
+
+
+def _check_tokenizer(tokenizer: Tokenizer, source: Source) -> None:
+    """Every id that the tokenizer can give, its first and last tokens included, has a row in the model."""
+    vocab, folder = source.config.vocab, source.path.is_dir()
+    if tokenizer.vocab_size > vocab:
+        what = "tokenizer.json" if folder else "its tokenizer"
+        raise CheckpointError(
+            f"{source.path}: {what} has {tokenizer.vocab_size} tokens, the model only {vocab}; "
+            "they belong to different models"
+        )
+    for name, id in (("bos", tokenizer.bos), *(("eos", id) for id in tokenizer.eos)):
+        if id is not None and id >= vocab:
+            where = "generation_config.json or config.json" if folder else "its metadata"
+            raise CheckpointError(
+                f"{source.path}: {where} names {id} as {name}_token_id, the model has only {vocab} tokens; "
+                f"allowed are 0 to {vocab - 1}: take these files from the model that the weights are of"
+            )
 
 
 def check_isa() -> None:
@@ -227,7 +240,7 @@ def model_name(folder: Path) -> str:
     return "deepwell" if folder == embedded_path() else folder.resolve().name
 
 
-def _cache_dtype(config: ModelConfig, asked: str, kept: native.Storage) -> CacheDType:
+def cache_dtype_for(config: ModelConfig, asked: str, kept: native.Storage) -> CacheDType:
     """bfloat16 beside quantised weights, where the kernels allow it; float32 beside floats, to stay exact."""
     if asked not in get_args(CacheDType):
         raise ConfigError(f"cache_dtype is {asked!r}; allowed are {', '.join(get_args(CacheDType))}")

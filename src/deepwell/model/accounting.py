@@ -26,7 +26,7 @@ class Accounting(msgspec.Struct, frozen=True):
     forward pass of one token at `depth` earlier tokens. `weight_bytes` are without the `mtp_bytes` of the prediction
     modules. `weight_bytes_per_token` is what decoding one stream reads.
     `kv_bytes_per_token` is what a token adds to the cache; `mha_kv_bytes_per_token` what plain multi-head attention
-    of the same heads would add.
+    would add, which keeps a key and a value of every one of the same heads.
     """
 
     total_params: int
@@ -60,7 +60,8 @@ def account(
     if config.tied:
         dot += config.vocab * config.hidden
     width = sum(config.cache_widths())
-    mha = 2 * config.heads * config.head_dim * config.layers
+    values = config.mla.value if config.mla else config.head_dim
+    mha = config.heads * (config.head_dim + values) * config.layers
     return Accounting(
         total_params=total,
         active_params=round(active),
@@ -72,6 +73,22 @@ def account(
         kv_bytes_per_token=width * kv_bytes,
         mha_kv_bytes_per_token=mha * kv_bytes,
     )
+
+
+def file_bytes(config: ModelConfig, stored: str) -> int:
+    """What a checkpoint's weights take on disk, prediction modules included, kept as float32, bfloat16 or float8.
+
+    float8 is DeepSeek's: blocks of 128 x 128 share a float32; embedding, head, norms and routers are bfloat16. The
+    copies of embedding and head that prediction modules carry are counted too.
+    """
+    specs = param_specs(config, mtp=True)
+    copies = 2 * config.mtp_layers * config.vocab * config.hidden
+    bits = {"float32": 32, "bfloat16": 16, "float16": 16, "float8": 16}[stored]
+    total = (sum(p.size for p in specs) + copies) * bits
+    if stored == "float8":
+        blocks = sum(p.size for p in specs if p.kind in ("matrix", "experts", "kv_b") and p.key != "head")
+        total += round(blocks * (8 + 32 / 128**2 - bits))
+    return total // 8
 
 
 def _active(param: Param, config: ModelConfig) -> float:

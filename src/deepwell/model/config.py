@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from deepwell.errors import ConfigError
 from deepwell.model.rope import RopeConfig, yarn_score_factor
@@ -150,13 +151,13 @@ def from_hugging_face(raw: Mapping[str, Any]) -> ModelConfig:
         raise ConfigError("config.json: use_sliding_window is true; supported is attention to the whole sequence")
     hidden, heads, context = keys.count("hidden_size"), keys.count("num_attention_heads"), _context(keys)
     mla = _mla(keys) if family in _WITH_MLA else None
-    usual = 128 if family == "qwen3" else hidden // heads
+    usual = 128 if family == "qwen3" else max(hidden // heads, 1)
     head_dim = keys.count("head_dim", usual) if mla is None else mla.nope + mla.rope
     kv_heads = keys.count("num_key_value_heads", heads)
     if heads % kv_heads:
         raise ConfigError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
     layers = keys.count("num_hidden_layers")
-    return ModelConfig(
+    config = ModelConfig(
         family=family,
         vocab=keys.count("vocab_size"),
         hidden=hidden,
@@ -178,10 +179,15 @@ def from_hugging_face(raw: Mapping[str, Any]) -> ModelConfig:
         mlp_bias=keys.flag("mlp_bias", False),
         index=_index(keys, mla) if family == "deepseek_v32" and mla is not None else None,
     )
+    try:
+        check_config(config)
+    except ConfigError as e:
+        raise ConfigError(f"config.json: {e}") from None
+    return config
 
 
 def check_config(config: ModelConfig) -> None:
-    """Check a config that was neither read from a config.json nor made by Deepwell. ConfigError says what is wrong."""
+    """What must hold wherever a config comes from, a packed file included. ConfigError says what is wrong."""
     sizes = [config.vocab, config.hidden, config.layers, config.heads, config.kv_heads, config.head_dim, config.inter]
     rest = [config.mtp_layers]
     if (m := config.mla) is not None:
@@ -201,12 +207,15 @@ def check_config(config: ModelConfig) -> None:
         raise ConfigError(f"allowed are {_MOST_EXPERTS} layers and experts in all, and heads of {_WIDEST} columns")
     if config.heads % config.kv_heads or not 1 <= config.context <= _LARGEST or not 0 < config.eps < 1e9:
         raise ConfigError("heads must be a multiple of kv_heads, and context and eps be above 0")
+    if (width := m.rope if m else config.head_dim) % 2:
+        raise ConfigError(f"heads rotate {width} columns; allowed are even numbers (qk_rope_head_dim or head_dim)")
     try:
-        shape, _ = config.attention, config.rotation
+        with np.errstate(all="ignore"):  # what leaves the range of floats is found below
+            shape, rotation = config.attention, config.rotation
     except (ArithmeticError, ValueError) as e:
         raise ConfigError(f"the rotation cannot be computed: {e}") from e
-    if not math.isfinite(shape.scale):
-        raise ConfigError("the attention's scale is not finite")
+    if not all(map(math.isfinite, (shape.scale, rotation.magnitude, *rotation.inv_freq))):
+        raise ConfigError("the attention's scale or its rotation's frequencies are not finite numbers")
 
 
 def to_hugging_face(config: ModelConfig, *, bos: int, eos: int, dtype: str = "float32") -> dict[str, Any]:

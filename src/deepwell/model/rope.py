@@ -13,10 +13,15 @@ from deepwell.errors import ConfigError
 from deepwell.ops.base import Rotation
 
 _KINDS = ("default", "linear", "yarn", "llama3")
+_ABOVE_ZERO = ("factor", "beta_fast", "beta_slow", "attention_factor", "attn_factor", "high_freq_factor")
+_NUMBERS = (*_ABOVE_ZERO, "mscale", "mscale_all_dim", "low_freq_factor")
+_ONLY = {"partial_rotary_factor": 1.0, "truncate": True}
 
 
 class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Base frequency and scaling. Fields that a kind does not use keep their defaults.
+
+    `attn_factor` multiplies YaRN's own magnitude of cosines and sines, `attention_factor` replaces it.
 
     `divisors` slow each frequency by a number of its own, before any other scaling; empty for none. This is how GGUF
     files keep the llama3 kind.
@@ -31,6 +36,7 @@ class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
     attention_factor: float | None = None
+    attn_factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     divisors: tuple[float, ...] = ()
@@ -44,21 +50,19 @@ class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind not in _KINDS:
             raise ConfigError(f"config.json: rope scaling {kind!r} is not supported; supported are {', '.join(_KINDS)}")
-        values: dict[str, Any] = {
-            "theta": scaling.get("rope_theta", raw.get("rope_theta", 10000.0)),
-            "original": scaling.get("original_max_position_embeddings", context),
+        for name, only in _ONLY.items():
+            value = scaling.get(name, raw.get(name))
+            if value is not None and value != only:
+                raise ConfigError(f"config.json: rope {name} is {value!r}; supported is {only!r}")
+        given = {
+            "theta": scaling.get("rope_theta", raw.get("rope_theta")),
+            "original": scaling.get("original_max_position_embeddings"),
+            **{name: scaling.get(name) for name in _NUMBERS},
         }
-        for name in ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor"):
-            if scaling.get(name) is not None:
-                values[name] = scaling[name]
-        for name in ("low_freq_factor", "high_freq_factor"):
-            if scaling.get(name) is not None:
-                values[name] = scaling[name]
-        for name, value in values.items():
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1e12:
-                raise ConfigError(f"config.json: rope {name} is {value!r}; allowed are numbers from 0")
+        values = {name: _number(name, value) for name, value in given.items() if value is not None}
         if kind != "default" and "factor" not in values:
             raise ConfigError(f"config.json: rope scaling {kind!r} needs a factor")
+        values["original"] = int(values.get("original", context))
         return RopeConfig(kind=kind, **values)
 
     def rotation(self, width: int, layout: Literal["interleaved", "half"]) -> Rotation:
@@ -92,16 +96,27 @@ class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
     def _yarn_magnitude(self) -> float:
         if self.attention_factor is not None:
             return self.attention_factor
+        magnitude = yarn_mscale(self.factor, 1.0)
         if self.mscale and self.mscale_all_dim:
-            return yarn_mscale(self.factor, self.mscale) / yarn_mscale(self.factor, self.mscale_all_dim)
-        return yarn_mscale(self.factor, 1.0)
+            magnitude = yarn_mscale(self.factor, self.mscale) / yarn_mscale(self.factor, self.mscale_all_dim)
+        return magnitude * self.attn_factor
 
     def _llama3(self, freq_R: Any) -> Any:
         """Long waves are slowed by `factor`, short ones kept, those between blended (Llama 3.1)."""
         turns_R = self.original * freq_R / (2 * math.pi)
-        span = self.high_freq_factor - self.low_freq_factor
+        span = (self.high_freq_factor - self.low_freq_factor) or 0.001
         keep_R = np.clip((turns_R - self.low_freq_factor) / span, 0.0, 1.0)
         return freq_R / self.factor * (1.0 - keep_R) + freq_R * keep_R
+
+
+def _number(name: str, value: Any) -> Any:
+    """A finite number of the rope's keys; those that divide or are taken the logarithm of must be above 0."""
+    low = {"theta": 1, "original": 1}.get(name, 0)
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value < 1e12
+    if not fits or (value == low and name in ("theta", *_ABOVE_ZERO)):
+        above = "above" if name in ("theta", *_ABOVE_ZERO) else "from"
+        raise ConfigError(f"config.json: rope {name} is {value!r}; allowed are numbers {above} {low}")
+    return value
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from deepwell.errors import CheckpointError
 from deepwell.weights.safetensors import Tensor
+from deepwell.weights.values import all_finite
 
 SCALES = "_scale_inv"
 _WEIGHT_TYPES = {"e4m3": "F8_E4M3", "e5m2": "F8_E5M2"}
@@ -52,7 +53,7 @@ class BlockTensor(Tensor):
             for block, scale_row in enumerate(scales):
                 rows = values[block * self._form.rows : (block + 1) * self._form.rows]
                 rows *= np.repeat(scale_row, min(self._form.cols, self.shape[1]))[: self.shape[1]]
-                if not np.isfinite(rows).all():
+                if not all_finite(rows):
                     raise CheckpointError(f"{self.file.name}: tensor {self.name} times its scales leaves float32")
         return values
 

@@ -18,6 +18,7 @@ from deepwell.errors import CheckpointError
 from deepwell.model.config import ModelConfig, from_hugging_face
 from deepwell.model.params import Param, param_specs
 from deepwell.weights.block_fp8 import block_format, pair
+from deepwell.weights.explain import AGAIN, decided_by, no_weights, stranger
 from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.safetensors import Tensor, read
 from deepwell.weights.tokenizer import Tokenizer
@@ -139,10 +140,14 @@ class Checkpoint:
         for source in param.sources:
             tensor = self.tensors.get(source)
             if tensor is None:
-                raise CheckpointError(f"{self.folder}: tensor {source} is missing; the config calls for {wanted}")
+                raise CheckpointError(
+                    f"{self.folder}: tensor {source} is missing; the config calls for {wanted}. A file of the model is "
+                    "absent, or config.json is of another one"
+                )
             if tensor.shape != wanted:
                 raise CheckpointError(
-                    f"{tensor.file}: tensor {source} has shape {tensor.shape}; the config calls for {wanted}"
+                    f"{tensor.file}: tensor {source} has shape {tensor.shape}; the config calls for {wanted}: compare "
+                    f"{decided_by(source, tensor.shape, wanted)} in config.json"
                 )
 
     def _check_extra(self) -> None:
@@ -150,24 +155,31 @@ class Checkpoint:
         drafts = tuple(f"model.layers.{self.config.layers + k}." for k in range(self.config.mtp_layers))
         for name, tensor in self.tensors.items():
             if name not in known and not name.startswith(drafts) and not name.endswith("rotary_emb.inv_freq"):
-                raise CheckpointError(f"{tensor.file}: tensor {name} is none of a {self.config.family} model's")
+                why = stranger(name, self.config)
+                raise CheckpointError(f"{tensor.file}: tensor {name} is none of a {self.config.family} model's{why}")
 
 
 def _open(folder: Path) -> dict[str, Tensor]:
     if not (folder / _INDEX).exists():
+        if not (folder / _SINGLE).exists():
+            raise CheckpointError(f"{folder}: {no_weights(folder)}")
         return read(folder / _SINGLE)
     index = read_json(folder / _INDEX)
     placed = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(placed, dict) or not all(isinstance(shard, str) for shard in placed.values()):
-        raise CheckpointError(f"{folder / _INDEX}: has no weight_map from tensor names to files")
-    shards: dict[str, dict[str, Tensor]] = {}
-    for shard in sorted(set(placed.values())):
+    if not isinstance(placed, dict) or not placed or not all(isinstance(shard, str) for shard in placed.values()):
+        raise CheckpointError(f"{folder / _INDEX}: has no weight_map from tensor names to files; {AGAIN}")
+    names = sorted(set(placed.values()))
+    for shard in names:
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise CheckpointError(f"{folder / _INDEX}: names the file {shard!r}; allowed are *.safetensors beside it")
-        if not (folder / shard).exists():
-            raise CheckpointError(f"{folder / shard}: is missing, though {_INDEX} names it")
-        shards[shard] = read(folder / shard)
+    if absent := [shard for shard in names if not (folder / shard).exists()]:
+        more = f" (as are {len(absent) - 1} more of {len(names)})" if len(absent) > 1 else ""
+        raise CheckpointError(f"{folder / absent[0]}: is missing{more}, though {_INDEX} names it; {AGAIN}")
+    shards = {shard: read(folder / shard) for shard in names}
     for name, shard in placed.items():
         if name not in shards[shard]:
-            raise CheckpointError(f"{folder / shard}: has no tensor {name}, though {_INDEX} places it there")
+            raise CheckpointError(
+                f"{folder / shard}: has no tensor {name}, though {_INDEX} places it there: index and shards are of "
+                "different downloads"
+            )
     return {name: shards[shard][name] for name, shard in placed.items()}

@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.errors import CheckpointError
+from deepwell.weights.explain import pointer
 from deepwell.weights.ggml_types import BY_CODE, NAMES, GgmlType, values_in
+from deepwell.weights.values import all_finite
 
 MAX_HEADER_BYTES = 128 << 20
 """Metadata and tensor list together; a vocabulary of 256,000 tokens takes about 20 MB."""
@@ -56,7 +58,7 @@ class GgufTensor:
     def float32(self) -> NDArray[np.float32]:
         """All values, exactly, in the tensor's shape. CheckpointError if one of them is not a finite number."""
         values = self._type.float32(self.blocks()).reshape(self.shape)
-        if not np.isfinite(values).all():
+        if not all_finite(values):
             raise CheckpointError(f"{self.file.name}: tensor {self.name} holds values that are not finite numbers")
         return values
 
@@ -208,6 +210,8 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         data: NDArray[np.uint8] = np.memmap(file, dtype=np.uint8, mode="r")
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{file}: cannot be mapped: {e}") from e
+    if other := pointer(bytes(data[:64])):
+        raise CheckpointError(f"{file}: is {other}")
     cursor = _Cursor(file, data)
     tensors = _preamble(cursor)
     metadata = _metadata(cursor)

@@ -228,7 +228,6 @@ def _rope(keys: _Keys, context: int, width: int) -> RopeConfig:
         return RopeConfig(theta=theta, kind="linear", factor=factor, original=context, divisors=divisors)
     if kind != "yarn":
         raise keys.error("rope.scaling.type", f"is {kind!r}; supported are none, linear and yarn")
-    attention_factor = keys.get("rope.scaling.yarn_attn_factor")
     # DeepSeek's files hold a tenth of mscale_all_dim. They leave mscale out: in every published model the two are
     # equal, so that cosines and sines are not scaled, and the scores by yarn_score_factor alone.
     mscale = 0.0
@@ -243,9 +242,23 @@ def _rope(keys: _Keys, context: int, width: int) -> RopeConfig:
         beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0),
         mscale=mscale,
         mscale_all_dim=mscale,
-        attention_factor=None if attention_factor is None else keys.positive("rope.scaling.yarn_attn_factor"),
         divisors=divisors,
+        **_magnitude(keys),
     )
+
+
+def _magnitude(keys: _Keys) -> dict[str, float]:
+    """What changes YaRN's own magnitude of cosines and sines.
+
+    llama.cpp multiplies by attn_factor. Into yarn_attn_factor converters write what a config.json calls
+    attention_factor, which replaces YaRN's own (never below 1), or attn_factor, which multiplies it down.
+    """
+    if keys.get("rope.scaling.attn_factor") is not None:
+        return {"attn_factor": keys.positive("rope.scaling.attn_factor")}
+    if keys.get("rope.scaling.yarn_attn_factor") is None:
+        return {}
+    value = keys.positive("rope.scaling.yarn_attn_factor")
+    return {"attn_factor" if value < 1 else "attention_factor": value}
 
 
 def _divisors(keys: _Keys, width: int) -> tuple[float, ...]:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.errors import CheckpointError
+from deepwell.weights.explain import AGAIN, pointer
+from deepwell.weights.values import all_finite
 
 MAX_HEADER_BYTES = 100 << 20
 _STORED: dict[str, tuple[str, int]] = {
@@ -67,8 +69,11 @@ class Tensor:
             values = _BYTE_VALUES[self.dtype][stored]
         else:
             values = stored.astype(np.float32)
-        if not np.isfinite(values).all():
-            raise CheckpointError(f"{self.file.name}: tensor {self.name} holds values that are not finite numbers")
+        if not all_finite(values):
+            raise CheckpointError(
+                f"{self.file.name}: tensor {self.name} holds values that are not finite numbers; the file or the model "
+                "in it is damaged: get it anew"
+            )
         return values
 
     def sample(self) -> bytes:
@@ -87,7 +92,10 @@ def read(file: Path) -> dict[str, Tensor]:
     try:
         mapped = np.memmap(file, dtype=np.uint8, mode="r")
     except (OSError, ValueError) as e:
-        raise CheckpointError(f"{file}: cannot be mapped: {e}") from e
+        what = "is empty" if file.is_file() and not file.stat().st_size else f"cannot be mapped: {e}"
+        raise CheckpointError(f"{file}: {what}; {AGAIN}") from e
+    if other := pointer(mapped[:64].tobytes()):
+        raise CheckpointError(f"{file}: is {other}")
     header, start = _header(file, mapped)
     data = mapped[start:]
     tensors = {name: _tensor(file, name, entry, data) for name, entry in header.items()}
@@ -98,7 +106,10 @@ def read(file: Path) -> dict[str, Tensor]:
 def _header(file: Path, mapped: NDArray[np.uint8]) -> tuple[dict[str, _Entry], int]:
     length = int.from_bytes(mapped[:8].tobytes(), "little") if len(mapped) >= 8 else 0
     if not 2 <= length <= min(len(mapped) - 8, MAX_HEADER_BYTES):
-        raise CheckpointError(f"{file}: is no whole safetensors file: its header would be {length} bytes long")
+        raise CheckpointError(
+            f"{file}: is no whole safetensors file: its header would be {length} bytes long, and it has "
+            f"{len(mapped)} in all; {AGAIN}"
+        )
     try:
         raw = msgspec.json.decode(mapped[8 : 8 + length].tobytes(), type=dict[str, msgspec.Raw])
         raw.pop("__metadata__", None)
@@ -117,7 +128,9 @@ def _tensor(file: Path, name: str, entry: _Entry, data: NDArray[np.uint8]) -> Te
         raise CheckpointError(f"{file}: tensor {name} has shape {entry.shape} and offsets {begin} to {end}")
     if end > len(data):
         missing = end - len(data)
-        raise CheckpointError(f"{file}: tensor {name} ends {missing} bytes after the file: the file is cut off")
+        raise CheckpointError(
+            f"{file}: tensor {name} ends {missing} bytes after the file: the file is cut off; {AGAIN}"
+        )
     if math.prod(entry.shape) * width != end - begin:
         raise CheckpointError(f"{file}: tensor {name} of shape {entry.shape} cannot have {end - begin} bytes")
     # a copy-free view needs no alignment in numpy

@@ -1,0 +1,210 @@
+"""`deepwell models`: the released models, or one in detail: what it costs in each precision, and what fits here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from deepwell.engine.fit import Fit, ModelReport, report
+from deepwell.engine.machine import free_memory, inspect_machine
+from deepwell.engine.pack import label, storages
+from deepwell.errors import CheckpointError
+from deepwell.model.config import from_hugging_face
+from deepwell.model.presets import PRESETS
+from deepwell.model.published import find_published, published, unknown_model
+from deepwell.options import ModelsOptions
+from deepwell.weights.checkpoint import read_json
+from deepwell.weights.source import open_source
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_SAME_SIZE = {"int8": "int8, Q8_0", "int4": "int4, Q4_0", "q6_k": "Q6_K", "q4_k": "Q4_K"}
+_LISTED = ("bfloat16", "int8", "int4")
+_LEAVING = ("int8", "context", "bfloat16", "of MHA", "active", "KV/token")
+_UNLIMITED = 200
+"""Characters of a line where it does not go to a terminal."""
+
+
+def run(options: ModelsOptions) -> int:
+    free = free_memory(inspect_machine())
+    told = list(released(free)) if options.model is None else inspect(options.model, free)
+    if options.json:
+        print(msgspec.json.format(msgspec.json.encode(told)).decode())
+    else:
+        _show(told, free)
+    return 0
+
+
+def released(free: int) -> Iterator[ModelReport]:
+    """Every released model; those of one shape are counted once."""
+    same: dict[object, ModelReport] = {}
+    for model in published().values():
+        key = model.config, model.stored, model.unchecked
+        if key not in same:
+            same[key] = report(model.name, model.config, free, published_as=model.stored, unchecked=model.unchecked)
+        yield msgspec.structs.replace(same[key], name=model.name)
+
+
+def inspect(name: str, free: int) -> ModelReport:
+    """A released model by name, a training preset, a checkpoint folder (its config.json alone), a GGUF or packed file.
+
+    ConfigError or CheckpointError says what is wrong with `name` or with what it names.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raw = read_json(path / "config.json")
+        if not isinstance(raw, dict):
+            raise CheckpointError(f"{path / 'config.json'}: holds no JSON object")
+        return report(path.resolve().name, from_hugging_face(raw), free)
+    if path.is_file():
+        source = open_source(path)
+        kept = (label(source, "auto"), storages(source, "auto"))
+        return report(path.name, source.config, free, kept=kept)
+    if (model := find_published(name)) is not None:
+        return report(model.name, model.config, free, published_as=model.stored, unchecked=model.unchecked)
+    if name in PRESETS:
+        return report(name, PRESETS[name], free)
+    raise unknown_model(name)
+
+
+def _listing(reports: list[ModelReport], width: int) -> Table:
+    """A line per model, in as many columns as `width` characters hold: those of _LEAVING give way, in that order."""
+    from rich.table import Table
+
+    columns = {
+        "model": [r.name for r in reports],
+        "total": [_billions(r.total_params) for r in reports],
+        "active": [_billions(r.active_params) for r in reports],
+        "context": [f"{r.context:,}" for r in reports],
+        **{precision: [_size(_of(r, precision).weight_bytes) for r in reports] for precision in _LISTED},
+        "KV/token": [_kib(r.kv_bytes_per_token) for r in reports],
+        "of MHA": [_percent(r.kv_share) for r in reports],
+        "fits here as": [_best(r) for r in reports],
+    }
+    for name in _LEAVING:
+        if sum(max(map(len, (title, *cells))) + 2 for title, cells in columns.items()) <= width + 2:
+            break
+        del columns[name]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in columns:
+        table.add_column(title, justify="left" if title in ("model", "fits here as") else "right", no_wrap=True)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def _facts(r: ModelReport) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in _rows(r):
+        table.add_row(*row)
+    return table
+
+
+def _rows(r: ModelReport) -> Iterator[tuple[str, str]]:
+    yield "model", r.name
+    yield "family", r.family
+    mtp = f"; prediction modules {_billions(r.mtp_params)} more" if r.mtp_params else ""
+    yield "parameters", f"{r.total_params:,} ({_billions(r.total_params)}), {_billions(r.active_params)} active{mtp}"
+    yield "context", f"{r.context:,} tokens"
+    if r.published_bytes is not None:
+        yield "files", f"{_size(r.published_bytes)} as {r.published_as}"
+    plain = f"{_percent(r.kv_share)} of plain MHA's {r.mha_kv_bytes_per_token:,}"
+    yield "KV cache", f"{r.kv_bytes_per_token:,} bytes a token in bfloat16, {plain}"
+    flops = [f"{_flops(flops)} after {int(depth):,}" for depth, flops in r.flops_per_token.items()]
+    yield "FLOPs", "a token: " + ", ".join(flops)
+
+
+def _precisions(r: ModelReport) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("kept as", no_wrap=True)
+    for title in ("weights", "KV/token", "needs", "context here"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("")
+    for one in r.precisions:
+        cells = [_name(one), _size(one.weight_bytes), _kib(one.kv_bytes_per_token), _size(one.need_bytes)]
+        table.add_row(*cells, f"{one.context:,}" if one.fits else "does not fit", _streams(one))
+    return table
+
+
+def _streams(one: Fit) -> str:
+    at_once = one.cache_tokens // max(one.context, 1)
+    return f"{at_once} at once" if at_once > 1 else ""
+
+
+def _listing_notes(reports: list[ModelReport]) -> Iterator[str]:
+    yield "deepwell models NAME tells more of one, or of a checkpoint folder or file; --json for programs."
+    for r in reports:
+        yield from _unchecked(r)
+
+
+def _notes(r: ModelReport) -> Iterator[str]:
+    if r.published_as == "float8":
+        yield "Block FP8 files are kept as bfloat16 unless --dtype says int8 or int4."
+    yield from _unchecked(r)
+
+
+def _unchecked(r: ModelReport) -> Iterator[str]:
+    if r.unchecked:
+        yield f"{r.name}: not compared with the released config.json: {', '.join(r.unchecked)}."
+
+
+def _best(r: ModelReport) -> str:
+    """The most precise storage that fits, with the context it leaves."""
+    one = next((one for one in r.precisions if one.fits), None)
+    return f"{_name(one).split(',')[0]}, {one.context:,}" if one else "-"
+
+
+def _of(r: ModelReport, precision: str) -> Fit:
+    return next(one for one in r.precisions if one.precision == precision)
+
+
+def _name(one: Fit) -> str:
+    return _SAME_SIZE.get(one.precision, one.precision)
+
+
+def _show(told: ModelReport | list[ModelReport], free: int) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _UNLIMITED
+    if isinstance(told, list):
+        tables, notes = [_listing(told, console.width)], _listing_notes(told)
+    else:
+        tables, notes = [_facts(told), _precisions(told)], _notes(told)
+    for table in tables:
+        console.print(table)
+        console.print()
+    for line in (f"{free / 2**30:.1f} GiB of memory are free here.", *notes):
+        console.print(line)
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def _flops(count: int) -> str:
+    return f"{count / 1e9:,.1f} G" if count >= 1e9 else f"{count / 1e6:,.1f} M"
+
+
+def _kib(size: int) -> str:
+    return f"{size / 1024:,.1f} KiB"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
