@@ -44,7 +44,7 @@ def joined(deltas: list[Delta]) -> Delta:
     assert all(delta.finish_reason is None and delta.usage is None for delta in deltas[:-1])
     assert not any(delta.prompt_logprobs for delta in deltas[1:])
     return Delta(
-        text="".join(delta.text for delta in deltas),
+        marked=sum((delta.marked for delta in deltas), ()),
         token_ids=sum((delta.token_ids for delta in deltas), ()),
         logprobs=sum((delta.logprobs for delta in deltas), ()),
         prompt_logprobs=deltas[0].prompt_logprobs,

@@ -9,24 +9,25 @@ from msgspec import UNSET, UnsetType
 
 from deepwell.engine.types import Usage as TokenCounts
 
-Finish = Literal["stop", "length", "insufficient_system_resource"]
+Finish = Literal["stop", "length", "tool_calls", "insufficient_system_resource"]
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
-class CompletionDetails(msgspec.Struct, frozen=True):
-    """Tokens guessed ahead, by whether they became part of the answer (OpenAI's names)."""
+class CompletionDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of thoughts, and tokens guessed ahead, by whether they became part of the answer (OpenAI's names)."""
 
-    accepted_prediction_tokens: int
-    rejected_prediction_tokens: int
+    reasoning_tokens: int | UnsetType = UNSET
+    accepted_prediction_tokens: int | UnsetType = UNSET
+    rejected_prediction_tokens: int | UnsetType = UNSET
 
 
 class Usage(msgspec.Struct, frozen=True):
     """Token counts; hit and miss split the prompt by what the prefix cache held.
 
-    `completion_tokens_details` is there if tokens were guessed ahead.
+    `completion_tokens_details` is there if the model thought, or tokens were guessed ahead.
     """
 
     prompt_tokens: int
@@ -38,8 +39,14 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens_details: CompletionDetails | UnsetType = UNSET
 
 
-def usage_of(counts: TokenCounts) -> Usage:
+def usage_of(counts: TokenCounts, reasoning_tokens: int = 0) -> Usage:
+    """Counts as clients read them; `reasoning_tokens` of the completion were thoughts."""
     drafted, accepted = counts.drafted_tokens, counts.accepted_tokens
+    details = CompletionDetails(
+        reasoning_tokens=reasoning_tokens or UNSET,
+        accepted_prediction_tokens=accepted if drafted else UNSET,
+        rejected_prediction_tokens=drafted - accepted if drafted else UNSET,
+    )
     return Usage(
         prompt_tokens=counts.prompt_tokens,
         completion_tokens=counts.completion_tokens,
@@ -47,7 +54,7 @@ def usage_of(counts: TokenCounts) -> Usage:
         prompt_tokens_details=PromptDetails(counts.cached_tokens),
         prompt_cache_hit_tokens=counts.cached_tokens,
         prompt_cache_miss_tokens=counts.prompt_tokens - counts.cached_tokens,
-        completion_tokens_details=CompletionDetails(accepted, drafted - accepted) if drafted else UNSET,
+        completion_tokens_details=details if drafted or reasoning_tokens else UNSET,
     )
 
 
@@ -65,17 +72,56 @@ class ChatToken(msgspec.Struct, frozen=True):
 
 
 class ChatLogprobs(msgspec.Struct, frozen=True):
+    """Every token of the answer once: those of a thought, and the one that ends it, under `reasoning_content`."""
+
     content: list[ChatToken]
+    reasoning_content: list[ChatToken] | UnsetType = UNSET
+
+
+class CalledFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """`arguments` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+class CallAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that the model makes; its result is sent back in a tool message with this id."""
+
+    index: int
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
 
 
 class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """`reasoning_content` is there if the model thought, `tool_calls` if it calls tools."""
+
     role: Literal["assistant"] = "assistant"
     content: str
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[CallAnswer] | UnsetType = UNSET
+
+
+class FunctionDelta(msgspec.Struct, frozen=True, kw_only=True):
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class CallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """The first of a call has its id, type and name; later ones add to the arguments."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionDelta
 
 
 class ChatDelta(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] | UnsetType = UNSET
-    content: str = ""
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType | None = UNSET
+    tool_calls: list[CallDelta] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,9 @@ from functools import cached_property
 
 import msgspec
 
+from deepwell.chat import detect, find_format
+from deepwell.chat.formats.base import Format
+from deepwell.chat.replay import Replay
 from deepwell.engine.engine import AsyncEngine, Stream
 from deepwell.engine.types import Request, SamplingParams
 from deepwell.errors import RequestError
@@ -64,6 +67,22 @@ class Service:
     @cached_property
     def metrics(self) -> Metrics:
         return Metrics(self.engine.stats, self.model)
+
+    @cached_property
+    def format(self) -> Format:
+        """The prompt format of chats: the one named, or else the one that the tokenizer shows."""
+        return find_format(self.chat_format) if self.chat_format else detect(self.tokenizer)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a chat's answer besides those that end every answer."""
+        ids = (self.tokenizer.special(end.spelling) for end in self.format.ends)
+        return tuple(id for id in ids if id is not None and id not in self.tokenizer.eos)
+
+    @cached_property
+    def replay(self) -> Replay:
+        """The turns answered lately."""
+        return Replay(self.tokenizer, (*self.tokenizer.eos, *self.ends))
 
     @property
     def names(self) -> tuple[str, ...]:
