@@ -24,6 +24,7 @@ DEFAULT_CONFIG = "deepwell.toml"
 
 Dtype = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 Speculate = Literal["off", "lookup", "mtp", "auto"]
+Thinking = Literal["auto", "on", "off"]
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -140,6 +141,9 @@ class ChatOptions(SamplingOptions, frozen=True, kw_only=True):
     """
 
     system: Annotated[str, Meta(description="Instructions that open the conversation.")] = ""
+    thinking: Annotated[
+        Thinking, Meta(description="Whether the model thinks before it answers; auto leaves it to the model's habit.")
+    ] = "auto"
 
 
 class GenerateOptions(SamplingOptions, frozen=True, kw_only=True):

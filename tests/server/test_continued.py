@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from scripting import TOOLS, Script, scripted
 from serving import MODEL, T, client_of
 from starlette.testclient import TestClient
 from test_chat_completions import events
-from toy_format import CALL, END_CALL, END_THINK, EOS, SEP, TOOLS, Script, ids, scripted
 
 from deepwell.ops.base import BLOCK_TOKENS
+from toy_format import CALL, END_CALL, END_THINK, EOS, SEP, ids
 
 CHAT = "/v1/chat/completions"
 LONG = "A deep well holds clear water. " * 12

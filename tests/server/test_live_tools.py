@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 import pytest
+from scripting import TOOLS, scripted
 from serving import MODEL, chat, live, wait_idle
-from toy_format import CALL, END_THINK, EOS, SEP, TOOLS, called, ids, scripted
+
+from toy_format import CALL, END_THINK, EOS, SEP, called, ids
 
 ARGUMENTS = '{"city": "Köln 🐳"}'
 CALLS = ids("I look. ", *called("weather", ARGUMENTS), *called("clock", "{}"), EOS)

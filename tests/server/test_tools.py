@@ -7,15 +7,16 @@ import re
 from typing import Any
 
 import pytest
+from scripting import CLOCK, TOOLS, WEATHER, scripted
 from serving import MODEL, T, chat, client_of
 from starlette.testclient import TestClient
 from test_bad_input import error_of
 from test_chat_completions import events
+
 from toy_format import (
     ASSISTANT,
     BOS,
     CALL,
-    CLOCK,
     END_CALL,
     END_RESULT,
     END_THINK,
@@ -24,12 +25,9 @@ from toy_format import (
     RESULT,
     SEP,
     THINK,
-    TOOLS,
     USER,
-    WEATHER,
     called,
     ids,
-    scripted,
 )
 
 CHAT = "/v1/chat/completions"

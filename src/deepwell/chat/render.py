@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deepwell.chat.conversation import Conversation
 from deepwell.chat.formats import detect, find_format
-from deepwell.chat.formats.base import splice
+from deepwell.chat.formats.base import Format, splice
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -24,3 +24,9 @@ def render_chat(conversation: Conversation, tokenizer: Tokenizer, format: str | 
             raise RequestError(f"{where} is only allowed on a last message of role assistant", where)
     chosen = find_format(format) if format else detect(tokenizer)
     return tuple(splice(chosen.layout(conversation), chosen.name, tokenizer))
+
+
+def end_ids(format: Format, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens that end an answer in `format` besides the tokenizer's own."""
+    ids = (tokenizer.special(end.spelling) for end in format.ends)
+    return tuple(id for id in ids if id is not None and id not in tokenizer.eos)

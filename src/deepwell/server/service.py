@@ -12,7 +12,7 @@ from functools import cached_property
 
 import msgspec
 
-from deepwell.chat import detect, find_format
+from deepwell.chat import detect, end_ids, find_format
 from deepwell.chat.formats.base import Format
 from deepwell.chat.replay import Replay
 from deepwell.engine.engine import AsyncEngine, Stream
@@ -76,8 +76,7 @@ class Service:
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """Tokens that end a chat's answer besides those that end every answer."""
-        ids = (self.tokenizer.special(end.spelling) for end in self.format.ends)
-        return tuple(id for id in ids if id is not None and id not in self.tokenizer.eos)
+        return end_ids(self.format, self.tokenizer)
 
     @cached_property
     def replay(self) -> Replay:

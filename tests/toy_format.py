@@ -1,21 +1,19 @@
-"""A prompt format with all there is to serve - thoughts, calls, a call opened by the prompt, an end of its own - and
-models that answer from a script, through the real engine, tokenizer and reader."""
+"""A prompt format with all there is to serve: thoughts, calls, a call opened by the prompt, and an end of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import msgspec
-from serving import T, make_service
 
 from deepwell.chat import FORMATS, Conversation, Tool
 from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reasoning
-from deepwell.engine.types import Marked, Request
-from deepwell.server import Service
+from deepwell.engine.types import Marked
 from deepwell.weights.tokenizer import Tokenizer
-from fakes import FakeRunner
+from fakes import tiny_tokenizer
+
+T = tiny_tokenizer()
 
 THINK, END_THINK, EOT = Token("<think>"), Token("</think>"), Token("<|EOT|>")
 CALL, SEP, END_CALL = Token("<｜tool▁call▁begin｜>"), Token("<｜tool▁sep｜>"), Token("<｜tool▁call▁end｜>")
@@ -116,45 +114,3 @@ def ids(*parts: str | Token) -> list[int]:
 def called(name: str, arguments: str) -> tuple[str | Token, ...]:
     """What a model samples to call a tool."""
     return (CALL, name, SEP, arguments, END_CALL)
-
-
-class Script:
-    """A `next_token` that gives the n-th request the n-th answer. `prompts` are those of the requests so far."""
-
-    def __init__(self, *answers: list[int]) -> None:
-        self.answers = answers
-        self.prompts: list[tuple[int, ...]] = []
-
-    def __call__(self, context: tuple[int, ...]) -> int | None:
-        for prompt, answer in zip(self.prompts, self.answers, strict=False):
-            said = context[len(prompt) :]
-            if context[: len(prompt)] == prompt and len(said) < len(answer) and said == tuple(answer[: len(said)]):
-                return answer[len(said)]
-        return None
-
-
-def scripted(*answers: list[int], context: int = 4096, delay: float = 0.0, **config: Any) -> tuple[Service, Script]:
-    """A service that chats in the toy format and answers the n-th request with the n-th list of tokens."""
-    script = Script(*answers)
-    service = make_service(FakeRunner(context=context, next_token=script, delay=delay), **config)
-    service.chat_format = "toy"
-    submit = service.engine.submit
-
-    def noted(request: Request) -> Any:
-        script.prompts.append(request.prompt)
-        return submit(request)
-
-    service.engine.submit = noted  # type: ignore[method-assign]
-    return service, script
-
-
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather in a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-    },
-}
-CLOCK = {"type": "function", "function": {"name": "clock"}}
-TOOLS = [WEATHER, CLOCK]
