@@ -51,9 +51,8 @@ def test_turns_build_on_each_other(model: LoadedModel) -> None:
     system, first, second = Message("system", "Be brief."), Message("user", "Hi"), Message("user", "And?")
     said = "".join(delta.text for _, delta in talk.ask("Hi"))
     assert said == answer(model, system, first)
-    assert "".join(d.text for _, d in talk.ask("And?")) == answer(
-        model, system, first, Message("assistant", said), second
-    )
+    again = "".join(delta.text for _, delta in talk.ask("And?"))
+    assert again == answer(model, system, first, Message("assistant", said), second)
     assert [turn.role for turn in talk.turns] == ["user", "assistant"] * 2
 
 
@@ -124,12 +123,12 @@ def thinker(monkeypatch: pytest.MonkeyPatch, thinking: str = "on") -> Conversati
 def test_thoughts_and_calls_are_dim_and_the_answer_is_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _obey(thinker(monkeypatch), "Hi", Console(force_terminal=True, color_system="standard", markup=False))
+    _obey(
+        thinker(monkeypatch), "Hi", Console(force_terminal=True, color_system="standard", markup=False, highlight=False)
+    )
     shown = capsys.readouterr().out
     dim = re.findall("\x1b\\[2m(.*?)\x1b\\[0m", shown, re.DOTALL)
-    thought, call = "".join(dim).split("\n[calls clock ")
-    assert thought == "Hm, hm"
-    assert call.startswith("{}")
+    assert "".join(dim).startswith("Hm, hmcalls clock {}")
     assert "\x1b" not in shown[shown.index("\n\nCold.") :][:7]
 
 
