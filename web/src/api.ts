@@ -23,10 +23,11 @@ export interface Usage {
   completion: number;
 }
 
-/** "wait" is a keep-alive: the request is queued. "end" comes once, last. */
+/** "wait" is a keep-alive: the request is queued. A "call" adds to the tool call of that number. "end" comes once, last. */
 export type Piece =
   | { kind: "text"; text: string }
   | { kind: "reasoning"; text: string }
+  | { kind: "call"; index: number; name: string; text: string }
   | { kind: "wait" }
   | { kind: "end"; reason: string; usage: Usage | null };
 
@@ -134,6 +135,10 @@ function* readChunk(data: string, ending: Ending): Generator<Piece> {
   const content = text(delta["content"]) || text(choice["text"]);
   if (reasoning) yield { kind: "reasoning", text: reasoning };
   if (content) yield { kind: "text", text: content };
+  for (const call of Array.isArray(delta["tool_calls"]) ? delta["tool_calls"].filter(isRecord) : []) {
+    const called = isRecord(call["function"]) ? call["function"] : {};
+    yield { kind: "call", index: count(call["index"]), name: text(called["name"]), text: text(called["arguments"]) };
+  }
   if (typeof choice["finish_reason"] === "string") ending.reason = choice["finish_reason"];
 }
 
