@@ -5,10 +5,11 @@ from __future__ import annotations
 from deepwell.chat.formats.base import Format
 from deepwell.chat.formats.text_turns import DEEPSEEK_LLM, PLAIN
 from deepwell.chat.formats.v3 import DEEPSEEK_V3
+from deepwell.chat.formats.v31 import DEEPSEEK_V31
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
-FORMATS = {f.name: f for f in (DEEPSEEK_V3, DEEPSEEK_LLM, PLAIN)}
+FORMATS = {f.name: f for f in (DEEPSEEK_V3, DEEPSEEK_V31, DEEPSEEK_LLM, PLAIN)}
 """deepseek-v3: V2.5, V3, R1 and their distilled models. deepseek-llm: LLM, MoE, Math, V2, Coder-V2. plain: any
 tokenizer without DeepSeek's tokens. Listed from the most to the least demanding."""
 

@@ -20,9 +20,10 @@ BLANK_LINE = "\n\n"
 
 
 class Token(msgspec.Struct, frozen=True):
-    """A template token by its spelling."""
+    """A template token by its spelling. An `optional` one is written as text for tokenizers that lack it."""
 
     spelling: str
+    optional: bool = False
 
 
 class Sampled(msgspec.Struct, frozen=True):
@@ -66,7 +67,8 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
 
 def splice(layout: Layout, format: str, tokenizer: Tokenizer) -> Iterator[int]:
     """The ids of a layout: all texts between two tokens are encoded at once."""
-    for is_text, parts in groupby(layout, key=lambda part: isinstance(part, str)):
+    written = (_written(part, tokenizer) for part in layout)
+    for is_text, parts in groupby(written, key=lambda part: isinstance(part, str)):
         if is_text:
             text = "".join(part for part in parts if isinstance(part, str))
             yield from tokenizer.encode(text) if text else ()
@@ -74,6 +76,12 @@ def splice(layout: Layout, format: str, tokenizer: Tokenizer) -> Iterator[int]:
             for part in parts:
                 assert not isinstance(part, str)
                 yield from part.ids if isinstance(part, Sampled) else _ids(part, format, tokenizer)
+
+
+def _written(part: str | Token | Sampled, tokenizer: Tokenizer) -> str | Token | Sampled:
+    if isinstance(part, Token) and part.optional and tokenizer.special(part.spelling) is None:
+        return part.spelling
+    return part
 
 
 def _ids(token: Token, format: str, tokenizer: Tokenizer) -> tuple[int, ...]:
