@@ -27,11 +27,13 @@ class Script:
         return None
 
 
-def scripted(*answers: list[int], context: int = 4096, delay: float = 0.0, **config: Any) -> tuple[Service, Script]:
-    """A service that chats in the toy format and answers the n-th request with the n-th list of tokens."""
+def scripted(
+    *answers: list[int], format: str = TOY.name, context: int = 4096, delay: float = 0.0, **config: Any
+) -> tuple[Service, Script]:
+    """A service that chats in `format` and answers the n-th request with the n-th list of tokens."""
     script = Script(*answers)
     service = make_service(FakeRunner(context=context, next_token=script, delay=delay), **config)
-    service.chat_format = TOY.name
+    service.chat_format = format
     submit = service.engine.submit
 
     def noted(request: Request) -> Any:
