@@ -365,14 +365,24 @@ def test_a_broken_history_is_named(client: TestClient, messages: list[dict[str, 
     assert len(error["message"]) < 500
 
 
+def test_the_model_list_says_what_the_format_can() -> None:
+    service, _ = scripted()
+    with client_of(service) as client:
+        card = client.get("/v1/models").json()["data"][0]
+    assert card["capabilities"] == ["completion", "chat", "tools", "thinking", "fim"]
+    service, _ = scripted(format="deepseek-llm")
+    with client_of(service) as client:
+        card = client.get("/v1/models").json()["data"][0]
+    assert card["capabilities"] == ["completion", "chat", "fim"]
+
+
 def test_no_arguments_at_all_are_an_empty_object() -> None:
     messages = [USER_TURN, calls(call("a", arguments="")), result("a")]
     assert T.decode(ids(*called("clock", "{}"))) in T.decode(seen(messages=messages))
 
 
 def test_a_format_without_tools_and_thoughts_says_so() -> None:
-    service, _ = scripted()
-    service.chat_format = "deepseek-llm"
+    service, _ = scripted(format="deepseek-llm")
     with client_of(service) as client:
         history = {"messages": [USER_TURN, calls(call("a")), result("a")]}
         for fields, param in (({"tools": TOOLS}, "tools"), (THINKING, "thinking.type"), (history, "messages[1]")):

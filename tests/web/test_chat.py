@@ -193,7 +193,13 @@ def test_thinking_can_be_asked_for(page: Page, fake: Fake) -> None:
     page.get_by_label("Thinking before an answer").select_option("on")
     page.keyboard.press("Escape")
     ask(page, "second")
-    assert [body.get("thinking") for body in fake.bodies] == [None, {"type": "enabled"}]
+    fake.models = [{"id": "plain", "capabilities": ["completion", "chat"]}]
+    page.reload()
+    ask(page, "third")
+    assert [body.get("thinking") for body in fake.bodies] == [None, {"type": "enabled"}, None]
+    page.get_by_label("Settings").click()
+    expect(page.get_by_label("System prompt")).to_be_visible()
+    expect(page.get_by_label("Thinking before an answer")).to_have_count(0)
 
 
 def test_waiting_in_the_queue_is_said(page: Page) -> None:

@@ -13,6 +13,8 @@ export interface Model {
   context: number | null;
   /** Whether the model was trained to chat; a model that only continues text opens in the Complete mode. */
   chats: boolean;
+  /** Whether the model can think before it answers. */
+  thinks: boolean;
   /** Whether the model fills the gap between two texts. */
   fills: boolean;
 }
@@ -157,6 +159,7 @@ function readModel(entry: Record<string, unknown>): Model {
     id: text(entry["id"]),
     context: count(entry["context_length"]) || null,
     chats: can("chat"),
+    thinks: can("thinking"),
     fills: can("fim"),
   };
 }

@@ -158,7 +158,7 @@ export class Chat implements Actions {
 
   private body(conversation: Conversation, asked: Message, model: string): Record<string, unknown> {
     const { chat, system } = this.app.settings;
-    return { model, messages: requestMessages(conversation, asked, system), ...sampling(chat), ...thinking(chat) };
+    return { model, messages: requestMessages(conversation, asked, system), ...sampling(chat), ...(this.app.model?.thinks === false ? {} : thinking(chat)) };
   }
 
   private finish(conversation: Conversation, message: Message, outcome: Outcome, generation: Generation): void {

@@ -10,7 +10,7 @@ export function settingsDialog(app: App, mode: Mode): void {
   const content = h("div", { class: "settings" });
   const build = (): void => {
     content.replaceChildren(
-      ...(mode === "chat" ? [systemBox(app), thinkingBox(app)] : []),
+      ...(mode === "chat" ? [systemBox(app), app.model?.thinks === false ? null : thinkingBox(app)].filter((box) => box !== null) : []),
       h("h3", {}, mode === "chat" ? "Sampling in chats" : "Sampling in completions"),
       h("p", { class: "hint" }, "Empty fields leave the choice to the server."),
       h("div", { class: "fields" }, ...FIELDS.filter((field) => !field.more).map((field) => input(app, mode, field))),

@@ -73,7 +73,7 @@ describe("answers", () => {
 test("models are read, with what the server says about them", async () => {
   serve('{"data":[{"id":"a"},{"id":"b","context_length":2048,"capabilities":["completion","fim"]}]}');
   expect(await listModels("")).toEqual([
-    { id: "a", context: null, chats: true, fills: true },
-    { id: "b", context: 2048, chats: false, fills: true },
+    { id: "a", context: null, chats: true, thinks: true, fills: true },
+    { id: "b", context: 2048, chats: false, thinks: false, fills: true },
   ]);
 });

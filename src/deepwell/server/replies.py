@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from deepwell.engine.types import Usage as TokenCounts
 
+Capability = Literal["completion", "chat", "tools", "thinking", "fim"]
 Finish = Literal["stop", "length", "tool_calls", "insufficient_system_resource"]
 
 
@@ -195,7 +196,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     owned_by: str = "deepwell"
     context_length: int
-    capabilities: list[Literal["completion", "chat", "fim"]]
+    capabilities: list[Capability]
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
