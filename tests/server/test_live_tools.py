@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,10 +14,11 @@ import httpx
 import openai
 import pytest
 from scripting import TOOLS, scripted
-from serving import MODEL, chat, live, wait_idle
+from serving import MODEL, T, chat, live, wait_idle
 
 from toy_format import CALL, END_THINK, EOS, SEP, called, ids
 
+API_PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 ARGUMENTS = '{"city": "Köln 🐳"}'
 CALLS = ids("I look. ", *called("weather", ARGUMENTS), *called("clock", "{}"), EOS)
 THOUGHT_CALLS = [*ids("I need two tools.", END_THINK), *CALLS]
@@ -82,6 +85,19 @@ async def test_sdk_streams_a_tool_loop_with_thoughts() -> None:
             assert second.usage.completion_tokens_details.reasoning_tokens == len(ids("Now I know."))
     before = [*script.prompts[0], *THOUGHT_CALLS]
     assert list(script.prompts[1][: len(before)]) == before
+
+
+def test_the_tool_example_of_the_documentation_works(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = (
+        code for code in re.findall(r"```python\n(.*?)```", API_PAGE.read_text("utf-8"), re.DOTALL) if "tools" in code
+    )
+    service, script = scripted(
+        ids(*called("weather", '{"city": "Oslo"}'), EOS), ids("Take one.", EOS), aliases=("deepwell",)
+    )
+    with live(service) as address:
+        exec(example.replace("http://127.0.0.1:8000", address), {})
+    assert capsys.readouterr().out == "Take one.\n"
+    assert "Snow in Oslo." in T.decode(script.prompts[1])
 
 
 def test_sdk_errors_name_the_field() -> None:
