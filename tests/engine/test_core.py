@@ -280,7 +280,8 @@ def marked(sampled: list[int], **sampling: Any) -> list[str | int]:
     answer = run_one(EngineCore(runner, TOKENIZER), request("a", (ASSISTANT,), **rules))
     out: list[str | int] = []
     for is_text, parts in itertools.groupby(answer.marked, key=lambda part: isinstance(part, str)):
-        out += ["".join(map(str, parts))] if is_text else parts
+        found = list(parts)
+        out += ["".join(map(str, found))] if is_text else found
     assert answer.text == "".join(part for part in out if isinstance(part, str))
     return out
 
