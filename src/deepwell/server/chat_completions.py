@@ -145,10 +145,9 @@ class ChatWriter:
         if not delta.logprobs:
             return None
         marked = list(zip(delta.logprobs, thoughts, strict=True))
-        spoken = chat_logprobs((token for token, thought in marked if not thought), self._token_bytes)
-        if not self._turn.thinks and not any(thoughts):
-            return ChatLogprobs(spoken)
-        return ChatLogprobs(spoken, chat_logprobs((token for token, thought in marked if thought), self._token_bytes))
+        thought = chat_logprobs((token for token, thinks in marked if thinks), self._token_bytes)
+        spoken = chat_logprobs((token for token, thinks in marked if not thinks), self._token_bytes)
+        return ChatLogprobs(content=spoken or UNSET, reasoning_content=thought or UNSET)
 
     def _chunk(self, choice: ChatChunkChoice) -> ChatChunk:
         return ChatChunk(**self._head, choices=[choice], usage=self._no_usage)

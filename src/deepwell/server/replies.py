@@ -25,7 +25,7 @@ class CompletionDetails(msgspec.Struct, frozen=True, kw_only=True):
     rejected_prediction_tokens: int | UnsetType = UNSET
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Token counts; hit and miss split the prompt by what the prefix cache held.
 
     `completion_tokens_details` is there if the model thought, or tokens were guessed ahead.
@@ -35,9 +35,9 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails | UnsetType = UNSET
     prompt_cache_hit_tokens: int
     prompt_cache_miss_tokens: int
-    completion_tokens_details: CompletionDetails | UnsetType = UNSET
 
 
 def usage_of(counts: TokenCounts, reasoning_tokens: int = 0) -> Usage:
@@ -73,9 +73,12 @@ class ChatToken(msgspec.Struct, frozen=True):
 
 
 class ChatLogprobs(msgspec.Struct, frozen=True):
-    """Every token of the answer once: those of a thought, and the one that ends it, under `reasoning_content`."""
+    """Every token of the answer once: those of a thought, and the one that ends it, under `reasoning_content`.
 
-    content: list[ChatToken]
+    A list without tokens is left out beside the other.
+    """
+
+    content: list[ChatToken] | UnsetType = UNSET
     reasoning_content: list[ChatToken] | UnsetType = UNSET
 
 
