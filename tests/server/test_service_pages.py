@@ -77,7 +77,7 @@ def test_health_turns_503_when_the_engine_fails(monkeypatch: pytest.MonkeyPatch)
 )
 async def test_long_prompts_are_encoded_beside_the_event_loop(texts: list[str], in_loop: bool) -> None:
     service = make_service(FakeRunner(context=1_000_000))
-    (thread,) = await service.tokens(lambda: (threading.get_ident(),), texts, "prompt")
+    (thread,) = await service.rendered(lambda: (threading.get_ident(),), texts, "prompt")
     assert (thread == threading.get_ident()) == in_loop
 
 

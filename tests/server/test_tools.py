@@ -290,6 +290,7 @@ def nested(depth: int) -> dict[str, Any]:
         ({"tools": offered(name="a b")}, "tools[0].function.name", "letters, digits, _ and -"),
         ({"tools": offered(name="x" * 65)}, "tools[0].function.name", "1 to 64"),
         ({"tools": offered(name="")}, "tools[0].function.name", "1 to 64"),
+        ({"tools": offered(name="a\n")}, "tools[0].function.name", "1 to 64"),
         ({"tools": offered(name="a", parameters=[])}, "tools[0].function.parameters", "object"),
         ({"tools": offered(name="a", parameters=nested(80))}, "tools[0].function.parameters", "64 levels"),
         ({"tools": offered(name="a", strict="yes")}, "tools[0].function.strict", "bool"),
@@ -385,7 +386,13 @@ def test_a_format_without_tools_and_thoughts_says_so() -> None:
     service, _ = scripted(format="deepseek-llm")
     with client_of(service) as client:
         history = {"messages": [USER_TURN, calls(call("a")), result("a")]}
-        for fields, param in (({"tools": TOOLS}, "tools"), (THINKING, "thinking.type"), (history, "messages[1]")):
+        thought = {"role": "assistant", "content": None, "reasoning_content": "x", "prefix": True}
+        for fields, param in (
+            ({"tools": TOOLS}, "tools"),
+            (THINKING, "thinking.type"),
+            (history, "messages[1]"),
+            ({"messages": [USER_TURN, thought]}, "messages[1].reasoning_content"),
+        ):
             error = error_of(client.post(CHAT, json=chat() | fields))
             assert error["param"] == param
         assert client.post(CHAT, json=chat(tools=TOOLS, tool_choice="none", max_tokens=1)).status_code == 200

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deepwell.chat import render_chat
+from deepwell.chat.reading import Reader
 from deepwell.chat.thinking import ThoughtMeter
 from deepwell.engine.types import Delta, FinishReason
 from deepwell.server.answers import finish_of, respond
@@ -47,15 +48,16 @@ async def chat_completions(request: Request) -> Response:
     check_common(asked, service)
     conversation = conversation_of(asked, service.format)
 
-    def render() -> tuple[int, ...]:
-        rendered = render_chat(conversation, service.tokenizer, service.format.name)
-        return service.replay.apply(conversation, rendered)
+    replay = service.replay
 
-    prompt = await service.tokens(render, texts_of(conversation), "messages")
+    def render() -> tuple[tuple[int, ...], Reader]:
+        rendered = render_chat(conversation, service.tokenizer, service.format.name)
+        return replay.apply(conversation, rendered), service.format.reader(conversation, service.tokenizer)
+
+    prompt, reader = await service.rendered(render, texts_of(conversation), "messages")
     wanted = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
     max_tokens = max_tokens_of(wanted, len(prompt), "messages", service)
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    reader = service.format.reader(conversation, service.tokenizer)
     turn = Turn(reader, ThoughtMeter(prompt, service.tokenizer), one_call=asked.parallel_tool_calls is False)
     head = service.head(asked.model)
     stream = service.submit(head, prompt, sampling_of(asked, max_tokens, logprobs, ends=service.ends))
@@ -65,7 +67,7 @@ async def chat_completions(request: Request) -> Response:
         turn,
         with_usage=asked.stream_options is not None and bool(asked.stream_options.include_usage),
         usage_chunk=service.limits.usage_chunk,
-        ended=lambda turn: service.replay.keep(conversation, prompt, turn.message, turn.ids),
+        ended=lambda turn: replay.keep(conversation, prompt, turn.message, turn.ids),
     )
     return await respond(request, stream, writer, timer, bool(asked.stream), service.limits.keep_alive_seconds)
 

@@ -146,6 +146,9 @@ def _message(message: ChatMessage, where: str, format: Format) -> Message:
     calls = _calls(message, where)
     if (calls or role == "tool") and not format.tools:
         raise RequestError(f"{where}: prompt format {format.name} of this model has no tools", where)
+    if message.prefix and message.reasoning_content and format.thinks == "never":
+        field = f"{where}.reasoning_content"
+        raise RequestError(f"{field}: this model does not think, so it has no thought to continue", field)
     if calls and message.prefix:
         raise RequestError(f"{where}.prefix is not allowed together with tool_calls", f"{where}.prefix")
     return Message(

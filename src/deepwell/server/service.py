@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import msgspec
 
@@ -21,6 +22,8 @@ from deepwell.errors import RequestError
 from deepwell.server.metrics import Metrics
 from deepwell.server.replies import Head
 from deepwell.weights.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 IN_LOOP_CHARACTERS = 16_384
 """Longer texts are encoded in a thread, so that other clients do not wait for them."""
@@ -99,8 +102,8 @@ class Service:
             id=str(uuid.uuid4()), created=int(time.time()), model=model, system_fingerprint=self.system_fingerprint
         )
 
-    async def tokens(self, render: Callable[[], tuple[int, ...]], texts: Sequence[str], param: str) -> tuple[int, ...]:
-        """The prompt that `render` makes out of `texts`, in a thread when that is long work.
+    async def rendered(self, render: Callable[[], T], texts: Sequence[str], param: str) -> T:
+        """What `render` makes out of `texts` for a prompt, in a thread when that is long work.
 
         Raises RequestError, without encoding, for a text that cannot fit the context whatever its tokens.
         """

@@ -18,7 +18,8 @@ _LETTERS = string.ascii_letters + string.digits
 class Turn:
     """Gathers an answer. `one_call` leaves out all calls after the first.
 
-    `thinks` is whether the answer begins in a thought. `ids` are the tokens sampled so far.
+    `thinks` is whether the answer begins in a thought. `ids` are the tokens sampled so far; `whole` whether nothing
+    of them was left out.
     """
 
     def __init__(self, reader: Reader, meter: ThoughtMeter, one_call: bool = False) -> None:
