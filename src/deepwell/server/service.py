@@ -74,7 +74,7 @@ class Service:
     @cached_property
     def format(self) -> Format:
         """The prompt format of chats: the one named, or else the one that the tokenizer shows."""
-        return find_format(self.chat_format) if self.chat_format else detect(self.tokenizer)
+        return find_format(self.chat_format, self.tokenizer) if self.chat_format else detect(self.tokenizer)
 
     @cached_property
     def ends(self) -> tuple[int, ...]:

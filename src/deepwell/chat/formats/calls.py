@@ -7,15 +7,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from deepwell.chat.conversation import Conversation, Message, Tool
-from deepwell.chat.formats.base import Token
+from deepwell.chat.formats.base import Layout, Token
 from deepwell.errors import RequestError
 
-THINK, END_THINK = Token("<think>", optional=True), Token("</think>", optional=True)
-CALLS, END_CALLS = Token("<｜tool▁calls▁begin｜>", optional=True), Token("<｜tool▁calls▁end｜>", optional=True)
-CALL, END_CALL = Token("<｜tool▁call▁begin｜>", optional=True), Token("<｜tool▁call▁end｜>", optional=True)
-SEP = Token("<｜tool▁sep｜>", optional=True)
-OUTPUTS, END_OUTPUTS = Token("<｜tool▁outputs▁begin｜>", optional=True), Token("<｜tool▁outputs▁end｜>", optional=True)
-OUTPUT, END_OUTPUT = Token("<｜tool▁output▁begin｜>", optional=True), Token("<｜tool▁output▁end｜>", optional=True)
+
+def _token(name: str) -> Token:
+    return Token(f"<｜tool▁{name}｜>", may_be_text=True)
+
+
+THINK, END_THINK = Token("<think>", may_be_text=True), Token("</think>", may_be_text=True)
+CALLS, END_CALLS = _token("calls▁begin"), _token("calls▁end")
+CALL, SEP, END_CALL = _token("call▁begin"), _token("sep"), _token("call▁end")
+OUTPUTS, END_OUTPUTS = _token("outputs▁begin"), _token("outputs▁end")
+OUTPUT, END_OUTPUT = _token("output▁begin"), _token("output▁end")
+"""Tokens that not every tokenizer of these families has."""
 
 
 def offered(conversation: Conversation) -> Sequence[Tool]:
@@ -45,16 +50,6 @@ def check_roles(conversation: Conversation, format: str, allowed: Sequence[str])
             )
 
 
-def refuse_tools(conversation: Conversation, format: str) -> None:
-    """RequestError for tools, calls and results, in formats that have none."""
-    if offered(conversation):
-        raise RequestError(f"prompt format {format} of this model has no tools; leave tools out", "tools")
-    for index, message in enumerate(conversation.messages):
-        if message.calls:
-            where = f"messages[{index}].tool_calls"
-            raise RequestError(f"{where}: prompt format {format} of this model has no tools", where)
-
-
 def system_text(messages: Sequence[Message]) -> str:
     """All system texts, joined by blank lines; where they stood is lost."""
     return "\n\n".join(message.content for message in messages if message.role == "system")
@@ -81,3 +76,18 @@ def in_call_order(messages: Sequence[Message]) -> Iterator[Message]:
 def as_json(value: Any, indent: int | None = None) -> str:
     """JSON as Python writes it, with spaces after , and :, which is how the models saw it."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def tool_list(tools: Sequence[Tool], call: Sequence[str | Token], chained: str) -> Layout:
+    """The tools in the words of V3.1's card; `call` shows how a call is written, `chained` says how several are."""
+    yield "\n\n## Tools\nYou have access to the following tools:\n"
+    for tool in tools:
+        yield f"\n### {tool.name}\nDescription: {tool.description or ''}\n\n"
+        yield f"Parameters: {as_json(tool.parameters or {})}\n"
+    yield "\nIMPORTANT: ALWAYS adhere to this exact format for tool use:\n"
+    yield from (CALLS, *call, "{additional_tool_calls}", END_CALLS)
+    yield (
+        "\n\nWhere:\n- `tool_call_name` must be an exact match to one of the available tools\n"
+        "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
+        f"- For multiple tool calls, chain them {chained}\n"
+    )

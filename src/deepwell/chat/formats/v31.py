@@ -7,8 +7,6 @@ continued turn keeps its thought.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from deepwell.chat.conversation import Conversation, Message, Tool
 from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
 from deepwell.chat.formats.calls import (
@@ -21,19 +19,20 @@ from deepwell.chat.formats.calls import (
     OUTPUT,
     SEP,
     THINK,
-    as_json,
     check_forced,
     check_roles,
     forced,
     in_call_order,
     offered,
     system_text,
+    tool_list,
 )
 from deepwell.chat.reading import Reader
 from deepwell.chat.reading.calls import CallReader
 from deepwell.weights.tokenizer import Tokenizer
 
 NAME = "deepseek-v3.1"
+_CHAINED = "directly without separators or spaces"
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -42,7 +41,8 @@ def _layout(conversation: Conversation) -> Layout:
     check_forced(conversation, thinking=bool(conversation.thinking))
     yield BOS
     yield system_text(conversation.messages)
-    yield from _tool_list(offered(conversation))
+    if tools := offered(conversation):
+        yield from tool_list(tools, (CALL, "tool_call_name", SEP, "tool_call_arguments", END_CALL), _CHAINED)
     before = ""
     for message in in_call_order(conversation.messages):
         if message.role == "user":
@@ -64,7 +64,7 @@ def _answer(message: Message, before: str, thinking: bool) -> Layout:
         yield from (END_THINK, message.content) if message.content else ()
         return
     yield from () if before == "tool" else (END_THINK,)
-    yield message.content
+    yield message.content if before == "tool" else message.content.split(END_THINK.spelling, 1)[-1]
     if message.calls:
         yield CALLS
         for call in message.calls:
@@ -87,23 +87,6 @@ def _called(conversation: Conversation) -> tuple[str | Token, ...]:
     return (conversation.choice.name, SEP) if isinstance(conversation.choice, Tool) else ()
 
 
-def _tool_list(tools: Sequence[Tool]) -> Layout:
-    if not tools:
-        return
-    yield "\n\n## Tools\nYou have access to the following tools:\n"
-    for tool in tools:
-        yield f"\n### {tool.name}\nDescription: {tool.description or ''}\n\n"
-        yield f"Parameters: {as_json(tool.parameters or {})}\n"
-    yield "\nIMPORTANT: ALWAYS adhere to this exact format for tool use:\n"
-    yield from (CALLS, CALL, "tool_call_name", SEP, "tool_call_arguments", END_CALL)
-    yield from ("{additional_tool_calls}", END_CALLS)
-    yield (
-        "\n\nWhere:\n- `tool_call_name` must be an exact match to one of the available tools\n"
-        "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
-        "- For multiple tool calls, chain them directly without separators or spaces\n"
-    )
-
-
 def _reader(conversation: Conversation, tokenizer: Tokenizer) -> Reader:
     last = conversation.messages[-1]
     if last.prefix:
@@ -112,7 +95,10 @@ def _reader(conversation: Conversation, tokenizer: Tokenizer) -> Reader:
         thinks = bool(conversation.thinking) and last.role != "tool"
     called = [part if isinstance(part, str) else part.spelling for part in _called(conversation)]
     return CallReader(
-        tokenizer, thinking=thinks, continues=last.prefix, called=called if forced(conversation) else None
+        tokenizer,
+        thinking=thinks,
+        continues=last.prefix and bool(last.reasoning or last.content),
+        called=called if forced(conversation) else None,
     )
 
 

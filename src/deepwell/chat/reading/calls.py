@@ -45,16 +45,18 @@ class CallReader:
         *,
         thinking: bool = False,
         thinks: bool = True,
+        calls: bool = True,
         continues: bool = False,
         called: Sequence[str] | None = None,
     ) -> None:
         """How the prompt ended: in an open thought (`thinking`), in the middle of a message that the answer
         `continues`, in an open call, of which it gave the texts and tokens in `called`.
 
-        `thinks` False is for models that have no thoughts.
+        `thinks` False is for models that have no thoughts, `calls` False for those that call no tools.
         """
-        spellings = (CALLS, END_CALLS, CALL, SEP, END_CALL, *OUTPUTS)
-        self._marks = Marks(tokenizer, (THINK, END_THINK, *spellings) if thinks else spellings)
+        spellings = [THINK, END_THINK] if thinks else []
+        spellings += [CALLS, END_CALLS, CALL, SEP, END_CALL, *OUTPUTS] if calls else []
+        self._marks = Marks(tokenizer, spellings)
         self._state: _State = _Thought(gap=not continues) if thinking else _Said(gap=False)
         if called is not None:
             self._state = _Call(called)
