@@ -18,7 +18,7 @@ A, B = T.encode("a")[0], T.encode("b")[0]
         ([A, THINK], [A, B, END, A], [True, True, True, False], 2),
         ([A, THINK, A], [A, END], [True, True], 1),
         ([THINK, A, END, B], [A, END], [False, False], 0),
-        ([A], [THINK, A, END, B], [True, True, True, False], 2),
+        ([A], [THINK, A, END, B], [True, True, True, False], 1),
         ([A], [A, THINK, B], [False, False, False], 0),
         ([A, THINK], [END, END, B], [True, False, False], 0),
         ([A, THINK], [A, B], [True, True], 2),

@@ -13,7 +13,7 @@ class ThoughtMeter:
     """Tells thoughts apart from the answer by the tokens around them, as they are sampled.
 
     An answer thinks if its prompt ends in an open thought, or if it opens one with its first token. `thinking` is
-    whether it does now, `tokens` how many tokens it thought so far, the one that ended the thought left out.
+    whether it does now, `tokens` how many tokens it thought so far, those around the thought left out.
     """
 
     def __init__(self, prompt: Sequence[int], tokenizer: Tokenizer) -> None:
@@ -24,16 +24,14 @@ class ThoughtMeter:
         self._first = True
 
     def push(self, ids: Iterable[int]) -> list[bool]:
-        """Take more of the answer; for each of its tokens, whether it belongs to a thought or ends one."""
+        """Take more of the answer; for each of its tokens, whether it belongs to a thought, its marks included."""
         return [self._take(id) for id in ids]
 
     def _take(self, id: int) -> bool:
-        if self._first and id == self._open:
-            self.thinking = True
+        opens = self._first and id == self._open
+        closes = self.thinking and id == self._close
+        belongs = self.thinking or opens
+        self.tokens += self.thinking and not closes
+        self.thinking = belongs and not closes
         self._first = False
-        before = self.thinking
-        if before and id == self._close:
-            self.thinking = False
-        else:
-            self.tokens += before
-        return before
+        return belongs

@@ -73,7 +73,7 @@ class ChatToken(msgspec.Struct, frozen=True):
 
 
 class ChatLogprobs(msgspec.Struct, frozen=True):
-    """Every token of the answer once: those of a thought, and the one that ends it, under `reasoning_content`.
+    """Every token of the answer once: those of a thought, and those around it, under `reasoning_content`.
 
     A list without tokens is left out beside the other.
     """

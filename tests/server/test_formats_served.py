@@ -1,4 +1,4 @@
-"""V3.1 as clients meet it: a whole tool loop, thoughts, a call that is asked for, and what its format cannot say."""
+"""V3, R1 and V3.1 as clients meet them: whole tool loops, thoughts, calls that are asked for, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serving import MODEL, chat, client_of, live
 from test_bad_input import error_of
 from test_continued import hits, say
 
-from toy_format import CALL, END_CALL, END_THINK, EOS, SEP, Token, called, ids
+from toy_format import CALL, END_CALL, END_THINK, EOS, SEP, THINK, Token, called, ids
 
 V31 = "deepseek-v3.1"
 CALLS, END_CALLS = Token("<｜tool▁calls▁begin｜>"), Token("<｜tool▁calls▁end｜>")
@@ -47,6 +47,34 @@ async def test_sdk_streams_a_tool_loop_that_hits_the_cache() -> None:
     assert second.usage.prompt_tokens_details.cached_tokens == hits(script, 0)
     before = [*script.prompts[0], *odd]
     assert list(script.prompts[1][: len(before)]) == before
+
+
+def test_calls_of_v3_come_without_their_fences_and_hit_the_cache() -> None:
+    fenced = ("function", SEP, "weather\n```json\n" + ARGUMENTS + "\n\n```")
+    answer = ids(CALLS, CALL, *fenced, END_CALL, "\n", CALL, "function", SEP, "clock\n```json\n{}\n```", END_CALL)
+    service, script = scripted([*answer, *ids(END_CALLS, EOS)], ids("Cold.", EOS), format="deepseek-v3")
+    with client_of(service) as client:
+        message, _ = say(client, [USER], tools=TOOLS)
+        assert message["content"] == ""
+        functions = [(call["function"]["name"], call["function"]["arguments"]) for call in message["tool_calls"]]
+        assert functions == [("weather", ARGUMENTS), ("clock", "{}")]
+        results = [{"role": "tool", "tool_call_id": call["id"], "content": "so"} for call in message["tool_calls"]]
+        _, usage = say(client, [USER, message, *results], tools=TOOLS)
+    assert usage["prompt_cache_hit_tokens"] == hits(script, 0)
+
+
+@pytest.mark.parametrize(("format", "begin"), [("deepseek-r1", ()), ("deepseek-r1-0528", (THINK, "\n"))])
+def test_r1_thinks_without_being_asked(format: str, begin: Any) -> None:
+    service, script = scripted(ids(*begin, "Hm, hm.\n", END_THINK, "\n\nCold.", EOS), ids("x", EOS), format=format)
+    with client_of(service) as client:
+        message, usage = say(client, [USER])
+        assert (message["reasoning_content"], message["content"]) == ("Hm, hm.", "Cold.")
+        said = ids(*begin[1:], "Hm, hm.\n")
+        assert usage["completion_tokens_details"] == {"reasoning_tokens": len(said)}
+        say(client, [USER, message, {"role": "user", "content": "Sure?"}])
+        refused = client.post(CHAT, json=chat(thinking={"type": "disabled"}))
+        assert error_of(refused)["param"] == "thinking.type"
+    assert not set(ids(END_THINK)) & set(script.prompts[1])
 
 
 def test_a_thought_is_shown_and_leaves_the_history() -> None:
