@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import CONTEXT, MODEL, T, chat, client_of, make_service, prompt
 from starlette.testclient import TestClient
-from toy_format import TOY
 
 from deepwell.server import ServerLimits
 from fakes import FakeRunner
+from toy_format import TOY
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HUGE = 10**400

@@ -71,7 +71,8 @@ class Replay:
         if ends != [len(ids)] or conversation.messages[-1].prefix:
             return
         *_, key = _keys((*conversation.messages, said))
-        turn = _Turn(len(prompt), _digest(prompt), _digest_text(said.reasoning), array("i", ids[:-1]))
+        prompt_digest = _Beginning(prompt).digest(len(prompt))
+        turn = _Turn(len(prompt), prompt_digest, _digest_text(said.reasoning), array("i", ids[:-1]))
         with self._lock:
             self._drop(key)
             self._turns[key] = turn
@@ -82,8 +83,10 @@ class Replay:
     def apply(self, conversation: Conversation, prompt: Sequence[int]) -> tuple[int, ...]:
         """`prompt`, rendered from `conversation`, with the turns that are remembered as they were sampled."""
         ids = list(prompt)
+        beginning = _Beginning(ids)
         for message, turn in self._remembered(conversation.messages):
-            if turn.reasoning == _digest_text(message.reasoning):
+            same_thoughts = turn.reasoning == _digest_text(message.reasoning)
+            if same_thoughts and beginning.digest(turn.prompt_tokens) == turn.prompt:
                 self._replace(ids, turn, bool(message.calls))
         return tuple(ids)
 
@@ -99,13 +102,10 @@ class Replay:
                 yield message, turn
 
     def _replace(self, ids: list[int], turn: _Turn, calls: bool) -> None:
-        """Put the sampled turn in place of the rendered one, if that follows the same prompt and has the same parts."""
+        """Put the sampled turn in place of the rendered one behind the same prompt, if it has the same parts."""
         start = turn.prompt_tokens
         end = next((at for at in range(start, len(ids)) if ids[at] in self._ends), None)
-        if end is None or _digest(ids[:start]) != turn.prompt:
-            return
-        rendered, sampled = self._marks(ids[start:end], calls), self._marks(turn.ids, calls)
-        if rendered == sampled:
+        if end is not None and self._marks(ids[start:end], calls) == self._marks(turn.ids, calls):
             ids[start:end] = turn.ids
 
     def _marks(self, ids: Iterable[int], calls: bool) -> list[int]:
@@ -127,8 +127,20 @@ def _keys(messages: Iterable[Message]) -> Iterator[bytes]:
         yield chain.copy().digest()
 
 
-def _digest(ids: Sequence[int]) -> bytes:
-    return blake2b(array("i", ids).tobytes(), digest_size=16).digest()
+class _Beginning:
+    """Digests of ever longer beginnings of `ids`, of which each token is read once. What was read must not change."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self._ids, self._read = ids, 0
+        self._chain = blake2b(digest_size=16)
+
+    def digest(self, length: int) -> bytes:
+        """That of the first `length` tokens; of nothing if a longer beginning was asked for before."""
+        if not self._read <= length <= len(self._ids):
+            return b""
+        self._chain.update(array("i", self._ids[self._read : length]).tobytes())
+        self._read = length
+        return self._chain.copy().digest()
 
 
 def _digest_text(text: str | None) -> bytes:
