@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from answers import Lacking
 
 from deepwell.chat import FORMATS, detect, find_format
 from deepwell.errors import CheckpointError, RequestError
+from deepwell.options import ChatFormat
 from deepwell.weights.tokenizer import MAX_TEMPLATE_BYTES, Tokenizer
 from fakes import tiny_tokenizer, write_tiny_tokenizer
 
@@ -85,6 +87,10 @@ def test_every_format_can_be_found_by_its_name() -> None:
     assert all(find_format(name) is format for name, format in FORMATS.items())
     with pytest.raises(RequestError, match=r"deepseek-v3\.1.*jinja"):
         find_format("chatml")
+
+
+def test_every_format_can_be_forced_by_the_option() -> None:
+    assert {"auto", "jinja", *FORMATS} <= {*get_args(ChatFormat)}
 
 
 def test_jinja_needs_a_template() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from deepwell.chat import Conversation as Talk
 from deepwell.chat import Message, render_chat
-from deepwell.cli.model import describe, engine_config, kept_packed, load, sampling_of
+from deepwell.cli.model import describe, engine_config, format_name, kept_packed, load, sampling_of
 from deepwell.cli.terminal import show, visible
 from deepwell.engine import EngineCore, Request
 from deepwell.engine.load import LoadedModel
@@ -64,6 +64,7 @@ class Conversation:
         self.system = options.system
         self.turns: list[Message] = []
         self._model = model
+        self._format = format_name(model, options.chat_format)
         self._sampling = sampling_of(options)
         self._core = EngineCore(model.runner, model.tokenizer, engine_config(options))
         self._asked = 0
@@ -78,7 +79,7 @@ class Conversation:
         Closing the iterator stops the answer; what came of it is kept. Raises RequestError.
         """
         question = Message("user", text)
-        prompt = render_chat(Talk(messages=(*self.messages, question)), self._model.tokenizer)
+        prompt = render_chat(Talk(messages=(*self.messages, question)), self._model.tokenizer, self._format)
         room = self._model.runner.context - len(prompt)
         if room < 1:
             raise RequestError(
