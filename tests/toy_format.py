@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from deepwell.chat import FORMATS, Conversation, Tool
+from deepwell.chat import Conversation, Tool
 from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reasoning
 from deepwell.engine.types import Marked
@@ -95,7 +95,6 @@ class _Reader:
 TOY = Format(
     name="toy", marks=(THINK,), layout=_layout, reader=_Reader, ends=(EOT,), thinks="choice", tools=True
 )  # fmt: skip
-FORMATS["toy"] = TOY
 
 
 def ids(*parts: str | Token) -> list[int]:

@@ -114,10 +114,10 @@ THOUGHT = ids("Hm, hm", END_THINK, "Cold.", *called("clock", "{}"), EOS)
 
 def thinker(monkeypatch: pytest.MonkeyPatch, thinking: str = "on") -> Conversation:
     """A conversation with a model that thinks, answers and calls a tool, whatever it is asked."""
-    monkeypatch.setattr("deepwell.cli.chat.detect", lambda tokenizer: TOY)
+    monkeypatch.setitem(FORMATS, TOY.name, TOY)
     runner = FakeRunner(next_token=reply(THOUGHT, after=ids(THINK)[0]))
     model: Any = SimpleNamespace(runner=runner, tokenizer=tiny_tokenizer(), name="thinker")
-    return Conversation(model, ChatOptions(thinking=thinking))  # type: ignore[arg-type]
+    return Conversation(model, ChatOptions(thinking=thinking, chat_format=TOY.name))  # type: ignore[arg-type]
 
 
 def test_thoughts_and_calls_are_dim_and_the_answer_is_not(
@@ -149,10 +149,10 @@ def test_thinking_can_be_switched(monkeypatch: pytest.MonkeyPatch, model: Loaded
     assert talk.turns[-1].reasoning == "Hm, hm"
     with pytest.raises(RequestError, match="on, off, auto"):
         _obey(talk, "/thinking hard", console)
-    monkeypatch.undo()
-    monkeypatch.setattr("deepwell.cli.chat.detect", lambda tokenizer: FORMATS["deepseek-llm"])
     with pytest.raises(RequestError, match="never thinks"):
-        Conversation(model, ChatOptions(thinking="on"))
+        Conversation(model, ChatOptions(thinking="on", chat_format="deepseek-llm"))
+    with pytest.raises(RequestError, match="always thinks"):
+        Conversation(model, ChatOptions(thinking="off", chat_format="deepseek-r1"))
 
 
 class Terminal:

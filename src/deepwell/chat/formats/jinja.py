@@ -147,15 +147,17 @@ class _Marking:
         self._longest = max(map(len, self._spellings), default=0)
 
     def put(self, text: str, mark: str) -> str:
+        compact = "".join(text.split())
+        found = [match.start() for match in self._inside(compact)]
+        begin = self._could_end(compact)
+        end = any(compact[-n:] in self._begins for n in range(1, self._longest))
+        if not (found or begin or end):
+            return text
         visible = [at for at, char in enumerate(text) if not char.isspace()]
-        compact = "".join(text[at] for at in visible)
-        marked = {visible[found.start()] + 1 for found in self._inside(compact)}
-        if self._could_end(compact):
-            marked.add(visible[0])
-        if any(compact[-n:] in self._begins for n in range(1, self._longest)):
-            marked.add(visible[-1] + 1)
-        borders = [0, *sorted(marked), len(text)]
-        return mark.join(text[start:end] for start, end in pairwise(borders)) if marked else text
+        marked = {visible[at] + 1 for at in found}
+        marked |= {visible[0]} if begin else set()
+        marked |= {visible[-1] + 1} if end else set()
+        return mark.join(text[start:end] for start, end in pairwise([0, *sorted(marked), len(text)]))
 
     def _inside(self, compact: str) -> Iterator[re.Match[str]]:
         possible = self._firsts is not None and self._firsts.search(compact)

@@ -44,8 +44,8 @@ def _words(text: str) -> frozenset[str]:
 
 
 _FILTERS = _words(
-    "abs capitalize dictsort e escape float indent int items list lower map max min reject rejectattr reverse round safe "
-    "select selectattr sort string sum title trim unique upper"
+    "abs capitalize dictsort e escape float indent int items list lower map max min reject rejectattr reverse round "
+    "safe select selectattr sort string sum title trim unique upper"
 )
 _QUICK = _words("count d default first last length")
 _TESTS = _words(
