@@ -24,12 +24,33 @@ DEFAULT_CONFIG = "deepwell.toml"
 
 Dtype = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 Speculate = Literal["off", "lookup", "mtp", "auto"]
+Thinking = Literal["auto", "on", "off"]
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Streams = Annotated[int, Meta(ge=1, le=512)]
 Measure = Literal["load", "prefill", "decode", "streams", "depth"]
 Share = Annotated[float, Meta(ge=0, le=1)]
+ChatFormat = Literal[
+    "auto",
+    "deepseek-llm",
+    "deepseek-coder",
+    "deepseek-v2.5",
+    "deepseek-v3",
+    "deepseek-r1",
+    "deepseek-r1-0528",
+    "deepseek-v3.1",
+    "deepseek-v3.2",
+    "deepseek-v4",
+    "deepseek-v4.1",
+    "plain",
+    "jinja",
+]
+"""Those of deepwell.chat, and auto."""
+ForcedFormat = Annotated[
+    ChatFormat,
+    Meta(description="Prompt format of conversations; auto sees it from the model, jinja runs the model's template."),
+]
 
 ARGUMENT = {"argument": True}
 """Marks a positional argument; it can be set nowhere else when it is also ONCE."""
@@ -102,6 +123,7 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     name: Annotated[
         str | None, Meta(description="Model name that clients ask for; the checkpoint's own if left out.")
     ] = None
+    chat_format: ForcedFormat = "auto"
     max_running: Annotated[Positive, Meta(description="Requests answered together.")] = 64
     max_waiting: Annotated[Count, Meta(description="Requests that may wait; the next one is refused at once.")] = 64
     token_budget: Annotated[
@@ -140,6 +162,10 @@ class ChatOptions(SamplingOptions, frozen=True, kw_only=True):
     """
 
     system: Annotated[str, Meta(description="Instructions that open the conversation.")] = ""
+    chat_format: ForcedFormat = "auto"
+    thinking: Annotated[
+        Thinking, Meta(description="Whether the model thinks before it answers; auto leaves it to the model's habit.")
+    ] = "auto"
 
 
 class GenerateOptions(SamplingOptions, frozen=True, kw_only=True):

@@ -6,10 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from answers import Lacking, read, written
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepwell.chat import FORMATS, Conversation, Message, detect, render_chat, render_fim, render_text
+from deepwell.chat import (
+    FORMATS,
+    Conversation,
+    Message,
+    ToolCall,
+    detect,
+    fills_gaps,
+    render_chat,
+    render_fim,
+    render_text,
+)
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 from fakes import tiny_tokenizer
@@ -20,19 +31,9 @@ BOS, EOS, USER, ASSISTANT = (
 )
 
 
-class Lacking(Tokenizer):
-    """The tiny tokenizer without some of its special tokens."""
-
-    def __init__(self, *missing: str, bos: int | None = T.bos) -> None:
-        self.__dict__.update(T.__dict__)
-        self.missing, self.bos = missing, bos
-
-    def special(self, text: str) -> int | None:
-        return None if text in self.missing else super().special(text)
-
-
-LLM = Lacking("<｜User｜>", "<｜Assistant｜>")
-PLAIN = Lacking("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", bos=None)
+LLM = Lacking(T, "<｜User｜>", "<｜Assistant｜>")
+PLAIN = Lacking(T, "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")
+PLAIN.bos = None
 
 
 def ids(*parts: Any) -> tuple[int, ...]:
@@ -149,10 +150,87 @@ def test_fim_text_never_spells_a_template_token(prefix: str, suffix: str) -> Non
 
 def test_fim_needs_its_tokens() -> None:
     with pytest.raises(RequestError, match="fill-in-the-middle") as caught:
-        render_fim("a", "b", Lacking("<｜fim▁hole｜>"))
+        render_fim("a", "b", Lacking(T, "<｜fim▁hole｜>"))
     assert caught.value.param == "suffix"
 
 
 def test_text_starts_with_bos_where_there_is_one() -> None:
     assert render_text("A deep well", T) == ids(BOS, "A deep well")
     assert render_text("A deep well", PLAIN) == ids("A deep well")
+
+
+def renamed(*spellings: str) -> Tokenizer:
+    """The tiny tokenizer with other spellings for its fill-in-the-middle tokens."""
+    tokenizer = Lacking(T)
+    for name, spelling in zip(("begin", "hole", "end"), spellings, strict=True):
+        tokenizer._special[spelling] = tokenizer._special.pop(f"<｜fim▁{name}｜>")
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("<｜fim_begin｜>", "<｜fim_hole｜>", "<｜fim_end｜>"),
+        ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ],
+)
+def test_gaps_are_marked_as_the_vocabulary_spells_it(spellings: tuple[str, ...]) -> None:
+    other = renamed(*spellings)
+    assert fills_gaps(other)
+    assert render_fim("a", "b", other) == render_fim("a", "b", T)
+    assert not fills_gaps(Lacking(T, "<｜fim▁end｜>"))
+
+
+def text(messages: Sequence[Message], format: str) -> str:
+    return T.decode(render(messages, T, format))
+
+
+CALLED = Message("assistant", calls=(ToolCall(name="w", arguments="{}", id="1"),))
+RESULT = Message("tool", "grey", answers="1")
+
+
+@pytest.mark.parametrize("format", ["deepseek-v2.5", "deepseek-v3", "deepseek-r1", "deepseek-r1-0528"])
+def test_a_single_call_is_closed_and_results_have_their_own_end(format: str) -> None:
+    """R1's and V3's first templates forget the end of a single call, and a second begin of results."""
+    said = text([user("x"), CALLED, RESULT, CALLED, RESULT, user("y")], format)
+    call = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>w\n```json\n{}\n```<｜tool▁call▁end｜>"
+    turn = f"{call}<｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
+    result = "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>grey<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"
+    assert f"<｜User｜>x<｜Assistant｜>{turn}{result}{turn}{result}<｜User｜>y<｜Assistant｜>" in said
+
+
+def test_r1_keeps_all_system_texts() -> None:
+    """R1's first templates keep the last one alone."""
+    assert text(TALK, "deepseek-r1").startswith("<｜begin▁of▁sentence｜>Be brief.\n\nIn verse.<｜User｜>")
+
+
+@pytest.mark.parametrize(
+    ("format", "ending"),
+    [
+        ("deepseek-v3", "<｜Assistant｜>"),
+        ("deepseek-r1", "<｜Assistant｜><think>\n"),
+        ("deepseek-r1-0528", "<｜Assistant｜>"),
+        ("deepseek-v3.1", "<｜Assistant｜></think>"),
+    ],
+)
+def test_an_answer_is_asked_for_after_a_finished_one(format: str, ending: str) -> None:
+    """V3.1's template asks for none there, after which the model would go on behind the end of a text."""
+    assert text([user("x"), answer("y")], format).endswith(f"y<｜end▁of▁sentence｜>{ending}")
+
+
+def test_v31_begins_every_turn_of_the_assistant() -> None:
+    """V3.1's template runs a second answer on to the first, without a token between."""
+    said = text([user("x"), answer("y"), answer("z"), user("!")], "deepseek-v3.1")
+    assert "y<｜end▁of▁sentence｜><｜Assistant｜></think>z<｜end▁of▁sentence｜><｜User｜>!" in said
+
+
+def test_distilled_models_write_tool_tokens_as_text() -> None:
+    """Vocabularies of Qwen and Llama have the turns and the think tokens alone."""
+    tool_tokens = [f"<｜tool▁{name}｜>" for name in ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end")]
+    distilled = Lacking(T, *tool_tokens)
+    ids = render([user("x"), CALLED, user("y")], distilled, "deepseek-r1")
+    assert T.decode(ids) == T.decode(render([user("x"), CALLED, user("y")], T, "deepseek-r1"))
+    assert not any(T.special(token) in ids for token in tool_tokens)
+    reader = FORMATS["deepseek-r1"].reader(Conversation(messages=(user("x"),)), distilled)
+    sampled = ["hm", "</think>", tool_tokens[1], "w", tool_tokens[2], "{}", tool_tokens[3]]
+    assert read(reader, [written(sampled, distilled)]) == ("hm", "", [("w", "{}")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -11,19 +12,24 @@ import time
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cli_calls import COMMAND, deepwell
 from rich.console import Console
 
+from deepwell.chat import FORMATS, Message, render_chat
 from deepwell.chat import Conversation as Talk
-from deepwell.chat import Message, render_chat
+from deepwell.chat.reading import Piece
 from deepwell.cli.chat import Conversation, _obey, messages
 from deepwell.engine import EngineCore, Request, SamplingParams
 from deepwell.engine.load import LoadedModel, load_model
 from deepwell.engine.types import Delta
 from deepwell.errors import RequestError
 from deepwell.options import ChatOptions
+from fakes import FakeRunner, reply, tiny_tokenizer
+from toy_format import END_THINK, EOS, THINK, TOY, called, ids
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +49,10 @@ def answer(model: LoadedModel, *turns: Message, max_tokens: int = 8) -> str:
 def test_turns_build_on_each_other(model: LoadedModel) -> None:
     talk = Conversation(model, ChatOptions(max_tokens=8, system="Be brief."))
     system, first, second = Message("system", "Be brief."), Message("user", "Hi"), Message("user", "And?")
-    said = "".join(delta.text for delta in talk.ask("Hi"))
+    said = "".join(delta.text for _, delta in talk.ask("Hi"))
     assert said == answer(model, system, first)
-    assert "".join(d.text for d in talk.ask("And?")) == answer(model, system, first, Message("assistant", said), second)
+    again = "".join(delta.text for _, delta in talk.ask("And?"))
+    assert again == answer(model, system, first, Message("assistant", said), second)
     assert [turn.role for turn in talk.turns] == ["user", "assistant"] * 2
 
 
@@ -65,10 +72,10 @@ def test_retry_asks_the_last_question_again(model: LoadedModel) -> None:
 def test_a_stopped_answer_is_kept_and_the_next_one_works(model: LoadedModel) -> None:
     talk = Conversation(model, ChatOptions(max_tokens=40))
     stream = talk.ask("Hi")
-    first = next(stream).text
+    first = next(stream)[1].text
     stream.close()
     assert talk.turns == [Message("user", "Hi"), Message("assistant", first)]
-    assert list(talk.ask("Go on"))[-1].finish_reason is not None
+    assert list(talk.ask("Go on"))[-1][1].finish_reason is not None
 
 
 def test_a_conversation_over_the_context_is_refused_and_leaves_no_trace(model: LoadedModel) -> None:
@@ -100,6 +107,52 @@ def test_commands(model_folder: Path, model: LoadedModel) -> None:
     assert "/nonsense is not a command; /help lists them\n" in done.stdout
     assert "system: Be kind.\nuser: Hi\n" in done.stdout
     assert done.stdout.endswith("nothing has been asked yet\nsystem: Be kind.\n")
+
+
+THOUGHT = ids("Hm, hm", END_THINK, "Cold.", *called("clock", "{}"), EOS)
+
+
+def thinker(monkeypatch: pytest.MonkeyPatch, thinking: str = "on") -> Conversation:
+    """A conversation with a model that thinks, answers and calls a tool, whatever it is asked."""
+    monkeypatch.setitem(FORMATS, TOY.name, TOY)
+    runner = FakeRunner(next_token=reply(THOUGHT, after=ids(THINK)[0]))
+    model: Any = SimpleNamespace(runner=runner, tokenizer=tiny_tokenizer(), name="thinker")
+    return Conversation(model, ChatOptions(thinking=thinking, chat_format=TOY.name))  # type: ignore[arg-type]
+
+
+def test_thoughts_and_calls_are_dim_and_the_answer_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _obey(
+        thinker(monkeypatch), "Hi", Console(force_terminal=True, color_system="standard", markup=False, highlight=False)
+    )
+    shown = capsys.readouterr().out
+    dim = re.findall("\x1b\\[2m(.*?)\x1b\\[0m", shown, re.DOTALL)
+    assert "".join(dim).startswith("Hm, hmcalls clock {}")
+    assert "\x1b" not in shown[shown.index("\n\nCold.") :][:7]
+
+
+def test_a_pipe_gets_the_answer_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    talk = thinker(monkeypatch)
+    _obey(talk, "Hi", Console(markup=False))
+    assert capsys.readouterr().out == "Cold.\n"
+    assert talk.turns[-1] == Message("assistant", "Cold.", reasoning="Hm, hm")
+
+
+def test_thinking_can_be_switched(monkeypatch: pytest.MonkeyPatch, model: LoadedModel) -> None:
+    talk = thinker(monkeypatch, "off")
+    console = Console(markup=False)
+    list(talk.ask("Hi"))
+    assert talk.turns[-1].reasoning is None
+    _obey(talk, "/thinking on", console)
+    list(talk.ask("Hi"))
+    assert talk.turns[-1].reasoning == "Hm, hm"
+    with pytest.raises(RequestError, match="on, off, auto"):
+        _obey(talk, "/thinking hard", console)
+    with pytest.raises(RequestError, match="never thinks"):
+        Conversation(model, ChatOptions(thinking="on", chat_format="deepseek-llm"))
+    with pytest.raises(RequestError, match="always thinks"):
+        Conversation(model, ChatOptions(thinking="off", chat_format="deepseek-r1"))
 
 
 class Terminal:
@@ -157,11 +210,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(capsys: pytest.CaptureFixture[
     class Pressed(Conversation):
         """Ctrl-C is pressed after the third piece of an answer."""
 
-        def ask(self, text: str) -> Generator[Delta]:
-            for number, delta in enumerate(super().ask(text)):
+        def ask(self, text: str) -> Generator[tuple[list[Piece], Delta]]:
+            for number, said in enumerate(super().ask(text)):
                 if number == 2:
                     signal.raise_signal(signal.SIGINT)
-                yield delta
+                yield said
 
     before = signal.getsignal(signal.SIGINT)
     talk = Pressed(model, ChatOptions(max_tokens=400))
@@ -169,5 +222,5 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(capsys: pytest.CaptureFixture[
     assert signal.getsignal(signal.SIGINT) is before
     shown, kept = capsys.readouterr().out, talk.turns[-1].content
     assert shown == f"{kept}\n[stopped]\n"
-    pieces = [delta.text for delta in Conversation(model, ChatOptions(max_tokens=400)).ask("Hi")]
+    pieces = [delta.text for _, delta in Conversation(model, ChatOptions(max_tokens=400)).ask("Hi")]
     assert kept == "".join(pieces[:3])

@@ -1,6 +1,8 @@
 """The engine over a fake paged model: the same request gives the same answer however it is served."""
 
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +46,7 @@ def joined(deltas: list[Delta]) -> Delta:
     assert all(delta.finish_reason is None and delta.usage is None for delta in deltas[:-1])
     assert not any(delta.prompt_logprobs for delta in deltas[1:])
     return Delta(
-        text="".join(delta.text for delta in deltas),
+        marked=sum((delta.marked for delta in deltas), ()),
         token_ids=sum((delta.token_ids for delta in deltas), ()),
         logprobs=sum((delta.logprobs for delta in deltas), ()),
         prompt_logprobs=deltas[0].prompt_logprobs,
@@ -269,6 +271,40 @@ def test_ignore_eos_goes_on_and_special_tokens_are_no_text() -> None:
     answer = run_one(EngineCore(runner, TOKENIZER), r)
     assert answer.token_ids == (*TOKENIZER.encode("a"), 1, TOKENIZER.special("<think>"))
     assert (answer.text, answer.finish_reason) == ("a", "length")
+
+
+def marked(sampled: list[int], **sampling: Any) -> list[str | int]:
+    """The marked answer of a model that samples these tokens, neighbouring texts joined."""
+    runner = FakeRunner(next_token=reply(sampled, after=ASSISTANT))
+    rules = {"temperature": 0.0, "max_tokens": len(sampled)} | sampling
+    answer = run_one(EngineCore(runner, TOKENIZER), request("a", (ASSISTANT,), **rules))
+    out: list[str | int] = []
+    for is_text, parts in itertools.groupby(answer.marked, key=lambda part: isinstance(part, str)):
+        found = list(parts)
+        out += ["".join(map(str, found))] if is_text else found
+    assert answer.text == "".join(part for part in out if isinstance(part, str))
+    return out
+
+
+THINK, CALL = TOKENIZER.special("<think>"), TOKENIZER.special("<｜tool▁call▁begin｜>")
+
+
+def test_special_tokens_stand_where_they_were_sampled() -> None:
+    hi, ho = TOKENIZER.encode("hi 🐳"), TOKENIZER.encode("ho")
+    assert marked([THINK, *hi, CALL, CALL, *ho, CALL]) == [THINK, "hi 🐳", CALL, CALL, "ho", CALL]
+    assert marked([*hi, THINK, *ho, 1, *hi]) == ["hi 🐳", THINK, "ho"]
+    assert marked([*hi, 1, *ho], ignore_eos=True) == ["hi 🐳", 1, "ho"]
+    assert marked([*hi, THINK, *ho], stop_token_ids=(THINK,)) == ["hi 🐳"]
+
+
+def test_a_special_token_lets_go_of_held_text() -> None:
+    half = TOKENIZER.encode("龙")[:-1]
+    assert marked([*TOKENIZER.encode("a"), *half, THINK, *TOKENIZER.encode("b")]) == ["a\ufffd", THINK, "b"]
+    stop = {"stop": ("xyz",)}
+    x, yz = TOKENIZER.encode("ax"), TOKENIZER.encode("yz")
+    assert marked([*x, THINK, *yz], **stop) == ["ax", THINK, "yz"]
+    assert marked([*x, THINK, *x, *yz, THINK], **stop) == ["ax", THINK, "a"]
+    assert marked([*half, THINK, *x], stop=("\ufffd",)) == []
 
 
 def test_half_a_character_at_the_end_is_replaced() -> None:

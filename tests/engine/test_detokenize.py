@@ -16,7 +16,7 @@ data = st.one_of(
 
 def pieces(parts: list[bytes], stop: tuple[str, ...] = ()) -> tuple[str, bool]:
     detokenizer = Detokenizer(stop)
-    text = "".join([*map(detokenizer.push, parts), detokenizer.finish()])
+    text = "".join([*map(detokenizer.push, parts), detokenizer.flush()])
     return text, detokenizer.stopped
 
 
@@ -74,7 +74,7 @@ def test_after_a_stop_nothing_more_is_said() -> None:
     assert detokenizer.push(b"a st") == "a "
     assert detokenizer.push(b"op b") == ""
     assert detokenizer.stopped
-    assert detokenizer.push(b"c") == detokenizer.finish() == ""
+    assert detokenizer.push(b"c") == detokenizer.flush() == ""
 
 
 @pytest.mark.parametrize(

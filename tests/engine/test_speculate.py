@@ -84,7 +84,7 @@ def check_sealed(core: EngineCore) -> None:
 def joined(deltas: list[Delta]) -> Delta:
     assert all(delta.finish_reason is None and delta.usage is None for delta in deltas[:-1])
     return Delta(
-        text="".join(delta.text for delta in deltas),
+        marked=sum((delta.marked for delta in deltas), ()),
         token_ids=sum((delta.token_ids for delta in deltas), ()),
         logprobs=sum((delta.logprobs for delta in deltas), ()),
         prompt_logprobs=sum((delta.prompt_logprobs for delta in deltas), ()),

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from deepwell.server import ServerLimits
 from fakes import FakeRunner
+from toy_format import TOY
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HUGE = 10**400
@@ -49,8 +50,11 @@ def raw(client: TestClient, body: bytes, content_type: str | None = "application
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "missing"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "int"),
-        ({"messages": [{"role": "developer", "content": "x"}]}, "messages[0].role", "system, user, assistant, tool"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]", "not supported yet"),
+        (
+            {"messages": [{"role": "bot", "content": "x"}]},
+            "messages[0].role",
+            "system, developer, user, assistant, tool",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "text"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text", "missing"),
         ({"messages": [{"role": "user", "content": "x", "prefix": True}]}, "messages[0].prefix", "assistant"),
@@ -99,12 +103,8 @@ def raw(client: TestClient, body: bytes, content_type: str | None = "application
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "from 0 to 20"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported yet"),
-        ({"tool_choice": "required"}, "tool_choice", "not supported yet"),
-        ({"tool_choice": {"type": "function"}}, "tool_choice", "not supported yet"),
         ({"response_format": {"type": "json_object"}}, "response_format.type", "not supported yet"),
         ({"response_format": "json"}, "response_format", "object"),
-        ({"thinking": {"type": "enabled"}}, "thinking.type", "not supported yet"),
     ],
 )
 def test_a_bad_field_is_named_with_what_is_allowed(
@@ -234,15 +234,32 @@ JUNK = st.recursive(
     max_leaves=8,
 )
 TEXT_TYPE = st.just("text")
+IDS = st.sampled_from(["a", "b"])
+ARGUMENTS = st.sampled_from(["{}", '{"a": [1]}', "", "{", "[]"])
+CALLED = st.fixed_dictionaries(
+    {"id": IDS, "function": st.fixed_dictionaries({"name": st.just("f"), "arguments": ARGUMENTS | JUNK})},
+    optional={"type": st.just("function") | JUNK},
+)
+OFFERED = st.fixed_dictionaries(
+    {
+        "type": st.just("function"),
+        "function": st.fixed_dictionaries(
+            {"name": st.sampled_from(["f", "g"])}, optional={"description": JUNK, "parameters": JUNK, "strict": JUNK}
+        )
+        | JUNK,
+    }
+)
 MESSAGE = st.fixed_dictionaries(
     {},
     optional={
-        "role": st.sampled_from(["system", "user", "assistant", "tool"]) | JUNK,
+        "role": st.sampled_from(["system", "developer", "user", "assistant", "tool", "latest_reminder"]) | JUNK,
         "content": st.text(max_size=30)
         | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": JUNK}))
         | JUNK,
         "prefix": st.booleans() | JUNK,
-        "tool_calls": JUNK,
+        "reasoning_content": st.text(max_size=9) | JUNK,
+        "tool_calls": st.lists(CALLED, max_size=3) | JUNK,
+        "tool_call_id": IDS | JUNK,
     },
 )
 SHARED = {
@@ -274,8 +291,10 @@ CHAT_BODY = st.fixed_dictionaries(
         "top_logprobs": st.integers(-1, 21) | JUNK,
         "thinking": JUNK,
         "response_format": JUNK,
-        "tools": JUNK,
-        "tool_choice": JUNK,
+        "reasoning_effort": st.sampled_from(["none", "low", "max"]) | JUNK,
+        "tools": st.lists(OFFERED, max_size=3) | JUNK,
+        "tool_choice": st.sampled_from(["none", "auto", "required"]) | JUNK,
+        "parallel_tool_calls": st.booleans() | JUNK,
     },
 )
 TEXT_BODY = st.fixed_dictionaries(
@@ -292,7 +311,9 @@ ANY_BODY = st.tuples(st.just(CHAT), CHAT_BODY) | st.tuples(st.just(TEXT), TEXT_B
 
 @pytest.fixture(scope="module")
 def fuzzed() -> Any:
-    with client_of(make_service(FakeRunner(context=CONTEXT, next_token=lambda c: None))) as client:
+    service = make_service(FakeRunner(context=CONTEXT, next_token=lambda c: None))
+    service.chat_format = TOY.name
+    with client_of(service) as client:
         yield client
 
 

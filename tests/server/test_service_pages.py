@@ -38,7 +38,11 @@ def test_models(client: TestClient) -> None:
     assert card["id"] == MODEL
     assert card["object"] == "model"
     assert card["context_length"] == CONTEXT
-    assert card["capabilities"] == ["completion", "chat", "fim"]
+    assert [skill for skill in card["capabilities"] if skill not in ("tools", "thinking")] == [
+        "completion",
+        "chat",
+        "fim",
+    ]
 
 
 def test_health_turns_503_when_the_server_stops() -> None:
@@ -73,7 +77,7 @@ def test_health_turns_503_when_the_engine_fails(monkeypatch: pytest.MonkeyPatch)
 )
 async def test_long_prompts_are_encoded_beside_the_event_loop(texts: list[str], in_loop: bool) -> None:
     service = make_service(FakeRunner(context=1_000_000))
-    (thread,) = await service.tokens(lambda: (threading.get_ident(),), texts, "prompt")
+    (thread,) = await service.rendered(lambda: (threading.get_ident(),), texts, "prompt")
     assert (thread == threading.get_ident()) == in_loop
 
 
@@ -123,6 +127,10 @@ def test_openapi_schemas_resolve_and_say_what_is_allowed(client: TestClient) -> 
     assert temperature["description"].startswith("a number from 0 to 2")
     assert {"type": "number", "minimum": 0, "maximum": 2} in temperature["anyOf"]
     assert schemas["CompletionRequest"]["required"] == ["model", "prompt"]
+    assert schemas["Function"]["required"] == ["name"]
+    assert {"reasoning_content", "tool_calls", "tool_call_id"} < set(schemas["ChatMessage"]["properties"])
+    assert {"reasoning_content", "tool_calls"} < set(schemas["ChatAnswer"]["properties"])
+    assert "reasoning_tokens" in schemas["CompletionDetails"]["properties"]
     for path in document["paths"]:
         assert client.get(path).status_code in (200, 405)
 

@@ -116,6 +116,13 @@ SCRIPTS: dict[str, Callable[[], list[Piece]]] = {
     "markdown": lambda: words(MARKDOWN),
     "inject": lambda: words(INJECTION),
     "think": lambda: [{"reasoning_content": "Let me see."}, 0.2, *words("Thought through.")],
+    "tool": lambda: [
+        {"content": "I ask."},
+        {"tool_calls": [{"index": 0, "function": {"name": "weather", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"city":'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": ' "<b>K</b>"}'}}]},
+        {"tool_calls": [{"index": 1, "function": {"name": "clock", "arguments": ""}}]},
+    ],
     "queue": lambda: [": keep-alive\n\n", 1.0, ": keep-alive\n\n", *words("At last.")],
     "cut": lambda: [*words("Half an ans"), 0.1, {"cut": True}],
     "long": lambda: words("\n\n".join(f"Paragraph {n} of a long answer." for n in range(60))),

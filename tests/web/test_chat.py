@@ -178,6 +178,30 @@ def test_reasoning_is_folded_away_when_the_answer_comes(page: Page) -> None:
     expect(page.locator(".thought-text")).to_have_text("Let me see.")
 
 
+def test_tool_calls_are_readable(page: Page) -> None:
+    assert ask(page, "use a tool") == "I ask."
+    calls = last(page).locator(".call")
+    expect(calls).to_have_count(2)
+    expect(calls.first).to_contain_text("Calls weather")
+    assert json.loads(calls.first.locator("pre").inner_text()) == {"city": "<b>K</b>"}
+    expect(calls.last).to_contain_text("Calls clock")
+
+
+def test_thinking_can_be_asked_for(page: Page, fake: Fake) -> None:
+    ask(page, "first")
+    page.get_by_label("Settings").click()
+    page.get_by_label("Thinking before an answer").select_option("on")
+    page.keyboard.press("Escape")
+    ask(page, "second")
+    fake.models = [{"id": "plain", "capabilities": ["completion", "chat"]}]
+    page.reload()
+    ask(page, "third")
+    assert [body.get("thinking") for body in fake.bodies] == [None, {"type": "enabled"}, None]
+    page.get_by_label("Settings").click()
+    expect(page.get_by_label("System prompt")).to_be_visible()
+    expect(page.get_by_label("Thinking before an answer")).to_have_count(0)
+
+
 def test_waiting_in_the_queue_is_said(page: Page) -> None:
     say(page, "queue")
     expect(last(page)).to_contain_text("Waiting for a place in the queue")

@@ -13,6 +13,8 @@ export interface Model {
   context: number | null;
   /** Whether the model was trained to chat; a model that only continues text opens in the Complete mode. */
   chats: boolean;
+  /** Whether the model can think before it answers. */
+  thinks: boolean;
   /** Whether the model fills the gap between two texts. */
   fills: boolean;
 }
@@ -23,10 +25,11 @@ export interface Usage {
   completion: number;
 }
 
-/** "wait" is a keep-alive: the request is queued. "end" comes once, last. */
+/** "wait" is a keep-alive: the request is queued. A "call" adds to the tool call of that number. "end" comes once, last. */
 export type Piece =
   | { kind: "text"; text: string }
   | { kind: "reasoning"; text: string }
+  | { kind: "call"; index: number; name: string; text: string }
   | { kind: "wait" }
   | { kind: "end"; reason: string; usage: Usage | null };
 
@@ -134,6 +137,10 @@ function* readChunk(data: string, ending: Ending): Generator<Piece> {
   const content = text(delta["content"]) || text(choice["text"]);
   if (reasoning) yield { kind: "reasoning", text: reasoning };
   if (content) yield { kind: "text", text: content };
+  for (const call of Array.isArray(delta["tool_calls"]) ? delta["tool_calls"].filter(isRecord) : []) {
+    const called = isRecord(call["function"]) ? call["function"] : {};
+    yield { kind: "call", index: count(call["index"]), name: text(called["name"]), text: text(called["arguments"]) };
+  }
   if (typeof choice["finish_reason"] === "string") ending.reason = choice["finish_reason"];
 }
 
@@ -152,6 +159,7 @@ function readModel(entry: Record<string, unknown>): Model {
     id: text(entry["id"]),
     context: count(entry["context_length"]) || null,
     chats: can("chat"),
+    thinks: can("thinking"),
     fills: can("fim"),
   };
 }

@@ -17,7 +17,7 @@ import { CHAT_EXAMPLES } from "./examples";
 import { Generation, type Outcome, type Progress, sentence } from "./generation";
 import { type Actions, type MessageView, autosize, messageView, onTouch, sends } from "./message-view";
 import { toast } from "./notices";
-import { sampling } from "./settings";
+import { sampling, thinking } from "./settings";
 
 /** While an answer grows it is saved this often, so that a reload loses little. */
 const SAVE_EVERY_MS = 2000;
@@ -158,7 +158,7 @@ export class Chat implements Actions {
 
   private body(conversation: Conversation, asked: Message, model: string): Record<string, unknown> {
     const { chat, system } = this.app.settings;
-    return { model, messages: requestMessages(conversation, asked, system), ...sampling(chat) };
+    return { model, messages: requestMessages(conversation, asked, system), ...sampling(chat), ...(this.app.model?.thinks === false ? {} : thinking(chat)) };
   }
 
   private finish(conversation: Conversation, message: Message, outcome: Outcome, generation: Generation): void {
@@ -248,10 +248,11 @@ export class Chat implements Actions {
   }
 }
 
-function fill(message: Message, { text, reasoning, stats }: Progress): void {
+function fill(message: Message, { text, reasoning, calls, stats }: Progress): void {
   message.text = text;
   message.stats = stats;
   if (reasoning) message.reasoning = reasoning;
+  if (calls.length > 0) message.calls = calls;
 }
 
 function wellMark(): HTMLElement {

@@ -3,6 +3,12 @@
 import type { ChatMessage } from "./api";
 import type { Stats } from "./meter";
 
+/** A tool that the model wants to call; `arguments` is JSON text. Nothing here runs it. */
+export interface Call {
+  name: string;
+  arguments: string;
+}
+
 export interface Message {
   id: string;
   /** The message it answers; null for the first. */
@@ -10,6 +16,7 @@ export interface Message {
   role: "user" | "assistant";
   text: string;
   reasoning?: string;
+  calls?: Call[];
   model?: string;
   /** Why an assistant message ended: the server's finish_reason, or "stopped", "cut" or "error". Absent while it runs. */
   end?: string;

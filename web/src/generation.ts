@@ -1,11 +1,13 @@
 /** One answer being made: gathers the pieces, measures them, and always ends with an outcome, never a throw. */
 
-import { ApiError, type Endpoint, type Usage, answer } from "./api";
+import { ApiError, type Endpoint, type Piece, type Usage, answer } from "./api";
+import type { Call } from "./conversation";
 import { Meter, type Stats } from "./meter";
 
 export interface Progress {
   text: string;
   reasoning: string;
+  calls: Call[];
   /** The server keeps the request alive but has not begun to answer. */
   queued: boolean;
   stats: Stats;
@@ -22,6 +24,7 @@ export class Generation {
   private readonly meter = new Meter(performance.now());
   private text = "";
   private reasoning = "";
+  private readonly calls = new Map<number, Call>();
   private queued = false;
   private frame = 0;
 
@@ -37,7 +40,7 @@ export class Generation {
       for await (const piece of answer(endpoint, body, key, this.controller.signal)) {
         if (piece.kind === "end") return this.outcome(piece.reason, piece.usage);
         if (piece.kind === "wait") this.queued = true;
-        else this.take(piece.kind, piece.text);
+        else this.take(piece);
         this.schedule();
       }
       return this.outcome("cut", null);
@@ -50,10 +53,15 @@ export class Generation {
     }
   }
 
-  private take(kind: "text" | "reasoning", text: string): void {
+  private take(piece: Exclude<Piece, { kind: "wait" | "end" }>): void {
     this.meter.piece(performance.now());
     this.queued = false;
-    this[kind] += text;
+    if (piece.kind !== "call") {
+      this[piece.kind] += piece.text;
+      return;
+    }
+    const before = this.calls.get(piece.index) ?? { name: "", arguments: "" };
+    this.calls.set(piece.index, { name: before.name + piece.name, arguments: before.arguments + piece.text });
   }
 
   private schedule(): void {
@@ -65,7 +73,8 @@ export class Generation {
   }
 
   private progress(usage: Usage | null): Progress {
-    return { text: this.text, reasoning: this.reasoning, queued: this.queued, stats: this.meter.stats(usage) };
+    const { text, reasoning, queued } = this;
+    return { text, reasoning, calls: [...this.calls.values()], queued, stats: this.meter.stats(usage) };
   }
 
   private outcome(end: string, usage: Usage | null, error: ApiError | null = null): Outcome {

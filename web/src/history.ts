@@ -1,6 +1,6 @@
 /** Conversations kept in this browser (IndexedDB), one record each. */
 
-import { type Conversation, type Message, newId, settle } from "./conversation";
+import { type Call, type Conversation, type Message, newId, settle } from "./conversation";
 
 const STORE = "conversations";
 
@@ -115,6 +115,12 @@ function isMessage(value: unknown): value is Message {
     typeof message?.id === "string" &&
     (parent === null || typeof parent === "string") &&
     (message.role === "user" || message.role === "assistant") &&
-    typeof message.text === "string"
+    typeof message.text === "string" &&
+    (message.calls === undefined || (Array.isArray(message.calls) && message.calls.every(isCall)))
   );
+}
+
+function isCall(value: unknown): value is Call {
+  const call = value as Partial<Call> | null;
+  return typeof call?.name === "string" && typeof call.arguments === "string";
 }

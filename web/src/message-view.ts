@@ -1,6 +1,6 @@
 /** One message of the thread, as elements. */
 
-import type { Message } from "./conversation";
+import type { Call, Message } from "./conversation";
 import { copyButton, h, iconButton } from "./dom";
 import { MarkdownView } from "./markdown";
 import { type Stats, describe } from "./meter";
@@ -25,6 +25,7 @@ const ENDINGS: Record<string, string> = {
   stopped: "Stopped.",
   cut: "The connection was lost before the answer was complete.",
   content_filter: "The answer was filtered.",
+  tool_calls: "The model waits for the results of tools, which this page does not run.",
   insufficient_system_resource: "The server ran out of resources.",
 };
 
@@ -94,6 +95,7 @@ class AssistantView implements MessageView {
   private readonly body = new MarkdownView();
   private readonly thought = h("div", { class: "thought-text" });
   private readonly thinking = h("details", { class: "thought", hidden: true }, h("summary", {}, "Thought"), this.thought);
+  private readonly calls = h("div", { class: "calls" });
   private readonly wait = h("div", { class: "wait", hidden: true });
   private readonly foot = h("div", { class: "tools" });
   private musing = false;
@@ -103,7 +105,7 @@ class AssistantView implements MessageView {
     private readonly place: Place,
     private readonly actions: Actions,
   ) {
-    this.element.append(this.thinking, this.body.element, this.wait, this.foot);
+    this.element.append(this.thinking, this.body.element, this.calls, this.wait, this.foot);
     this.update(message);
   }
 
@@ -113,7 +115,8 @@ class AssistantView implements MessageView {
     this.element.setAttribute("aria-busy", String(running));
     this.body.update(message.text);
     this.think(message, running);
-    this.wait.hidden = !running || message.text !== "" || Boolean(message.reasoning);
+    this.calls.replaceChildren(...(message.calls ?? []).map(callView));
+    this.wait.hidden = !running || message.text !== "" || Boolean(message.reasoning) || Boolean(message.calls);
     if (!this.wait.hidden) this.wait.replaceChildren(ripple(), queued ? "Waiting for a place in the queue…" : "");
     const stats = message.stats ? statsLine(message.stats) : null;
     if (running) this.foot.replaceChildren(...(stats && message.text ? [stats] : []));
@@ -122,7 +125,7 @@ class AssistantView implements MessageView {
 
   private think(message: Message, running: boolean): void {
     const reasoning = message.reasoning ?? "";
-    const musing = running && !message.text;
+    const musing = running && !message.text && !message.calls;
     if (reasoning && this.thinking.hidden) this.thinking.open = musing;
     // Folded once, when the answer begins: whoever opens it again keeps it open.
     else if (this.musing && !musing) this.thinking.open = false;
@@ -145,6 +148,19 @@ class AssistantView implements MessageView {
     const copy = message.text ? copyButton("Copy answer", () => message.text) : null;
     const parts = [pager(message, this.place, this.actions), copy, iconButton("again", "Regenerate", again), stats];
     this.foot.replaceChildren(...parts.filter((part) => part !== null));
+  }
+}
+
+/** A call as a name and its arguments, one value a line once they are whole. */
+function callView(call: Call): HTMLElement {
+  return h("div", { class: "call" }, h("span", {}, "Calls ", h("b", {}, call.name)), h("pre", {}, indented(call.arguments)));
+}
+
+function indented(json: string): string {
+  try {
+    return JSON.stringify(JSON.parse(json), null, 2);
+  } catch {
+    return json;
   }
 }
 

@@ -10,7 +10,7 @@ export function settingsDialog(app: App, mode: Mode): void {
   const content = h("div", { class: "settings" });
   const build = (): void => {
     content.replaceChildren(
-      ...(mode === "chat" ? [systemBox(app)] : []),
+      ...(mode === "chat" ? [systemBox(app), app.model?.thinks === false ? null : thinkingBox(app)].filter((box) => box !== null) : []),
       h("h3", {}, mode === "chat" ? "Sampling in chats" : "Sampling in completions"),
       h("p", { class: "hint" }, "Empty fields leave the choice to the server."),
       h("div", { class: "fields" }, ...FIELDS.filter((field) => !field.more).map((field) => input(app, mode, field))),
@@ -61,6 +61,17 @@ function systemBox(app: App): HTMLElement {
     app.saveSettings();
   });
   return h("div", { class: "field" }, h("label", { for: "setting-system" }, "System prompt"), box);
+}
+
+function thinkingBox(app: App): HTMLElement {
+  const options = { "": "server's choice", on: "on", off: "off" };
+  const box = h("select", { id: "setting-thinking" }, ...Object.entries(options).map(([value, label]) => h("option", { value }, label)));
+  box.value = app.settings.chat["thinking"] ?? "";
+  box.addEventListener("change", () => {
+    app.settings.chat["thinking"] = box.value;
+    app.saveSettings();
+  });
+  return h("div", { class: "field" }, h("label", { for: "setting-thinking" }, "Thinking before an answer"), box);
 }
 
 function keyBox(app: App): HTMLElement {

@@ -86,6 +86,12 @@ export function sampling(typed: Typed): Record<string, unknown> {
   return fields;
 }
 
+/** The request field for the choice "on" or "off"; none for the server's choice. */
+export function thinking(typed: Typed): Record<string, unknown> {
+  const type = { on: "enabled", off: "disabled" }[typed["thinking"] ?? ""];
+  return type === undefined ? {} : { thinking: { type } };
+}
+
 const STORE = "deepwell.settings";
 
 export function loadSettings(storage: Pick<Storage, "getItem">): Settings {

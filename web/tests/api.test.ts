@@ -31,6 +31,17 @@ describe("answers", () => {
     ]);
   });
 
+  test("hold tool calls, which grow by their number", async () => {
+    const call = (index: number, fields: object): string => delta({ tool_calls: [{ index, function: fields }] });
+    serve(call(0, { name: "f", arguments: "" }) + call(0, { arguments: "{}" }) + call(1, { name: "g", arguments: "" }) + delta({}, "tool_calls"));
+    expect(await ask()).toEqual([
+      { kind: "call", index: 0, name: "f", text: "" },
+      { kind: "call", index: 0, name: "", text: "{}" },
+      { kind: "call", index: 1, name: "g", text: "" },
+      { kind: "end", reason: "tool_calls", usage: null },
+    ]);
+  });
+
   test("of the completions endpoint are read alike, and usage may come in a chunk of its own", async () => {
     const usage = { prompt_tokens: 1, completion_tokens: 1 };
     serve(data({ choices: [{ text: "x", finish_reason: "stop" }] }) + data({ choices: [], usage }));
@@ -62,7 +73,7 @@ describe("answers", () => {
 test("models are read, with what the server says about them", async () => {
   serve('{"data":[{"id":"a"},{"id":"b","context_length":2048,"capabilities":["completion","fim"]}]}');
   expect(await listModels("")).toEqual([
-    { id: "a", context: null, chats: true, fills: true },
-    { id: "b", context: 2048, chats: false, fills: true },
+    { id: "a", context: null, chats: true, thinks: true, fills: true },
+    { id: "b", context: 2048, chats: false, thinks: false, fills: true },
   ]);
 });

@@ -3,7 +3,7 @@
 from deepwell.chat.conversation import Conversation, Message, Role, Tool, ToolCall
 from deepwell.chat.fim import fills_gaps, render_fim, render_text
 from deepwell.chat.formats import FORMATS, detect, find_format
-from deepwell.chat.render import render_chat
+from deepwell.chat.render import end_ids, render_chat
 
 __all__ = [
     "FORMATS",
@@ -13,6 +13,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "detect",
+    "end_ids",
     "fills_gaps",
     "find_format",
     "render_chat",

@@ -5,7 +5,13 @@ from __future__ import annotations
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
-FIM_TOKENS = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
+FIM_TOKENS = (
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+    ("<｜fim_begin｜>", "<｜fim_hole｜>", "<｜fim_end｜>"),
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+)
+"""Before the prefix, before the suffix, before the middle: Coder V1, V2 and all later models; Coder V1 as its first
+pages spell it; Qwen's vocabulary, in which some distilled models live."""
 
 
 def render_text(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -18,15 +24,24 @@ def render_fim(prefix: str, suffix: str, tokenizer: Tokenizer) -> tuple[int, ...
 
     Raises RequestError if the tokenizer lacks the fill-in-the-middle tokens.
     """
-    begin, hole, end = map(tokenizer.special, FIM_TOKENS)
-    if begin is None or hole is None or end is None:
+    marks = _marks(tokenizer)
+    if marks is None:
         raise RequestError("this model has no fill-in-the-middle tokens, so suffix is not allowed", "suffix")
+    begin, hole, end = marks
     return (*_bos(tokenizer), begin, *tokenizer.encode(prefix), hole, *tokenizer.encode(suffix), end)
 
 
 def fills_gaps(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer has the fill-in-the-middle tokens."""
-    return None not in map(tokenizer.special, FIM_TOKENS)
+    return _marks(tokenizer) is not None
+
+
+def _marks(tokenizer: Tokenizer) -> tuple[int, int, int] | None:
+    for spellings in FIM_TOKENS:
+        begin, hole, end = map(tokenizer.special, spellings)
+        if begin is not None and hole is not None and end is not None:
+            return begin, hole, end
+    return None
 
 
 def _bos(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -5,27 +5,31 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import cast, get_args
 
 import msgspec
 from rich.console import Console
 
 from deepwell.chat import Conversation as Talk
-from deepwell.chat import Message, render_chat
-from deepwell.cli.model import describe, engine_config, kept_packed, load, sampling_of
+from deepwell.chat import Message, end_ids, find_format, render_chat
+from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reasoning
+from deepwell.chat.replay import Replay
+from deepwell.cli.model import describe, engine_config, format_name, kept_packed, load, sampling_of
 from deepwell.cli.terminal import show, visible
 from deepwell.engine import EngineCore, Request
 from deepwell.engine.load import LoadedModel
 from deepwell.engine.types import Delta
 from deepwell.errors import RequestError
-from deepwell.options import ChatOptions
+from deepwell.options import ChatOptions, Thinking
 
 HELP = """\
 /help            this list
 /new             forget the conversation
 /retry           answer the last question again
 /system TEXT     instructions that open the conversation; without TEXT, none
+/thinking WORD   on, off, or auto: whether the model thinks first
 /history         the conversation so far
 /exit            leave (or Ctrl-D)
 A line that ends with \\ goes on in the next one; lines between two lines of \"\"\" are one message.
@@ -61,10 +65,16 @@ class Conversation:
     """What was said so far, and the model that answers."""
 
     def __init__(self, model: LoadedModel, options: ChatOptions) -> None:
+        """Raises RequestError if the model cannot think, or not think, as the options say."""
         self.system = options.system
         self.turns: list[Message] = []
         self._model = model
-        self._sampling = sampling_of(options)
+        self._format = find_format(format_name(model, options.chat_format), model.tokenizer)
+        ends = end_ids(self._format, model.tokenizer)
+        sampling = sampling_of(options)
+        self._sampling = msgspec.structs.replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *ends))
+        self._replay = Replay(model.tokenizer, (*model.tokenizer.eos, *ends))
+        self.think(options.thinking)
         self._core = EngineCore(model.runner, model.tokenizer, engine_config(options))
         self._asked = 0
 
@@ -72,13 +82,20 @@ class Conversation:
     def messages(self) -> list[Message]:
         return [*([Message("system", self.system)] if self.system else []), *self.turns]
 
-    def ask(self, text: str) -> Generator[Delta]:
+    def think(self, thinking: Thinking) -> None:
+        """Have the following answers thought over or not. Raises RequestError if the model cannot do so."""
+        if {"on": "never", "off": "always"}.get(thinking) == self._format.thinks:
+            raise RequestError(f"this model {self._format.thinks} thinks; thinking can be auto")
+        self._thinking = {"on": True, "off": False}.get(thinking)
+
+    def ask(self, text: str) -> Generator[tuple[list[Piece], Delta]]:
         """Say something; gives the answer as it comes. Leaves no trace in the history if it cannot be asked.
 
         Closing the iterator stops the answer; what came of it is kept. Raises RequestError.
         """
         question = Message("user", text)
-        prompt = render_chat(Talk(messages=(*self.messages, question)), self._model.tokenizer)
+        talk = Talk(messages=(*self.messages, question), thinking=self._thinking)
+        prompt = self._replay.apply(talk, render_chat(talk, self._model.tokenizer, self._format.name))
         room = self._model.runner.context - len(prompt)
         if room < 1:
             raise RequestError(
@@ -86,13 +103,18 @@ class Conversation:
             )
         self._asked += 1
         limited = msgspec.structs.replace(self._sampling, max_tokens=min(self._sampling.max_tokens, room))
-        said: list[str] = []
+        reader = self._format.reader(talk, self._model.tokenizer)
+        said: list[Piece] = []
+        ids: list[int] = []
         try:
             for delta in self._core.generate(Request(id=str(self._asked), prompt=prompt, sampling=limited)):
-                said.append(delta.text)
-                yield delta
+                pieces = [*reader.push(delta.marked), *(reader.finish() if delta.finish_reason else ())]
+                said += pieces
+                ids += delta.token_ids
+                yield pieces, delta
         finally:
-            self.turns += [question, Message("assistant", "".join(said))]
+            self.turns += [question, _message_of(said)]
+            self._replay.keep(talk, prompt, self.turns[-1], ids)
 
     def undo(self) -> str:
         """Take back the last question and its answer; gives the question. Raises RequestError if there is none."""
@@ -119,6 +141,13 @@ def messages(terminal: bool) -> Iterator[str]:
             continue
         if text.strip():
             yield text
+
+
+def _message_of(said: Sequence[Piece]) -> Message:
+    """The turn that the pieces make. Nobody answers calls here, so they are not kept."""
+    thoughts = "".join(piece.text for piece in said if isinstance(piece, Reasoning))
+    content = "".join(piece.text for piece in said if isinstance(piece, Content))
+    return Message("assistant", content, reasoning=thoughts or None)
 
 
 def _message(prompt: str) -> str:
@@ -152,6 +181,10 @@ def _obey(conversation: Conversation, text: str, console: Console) -> None:
             _answer(conversation, conversation.undo(), console)
         case "system":
             conversation.system = argument.strip()
+        case "thinking":
+            if argument.strip() not in get_args(Thinking):
+                raise RequestError("/thinking needs one of: on, off, auto")
+            conversation.think(cast(Thinking, argument.strip()))
         case "history":
             for message in conversation.messages:
                 console.print(f"{message.role}: ", style="bold", end="")
@@ -167,8 +200,10 @@ def _answer(conversation: Conversation, text: str, console: Console) -> None:
     last = None
     with _interruptible() as interrupted:
         answer = conversation.ask(text)
-        for last in answer:
-            show(last.text)
+        screen = _Screen(console)
+        for said in answer:
+            pieces, last = said
+            screen.show(pieces)
             if interrupted:
                 answer.close()
                 break
@@ -181,6 +216,35 @@ def _answer(conversation: Conversation, text: str, console: Console) -> None:
         usage, seconds = last.usage, time.perf_counter() - started
         counts = f"{usage.completion_tokens} tokens, {usage.completion_tokens / seconds:.1f}/s"
         console.print(f"[{counts}; prompt {usage.prompt_tokens}, {usage.cached_tokens} of it cached]", style="dim")
+
+
+class _Screen:
+    """One answer on the terminal: thoughts and calls are dim, with a blank line after them. A pipe gets neither."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._dim = False
+
+    def show(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            match piece:
+                case Content(text):
+                    if self._dim:
+                        print("\n")
+                    self._dim = False
+                    show(text)
+                case Reasoning(text):
+                    self._show_dim(text)
+                case CallBegin(name):
+                    self._show_dim(f"\ncalls {name} ")
+                case CallArguments(text):
+                    self._show_dim(text)
+
+    def _show_dim(self, text: str) -> None:
+        if self._console.is_terminal:
+            self._dim = True
+            self._console.print(visible(text), style="dim", end="")
+            self._console.file.flush()
 
 
 @contextmanager

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from deepwell.chat import detect, find_format
 from deepwell.engine import EngineConfig, SamplingParams
 from deepwell.engine.load import LoadedModel, load_model
 from deepwell.engine.pack_cache import PackCache, cache_folder, storing
 from deepwell.ops import native
-from deepwell.options import EngineOptions, SamplingOptions
+from deepwell.options import ChatFormat, EngineOptions, SamplingOptions
 
 
 def load(options: EngineOptions) -> LoadedModel:
@@ -60,6 +61,16 @@ def slowness(isa: str, available: Sequence[str]) -> str | None:
     if available[0] != isa:
         return f"DEEPWELL_ISA={isa} computes many times slower than {available[0]}, which this processor has: unset it"
     return "this processor has no AVX2, AVX-512 or NEON that Deepwell could use; it computes many times slower"
+
+
+def format_name(model: LoadedModel, wanted: ChatFormat) -> str:
+    """The prompt format that is forced, or else the one that the model shows.
+
+    CheckpointError if it is the model's own template, and that cannot be used.
+    """
+    forced = wanted != "auto"
+    format = find_format(wanted, model.tokenizer) if forced else detect(model.tokenizer, model.config.family)
+    return format.name
 
 
 def engine_config(options: EngineOptions) -> EngineConfig:

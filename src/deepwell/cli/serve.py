@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from deepwell import __version__
-from deepwell.cli.model import describe, kept_packed, load
+from deepwell.cli.model import describe, format_name, kept_packed, load
 from deepwell.engine import AsyncEngine, EngineConfig
 from deepwell.engine.load import LoadedModel
 from deepwell.engine.machine import process_seconds
@@ -34,6 +34,7 @@ def run(options: ServeOptions) -> int:
         tokenizer=model.tokenizer,
         model=options.name or model.name,
         context=model.runner.context,
+        chat_format=format_name(model, options.chat_format),
         fingerprint=model.runner.fingerprint,
     )
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from deepwell.engine.detokenize import Detokenizer
 from deepwell.engine.sampling import Sampler, Scratch, largest, log_normalizer
 from deepwell.engine.scheduler import SequenceState
-from deepwell.engine.types import Delta, FinishReason, Request, TokenLogprob, Usage
+from deepwell.engine.types import Delta, FinishReason, Marked, Request, TokenLogprob, Usage, join
 from deepwell.weights.tokenizer import Tokenizer
 
 
@@ -65,7 +65,7 @@ class Answer:
             # A broken row is computed again as that of a known token, and fails then as it would without a draft.
             if delta.finish_reason is not None or not sound_L[row]:
                 break
-            delta = _joined(delta, self._choose(rows_LV[row]))
+            delta = join((delta, self._choose(rows_LV[row])))
         return msgspec.structs.replace(delta, usage=self.usage()) if draft and delta.finish_reason else delta
 
     def _choose(self, logits_V: NDArray[np.float32]) -> Delta:
@@ -79,7 +79,7 @@ class Answer:
 
     def end(self, reason: FinishReason, error: str | None = None) -> Delta:
         """The last piece, with whatever text is still held."""
-        return self._delta("", (), (), reason, error)
+        return self._delta((), (), (), reason, error)
 
     def usage(self) -> Usage:
         return Usage(
@@ -100,28 +100,35 @@ class Answer:
             self._prompt_logprobs.append(self._logprob(logits_V, token, wanted))
 
     def _piece(self, token: int, logprobs: tuple[TokenLogprob, ...]) -> Delta:
-        """The piece for a new token. A token that ends the answer adds no text."""
+        """The piece for a new token. A token that ends the answer adds nothing to it."""
         if token in self._ends:
-            return self._delta("", (token,), logprobs, "stop")
-        text = "" if self._tokenizer.is_special(token) else self._text.push(self._tokenizer.token_bytes(token))
+            return self._delta((), (token,), logprobs, "stop")
+        marked: tuple[Marked, ...]
+        if self._tokenizer.is_special(token):
+            held = self._text.flush()
+            marked = (held,) if self._text.stopped else (held, token)
+        else:
+            marked = (self._text.push(self._tokenizer.token_bytes(token)),)
         reason: FinishReason | None = None
         if self._text.stopped:
             reason = "stop"
         elif self.generated == self.request.sampling.max_tokens or len(self.sequence.tokens) >= self._capacity:
             reason = "length"
-        return self._delta(text, (token,), logprobs, reason)
+        return self._delta(marked, (token,), logprobs, reason)
 
     def _delta(
         self,
-        text: str,
+        marked: tuple[Marked, ...],
         token_ids: tuple[int, ...],
         logprobs: tuple[TokenLogprob, ...],
         reason: FinishReason | None,
         error: str | None = None,
     ) -> Delta:
         prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, []
+        if reason:
+            marked = (*marked, self._text.flush())
         return Delta(
-            text=text + (self._text.finish() if reason else ""),
+            marked=tuple(part for part in marked if part != ""),
             token_ids=token_ids,
             logprobs=logprobs,
             prompt_logprobs=tuple(prompt_logprobs),
@@ -134,16 +141,3 @@ class Answer:
         norm = log_normalizer(logits_V)
         top = tuple((int(id), float(logits_V[id]) - norm) for id in largest(logits_V, count))
         return TokenLogprob(token, self._tokenizer.token_bytes(token), float(logits_V[token]) - norm, top)
-
-
-def _joined(delta: Delta, following: Delta) -> Delta:
-    """Two pieces as one."""
-    return Delta(
-        text=delta.text + following.text,
-        token_ids=delta.token_ids + following.token_ids,
-        logprobs=delta.logprobs + following.logprobs,
-        prompt_logprobs=delta.prompt_logprobs,
-        finish_reason=following.finish_reason,
-        usage=following.usage,
-        error=following.error,
-    )

@@ -11,7 +11,8 @@ class Detokenizer:
 
     The pieces joined are `bytes.decode("utf-8", "replace")` of all bytes, wherever the borders fall. With stop texts,
     they end before the stop text that is completed first (of several completed at one character, the longest), as if
-    characters came one by one; what could still become a stop text is held back.
+    characters came one by one; what could still become a stop text is held back. Neither a character nor a stop text
+    reaches across a `flush`.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
@@ -24,9 +25,11 @@ class Detokenizer:
         """Add a token's bytes and return the text that is certain now. Returns nothing once `stopped`."""
         return self._cut(self._decoder.decode(data), final=False)
 
-    def finish(self) -> str:
-        """The rest, at the end of the answer: held text, and U+FFFD for a character that stayed incomplete."""
-        return self._cut(self._decoder.decode(b"", True), final=True)
+    def flush(self) -> str:
+        """What is held, where no text follows directly; U+FFFD for a character that stayed incomplete."""
+        rest = self._cut(self._decoder.decode(b"", True), final=True)
+        self._held = ""
+        return rest
 
     def _cut(self, new: str, final: bool) -> str:
         if self.stopped:

@@ -30,6 +30,8 @@ SMALLEST_BYTES = 256 << 20
 """Models below this load in a moment anyway."""
 _OVERHEAD = 64 << 20
 """Room for the tokenizer, the header and padding."""
+_HELD = "weights, tokenizer, chat template"
+"""What copies hold; those that hold less have other names."""
 
 Warn = Callable[[str], None]
 
@@ -113,7 +115,8 @@ class PackCache:
         source = wanted.source
         name = blake2b(source.fingerprint, digest_size=16)
         stats = sorted((about.st_size, about.st_mtime_ns) for about in map(os.stat, source.files))
-        name.update(f"{VERSION} {label(source, wanted.dtype)} {sorted(_kept(wanted).items())} {stats}".encode())
+        kept = f"{label(source, wanted.dtype)} {sorted(_kept(wanted).items())}"
+        name.update(f"{VERSION} {_HELD} {kept} {stats}".encode())
         if wanted.importance is not None:
             name.update(wanted.importance.read_bytes())
         return self.folder / f"{name.hexdigest()}.deepwell"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -10,6 +11,9 @@ MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+
+Marked = str | int
+"""A piece of text, or the id of a special token that stands between two pieces."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,16 +76,37 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of an answer. `text` is whole UTF-8; bytes that do not form a character yet wait for the next piece.
+    """A piece of an answer.
 
+    `marked` is its text and its special tokens, in order; a token that ends the answer is not among them. Texts are
+    whole UTF-8: bytes that do not form a character yet wait for the next piece, at most until a special token comes.
     `prompt_logprobs` comes once, in the first delta, when asked for. `finish_reason` and `usage` come once, in the
     last one. `error` says what went wrong when `finish_reason` is "error".
     """
 
-    text: str = ""
+    marked: tuple[Marked, ...] = ()
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text without the special tokens."""
+        return "".join(part for part in self.marked if isinstance(part, str))
+
+
+def join(deltas: Sequence[Delta]) -> Delta:
+    """Consecutive pieces as one."""
+    last = deltas[-1]
+    return Delta(
+        marked=tuple(part for delta in deltas for part in delta.marked),
+        token_ids=tuple(id for delta in deltas for id in delta.token_ids),
+        logprobs=tuple(token for delta in deltas for token in delta.logprobs),
+        prompt_logprobs=tuple(token for delta in deltas for token in delta.prompt_logprobs),
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        error=last.error,
+    )

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from deepwell.engine.engine import Stream
-from deepwell.engine.types import Delta, FinishReason
+from deepwell.engine.types import Delta, FinishReason, join
 from deepwell.errors import EngineStopped
 from deepwell.server.errors import INTERNAL, JsonResponse, error_body
 from deepwell.server.metrics import RequestTimer
@@ -86,13 +86,4 @@ async def _whole(request: Request, stream: Stream, timer: RequestTimer) -> Delta
                 if delta is not None:
                     timer.delta(delta)
                     parts.append(delta)
-    last = parts[-1]
-    return Delta(
-        text="".join(part.text for part in parts),
-        token_ids=tuple(id for part in parts for id in part.token_ids),
-        logprobs=tuple(token for part in parts for token in part.logprobs),
-        prompt_logprobs=tuple(token for part in parts for token in part.prompt_logprobs),
-        finish_reason=last.finish_reason,
-        usage=last.usage,
-        error=last.error,
-    )
+    return join(parts)

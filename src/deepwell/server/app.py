@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -21,7 +20,7 @@ from deepwell.server.errors import HANDLERS, JsonResponse
 from deepwell.server.metrics import Metrics
 from deepwell.server.openapi import openapi
 from deepwell.server.page import page_routes
-from deepwell.server.replies import ModelCard, ModelList
+from deepwell.server.replies import Capability, ModelCard, ModelList
 from deepwell.server.service import Service
 
 PREFIXES = ("", "/v1", "/beta")
@@ -85,9 +84,11 @@ async def openapi_document(_: Request) -> Response:
 
 
 def _card(name: str, service: Service) -> ModelCard:
-    capabilities: list[Literal["completion", "chat", "fim"]] = ["completion"]
+    capabilities: list[Capability] = ["completion"]
     if service.chats:
         capabilities.append("chat")
+        capabilities += ["tools"] if service.format.tools else []
+        capabilities += ["thinking"] if service.format.thinks != "never" else []
     if fills_gaps(service.tokenizer):
         capabilities.append("fim")
     return ModelCard(id=name, created=service.created, context_length=service.context, capabilities=capabilities)

@@ -113,9 +113,9 @@ async def _tokens(prompt: str | tuple[int, ...], suffix: str | None, service: Se
     if not isinstance(prompt, str):
         return prompt
     if suffix is None:
-        return await service.tokens(partial(render_text, prompt, service.tokenizer), [prompt], "prompt")
+        return await service.rendered(partial(render_text, prompt, service.tokenizer), [prompt], "prompt")
     render = partial(render_fim, prompt, suffix, service.tokenizer)
-    return await service.tokens(render, [prompt, suffix], "prompt")
+    return await service.rendered(render, [prompt, suffix], "prompt")
 
 
 def _echoed(prompt: str | tuple[int, ...], service: Service) -> str:

@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Callable, Iterable
 
 from deepwell.engine.types import TokenLogprob
-from deepwell.server.replies import ChatLogprobs, ChatToken, TextLogprobs, TopToken
+from deepwell.server.replies import ChatToken, TextLogprobs, TopToken
 
 NEGLIGIBLE = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
@@ -14,9 +14,9 @@ NEGLIGIBLE = -9999.0
 TokenBytes = Callable[[int], bytes]
 
 
-def chat_logprobs(tokens: Iterable[TokenLogprob], token_bytes: TokenBytes) -> ChatLogprobs:
+def chat_logprobs(tokens: Iterable[TokenLogprob], token_bytes: TokenBytes) -> list[ChatToken]:
     """The shape of chat completions: each token with its bytes and its rivals."""
-    return ChatLogprobs([_chat_token(token, token_bytes) for token in tokens])
+    return [_chat_token(token, token_bytes) for token in tokens]
 
 
 class TextLogprobsWriter:

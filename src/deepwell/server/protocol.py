@@ -16,7 +16,22 @@ from deepwell.engine.validate import MAX_LISTED_TOKENS, MAX_STOP_CHARACTERS
 
 MAX_INT = 2**31 - 1
 
-Role = Annotated[str, Meta(extra_json_schema={"enum": ["system", "user", "assistant", "tool"]})]
+MAX_TOOLS = 128
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "latest_reminder")
+EFFORTS = {
+    "none": None,
+    "minimal": "low",
+    "low": "low",
+    "medium": "high",
+    "high": "high",
+    "xhigh": "xhigh",
+    "max": "max",
+}
+"""What `reasoning_effort` may say, and what that means to a prompt format; None turns thinking off."""
+
+Role = Annotated[str, Meta(extra_json_schema={"enum": list(ROLES)})]
+CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_INT)]
 Tokens = Annotated[int, Meta(ge=1, le=MAX_INT)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -31,13 +46,34 @@ class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
 
 
+class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
+    """What was called; `arguments` is the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class CalledTool(msgspec.Struct, frozen=True, kw_only=True):
+    """A call in an assistant message."""
+
+    id: CallId
+    function: FunctionCall
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["function"]})] = "function"
+
+
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn of the conversation. `prefix` on a last assistant message has the model continue it."""
+    """A turn of the conversation.
+
+    An assistant message needs `content` or `tool_calls`, every other one `content`. A tool message answers the call of
+    the id `tool_call_id`. `prefix` on a last assistant message has the model continue it.
+    """
 
     role: Role
     content: str | list[ContentPart] | None = None
+    reasoning_content: str | None = None
+    tool_calls: Annotated[list[CalledTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: CallId | None = None
     prefix: bool | None = None
-    tool_calls: list[Any] | None = None
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +86,33 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """An object whose `type` says what it asks for."""
 
     type: str
+
+
+class Function(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that the model may call. `parameters` is a JSON schema of an object; none means no arguments."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$(?!\n)")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class OfferedTool(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool on offer; only functions so far."""
+
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["function"]})]
+    function: Function | None = None
+
+
+class Named(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+
+
+class NamedTool(msgspec.Struct, frozen=True, kw_only=True):
+    """The one tool that must be called."""
+
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["function"]})]
+    function: Named
 
 
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,10 +173,28 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None,
         Meta(description=f"an integer from 0 to {MAX_TOP_LOGPROBS}, with logprobs: true only"),
     ] = None
-    thinking: Annotated[Kind | None, Meta(description='an object such as {"type": "disabled"}')] = None
+    thinking: Annotated[
+        Kind | None, Meta(description='an object such as {"type": "enabled"}; types: enabled, disabled, adaptive')
+    ] = None
+    reasoning_effort: Annotated[str | None, Meta(description=f"one of {', '.join(EFFORTS)}")] = None
     response_format: Annotated[Kind | None, Meta(description='an object such as {"type": "text"}')] = None
-    tools: Annotated[list[Any] | None, Meta(description="a list")] = None
-    tool_choice: Annotated[str | dict[str, Any] | None, Meta(description='"none" or "auto"')] = None
+    tools: Annotated[
+        Annotated[list[OfferedTool], Meta(max_length=MAX_TOOLS)] | None,
+        Meta(
+            description=f"a list of up to {MAX_TOOLS} functions such as "
+            '{"type": "function", "function": {"name": ...}}, with names of 1 to 64 letters, digits, _ and -'
+        ),
+    ] = None
+    tool_choice: Annotated[
+        str | NamedTool | None,
+        Meta(
+            description='"none", "auto", "required", or an object such as '
+            '{"type": "function", "function": {"name": ...}}'
+        ),
+    ] = None
+    parallel_tool_calls: Annotated[
+        bool | None, Meta(description="true or false; false shows the first call of an answer only")
+    ] = None
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):

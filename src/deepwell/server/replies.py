@@ -9,37 +9,45 @@ from msgspec import UNSET, UnsetType
 
 from deepwell.engine.types import Usage as TokenCounts
 
-Finish = Literal["stop", "length", "insufficient_system_resource"]
+Capability = Literal["completion", "chat", "tools", "thinking", "fim"]
+Finish = Literal["stop", "length", "tool_calls", "insufficient_system_resource"]
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
-class CompletionDetails(msgspec.Struct, frozen=True):
-    """Tokens guessed ahead, by whether they became part of the answer (OpenAI's names)."""
+class CompletionDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of thoughts, and tokens guessed ahead, by whether they became part of the answer (OpenAI's names)."""
 
-    accepted_prediction_tokens: int
-    rejected_prediction_tokens: int
+    reasoning_tokens: int | UnsetType = UNSET
+    accepted_prediction_tokens: int | UnsetType = UNSET
+    rejected_prediction_tokens: int | UnsetType = UNSET
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Token counts; hit and miss split the prompt by what the prefix cache held.
 
-    `completion_tokens_details` is there if tokens were guessed ahead.
+    `completion_tokens_details` is there if the model thought, or tokens were guessed ahead.
     """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails | UnsetType = UNSET
     prompt_cache_hit_tokens: int
     prompt_cache_miss_tokens: int
-    completion_tokens_details: CompletionDetails | UnsetType = UNSET
 
 
-def usage_of(counts: TokenCounts) -> Usage:
+def usage_of(counts: TokenCounts, reasoning_tokens: int = 0) -> Usage:
+    """Counts as clients read them; `reasoning_tokens` of the completion were thoughts."""
     drafted, accepted = counts.drafted_tokens, counts.accepted_tokens
+    details = CompletionDetails(
+        reasoning_tokens=reasoning_tokens or UNSET,
+        accepted_prediction_tokens=accepted if drafted else UNSET,
+        rejected_prediction_tokens=drafted - accepted if drafted else UNSET,
+    )
     return Usage(
         prompt_tokens=counts.prompt_tokens,
         completion_tokens=counts.completion_tokens,
@@ -47,7 +55,7 @@ def usage_of(counts: TokenCounts) -> Usage:
         prompt_tokens_details=PromptDetails(counts.cached_tokens),
         prompt_cache_hit_tokens=counts.cached_tokens,
         prompt_cache_miss_tokens=counts.prompt_tokens - counts.cached_tokens,
-        completion_tokens_details=CompletionDetails(accepted, drafted - accepted) if drafted else UNSET,
+        completion_tokens_details=details if drafted or reasoning_tokens else UNSET,
     )
 
 
@@ -65,17 +73,59 @@ class ChatToken(msgspec.Struct, frozen=True):
 
 
 class ChatLogprobs(msgspec.Struct, frozen=True):
-    content: list[ChatToken]
+    """Every token of the answer once: those of a thought, and those around it, under `reasoning_content`.
+
+    A list without tokens is left out beside the other.
+    """
+
+    content: list[ChatToken] | UnsetType = UNSET
+    reasoning_content: list[ChatToken] | UnsetType = UNSET
+
+
+class CalledFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """`arguments` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+class CallAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that the model makes; its result is sent back in a tool message with this id."""
+
+    index: int
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
 
 
 class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """`reasoning_content` is there if the model thought, `tool_calls` if it calls tools."""
+
     role: Literal["assistant"] = "assistant"
     content: str
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[CallAnswer] | UnsetType = UNSET
+
+
+class FunctionDelta(msgspec.Struct, frozen=True, kw_only=True):
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class CallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """The first of a call has its id, type and name; later ones add to the arguments."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionDelta
 
 
 class ChatDelta(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] | UnsetType = UNSET
-    content: str = ""
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType | None = UNSET
+    tool_calls: list[CallDelta] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,7 +199,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     owned_by: str = "deepwell"
     context_length: int
-    capabilities: list[Literal["completion", "chat", "fim"]]
+    capabilities: list[Capability]
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,15 +9,21 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import msgspec
 
+from deepwell.chat import detect, end_ids, find_format
+from deepwell.chat.formats.base import Format
+from deepwell.chat.replay import Replay
 from deepwell.engine.engine import AsyncEngine, Stream
 from deepwell.engine.types import Request, SamplingParams
 from deepwell.errors import RequestError
 from deepwell.server.metrics import Metrics
 from deepwell.server.replies import Head
 from deepwell.weights.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 IN_LOOP_CHARACTERS = 16_384
 """Longer texts are encoded in a thread, so that other clients do not wait for them."""
@@ -65,6 +71,21 @@ class Service:
     def metrics(self) -> Metrics:
         return Metrics(self.engine.stats, self.model)
 
+    @cached_property
+    def format(self) -> Format:
+        """The prompt format of chats: the one named, or else the one that the tokenizer shows."""
+        return find_format(self.chat_format, self.tokenizer) if self.chat_format else detect(self.tokenizer)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a chat's answer besides those that end every answer."""
+        return end_ids(self.format, self.tokenizer)
+
+    @cached_property
+    def replay(self) -> Replay:
+        """The turns answered lately."""
+        return Replay(self.tokenizer, (*self.tokenizer.eos, *self.ends))
+
     @property
     def names(self) -> tuple[str, ...]:
         """Every model name that requests may use."""
@@ -81,8 +102,8 @@ class Service:
             id=str(uuid.uuid4()), created=int(time.time()), model=model, system_fingerprint=self.system_fingerprint
         )
 
-    async def tokens(self, render: Callable[[], tuple[int, ...]], texts: Sequence[str], param: str) -> tuple[int, ...]:
-        """The prompt that `render` makes out of `texts`, in a thread when that is long work.
+    async def rendered(self, render: Callable[[], T], texts: Sequence[str], param: str) -> T:
+        """What `render` makes out of `texts` for a prompt, in a thread when that is long work.
 
         Raises RequestError, without encoding, for a text that cannot fit the context whatever its tokens.
         """

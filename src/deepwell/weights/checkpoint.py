@@ -72,8 +72,8 @@ class Checkpoint:
 
     @property
     def files(self) -> list[Path]:
-        """All that may decide what the model is: configs, tokenizer and shards."""
-        return [*self.folder.glob("*.json"), *self.folder.glob("*.safetensors")]
+        """All that may decide what the model is: configs, tokenizer, chat template and shards."""
+        return [found for kind in ("*.json", "*.jinja", "*.safetensors") for found in self.folder.glob(kind)]
 
     @property
     def stored(self) -> str:

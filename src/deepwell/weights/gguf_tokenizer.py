@@ -101,12 +101,14 @@ def tokenizer_from(file: GgufFile) -> Tokenizer:
     plain = _bpe(vocab, merges, pre, keys)
     for text in added.keys() - special.keys():
         plain.add_tokens([tokenizers.AddedToken(text, normalized=False)])
+    template = file.metadata.get("tokenizer.chat_template")
     return Tokenizer(
         plain,
         special,
         {id: text for text, id in added.items()},
         bos=keys.bos(pre, len(spellings)),
         eos=keys.ends(len(spellings)),
+        template=template if isinstance(template, str) else None,
     )
 
 

@@ -13,6 +13,7 @@ from deepwell.errors import CheckpointError, RequestError
 
 MAX_TOKENIZER_BYTES = 64 << 20
 MAX_CONFIG_BYTES = 4 << 20
+MAX_TEMPLATE_BYTES = 1 << 18
 
 
 class TokenizerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,13 +24,15 @@ class TokenizerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spelled: dict[int, str]
     bos: int | None
     eos: tuple[int, ...]
+    template: str | None = None
 
 
 class Tokenizer:
     """A byte-level BPE vocabulary with special tokens that stand outside of text.
 
     `vocab_size` is one more than the largest token id. `bos` is the token that opens a sequence, None if the model
-    has none; `eos` are the tokens that end an answer. Ids that the vocabulary leaves out have no bytes.
+    has none; `eos` are the tokens that end an answer. Ids that the vocabulary leaves out have no bytes. `template` is
+    the Jinja text that came with the model for conversations, untrusted.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Tokenizer:
         *,
         bos: int | None = None,
         eos: Iterable[int] = (),
+        template: str | None = None,
     ) -> None:
         """`plain` encodes text alone; `special` are the tokens outside of text; `spelled` are ids kept as written."""
         self._plain = plain
@@ -51,10 +55,12 @@ class Tokenizer:
         self.vocab_size = max(ids) + 1
         self.bos = bos
         self.eos = tuple(eos)
+        self.template = template
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """Read `tokenizer.json` and, where present, the three config files that name the first and last token.
+        """Read `tokenizer.json` and, where present, the three config files that name the first and last token, and
+        the template for conversations.
 
         Raises CheckpointError with the file and the reason.
         """
@@ -67,7 +73,7 @@ class Tokenizer:
         spelled = {id: text for text, id in added.items()}
         special = {text: id for text, id in added.items() if not is_text(text)}
         bos, eos = _boundaries(folder, added)
-        return cls(plain, special, spelled, bos=bos, eos=eos)
+        return cls(plain, special, spelled, bos=bos, eos=eos, template=_template(folder))
 
     @classmethod
     def restore(cls, state: TokenizerState) -> Tokenizer:
@@ -81,12 +87,12 @@ class Tokenizer:
             raise CheckpointError(f"not a tokenizer: {error}") from error
         if not (plain.get_vocab_size() or ids):
             raise CheckpointError("the vocabulary is empty")
-        return cls(plain, state.special, state.spelled, bos=state.bos, eos=state.eos)
+        return cls(plain, state.special, state.spelled, bos=state.bos, eos=state.eos, template=state.template)
 
     def state(self) -> TokenizerState:
         """What `restore` needs."""
         plain = msgspec.Raw(self._plain.to_str().encode())
-        return TokenizerState(plain, self._special, self._spelled, self.bos, self.eos)
+        return TokenizerState(plain, self._special, self._spelled, self.bos, self.eos, self.template)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. Nothing is put in front, and text that spells a special token stays text.
@@ -102,6 +108,11 @@ class Tokenizer:
     def special(self, text: str) -> int | None:
         """Id of the special token spelled `text`, None if there is none."""
         return self._special.get(text)
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """The spellings of all special tokens."""
+        return tuple(self._special)
 
     def is_special(self, id: int) -> bool:
         return id in self._special_ids
@@ -232,6 +243,24 @@ def _boundaries(folder: Path, added: Mapping[str, int]) -> tuple[int | None, tup
         bos = []
     eos = _ids(generation, model, "eos_token_id") + _by_spelling(named.get("eos_token"), added)
     return (bos[0] if bos else None), tuple(dict.fromkeys(eos))
+
+
+def _template(folder: Path) -> str | None:
+    """The template of chat_template.jinja, or else of tokenizer_config.json; of several, the one called default."""
+    path = folder / "chat_template.jinja"
+    try:
+        if path.stat().st_size > MAX_TEMPLATE_BYTES:
+            raise CheckpointError(f"{path}: more than the {MAX_TEMPLATE_BYTES} bytes allowed")
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    found = (_read_json(folder / "tokenizer_config.json", MAX_CONFIG_BYTES) or {}).get("chat_template")
+    if isinstance(found, list):
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
 
 
 def _by_spelling(value: Any, added: Mapping[str, int]) -> list[int]:

@@ -1,25 +1,49 @@
-"""The registry of prompt formats, and how a checkpoint shows which one it was trained on."""
+"""The registry of prompt formats."""
 
 from __future__ import annotations
 
 from deepwell.chat.formats.base import Format
-from deepwell.chat.formats.text_turns import DEEPSEEK_LLM, PLAIN
-from deepwell.chat.formats.v3 import DEEPSEEK_V3
+from deepwell.chat.formats.jinja import jinja_format
+from deepwell.chat.formats.signs import STRANGER, name_of
+from deepwell.chat.formats.text_turns import DEEPSEEK_CODER, DEEPSEEK_LLM, PLAIN
+from deepwell.chat.formats.v3 import DEEPSEEK_R1, DEEPSEEK_R1_0528, DEEPSEEK_V3, DEEPSEEK_V25
+from deepwell.chat.formats.v31 import DEEPSEEK_V31
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
-FORMATS = {f.name: f for f in (DEEPSEEK_V3, DEEPSEEK_LLM, PLAIN)}
-"""deepseek-v3: V2.5, V3, R1 and their distilled models. deepseek-llm: LLM, MoE, Math, V2, Coder-V2. plain: any
-tokenizer without DeepSeek's tokens. Listed from the most to the least demanding."""
+FORMATS = {
+    f.name: f
+    for f in (
+        DEEPSEEK_LLM,
+        DEEPSEEK_CODER,
+        DEEPSEEK_V25,
+        DEEPSEEK_V3,
+        DEEPSEEK_R1,
+        DEEPSEEK_R1_0528,
+        DEEPSEEK_V31,
+        PLAIN,
+    )
+}
+"""Every format of our own, by name; signs.py says which checkpoints use which."""
 
 
-def find_format(name: str) -> Format:
-    """The format called `name`. RequestError lists the known ones."""
+def find_format(name: str, tokenizer: Tokenizer | None = None) -> Format:
+    """The format called `name`; "jinja" runs the template that came with the tokenizer.
+
+    RequestError lists the known ones. CheckpointError if a template cannot be used.
+    """
+    if name == STRANGER and tokenizer is not None:
+        return jinja_format(tokenizer)
     if name not in FORMATS:
-        raise RequestError(f"unknown prompt format {name!r}; supported: {', '.join(FORMATS)}")
+        raise RequestError(f"unknown prompt format {name!r}; supported: {', '.join((*FORMATS, STRANGER))}")
     return FORMATS[name]
 
 
-def detect(tokenizer: Tokenizer) -> Format:
-    """The first format whose template tokens the tokenizer has; the last one needs none."""
-    return next(f for f in FORMATS.values() if all(tokenizer.special(mark.spelling) is not None for mark in f.marks))
+def detect(tokenizer: Tokenizer, model_type: str | None = None) -> Format:
+    """The format that a checkpoint shows; `model_type` is that of its config, where it is known.
+
+    CheckpointError if a stranger's template cannot be used.
+    """
+    unsure = tokenizer.template is None
+    of_type = next((f for f in FORMATS.values() if model_type in f.model_types), None) if unsure else None
+    return of_type or find_format(name_of(tokenizer, model_type), tokenizer)

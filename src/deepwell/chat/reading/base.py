@@ -11,8 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-Marked = str | int
-"""A piece of text, or the id of a special token."""
+from deepwell.engine.types import Marked as Marked
 
 
 class Reasoning(msgspec.Struct, frozen=True):

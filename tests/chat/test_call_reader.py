@@ -1,0 +1,141 @@
+"""The reader of V2.5 to V3.1: thoughts, calls in both ways of writing them, and what becomes of broken ones."""
+
+from __future__ import annotations
+
+import pytest
+from answers import Lacking, read, written
+
+from deepwell.chat.reading import CallArguments, CallBegin, Content, Reasoning
+from deepwell.chat.reading.calls import HELD, HOPELESS, CallReader
+from fakes import tiny_tokenizer
+
+T = tiny_tokenizer()
+THINK, END_THINK = "<think>", "</think>"
+CALLS, END_CALLS = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+CALL, SEP, END_CALL = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+NONE = Lacking(T, THINK, END_THINK, CALLS, END_CALLS, CALL, SEP, END_CALL)
+OLD = [CALL, "function", SEP, 'w\n```json\n{"a": 1}\n```', END_CALL]
+NEW = [CALL, "w", SEP, '{"a": 1}', END_CALL]
+LONG = '{"text": "' + "x" * HELD + '"}'
+
+
+def reads(*parts: str, thinking: bool = False, tokenizer: object = T) -> object:
+    assert isinstance(tokenizer, type(T))
+    return read(CallReader(tokenizer, thinking=thinking), [written(parts, tokenizer)])
+
+
+@pytest.mark.parametrize("tokenizer", [T, NONE])
+@pytest.mark.parametrize("call", [OLD, NEW])
+def test_thought_content_and_calls(call: list[str], tokenizer: object) -> None:
+    parts = ["\nhm\n\n", END_THINK, "\n\nI look.\n", CALLS, *call, "\n", *call, END_CALLS, "\n"]
+    expected = ("hm", "I look.\n", [("w", '{"a": 1}')] * 2)
+    assert reads(*parts, thinking=True, tokenizer=tokenizer) == expected
+
+
+def test_a_model_may_open_its_thought_itself() -> None:
+    assert reads(THINK, "\nhm", END_THINK, "Yes.") == ("hm", "Yes.", [])
+
+
+def test_a_call_ends_a_thought() -> None:
+    assert reads("hm", *NEW, thinking=True) == ("hm", "", [("w", '{"a": 1}')])
+
+
+def test_an_open_thought_keeps_its_last_white_space_only_if_it_was_cut_off() -> None:
+    assert reads("hm\n", thinking=True) == ("hm\n", "", [])
+    assert reads("hm\n", END_THINK, thinking=True) == ("hm", "", [])
+
+
+def test_white_space_of_an_answer_without_thought_is_its_own() -> None:
+    assert reads("\n a \n") == ("", "\n a \n", [])
+
+
+@pytest.mark.parametrize(
+    ("parts", "calls"),
+    [
+        ([CALL, "w", SEP, "{}"], [("w", "{}")]),
+        ([CALL, "w", SEP, "{}", CALL, "v", SEP, "{}"], [("w", "{}"), ("v", "{}")]),
+        ([CALL, "w", SEP, "{}", END_CALLS], [("w", "{}")]),
+        ([CALL, "w", SEP, "```json\n{}\n```", END_CALL], [("w", "{}")]),
+        ([CALL, "function", SEP, "w\n{}", END_CALL], [("w", "{}")]),
+        ([CALL, "function", SEP, "w\n```\n{}```", END_CALL], [("w", "{}")]),
+        ([CALL, " w\n", SEP, "\n{}\n", END_CALL], [("w", "{}")]),
+    ],
+)
+def test_calls_written_carelessly_still_count(parts: list[str], calls: object) -> None:
+    assert reads(*parts) == ("", "", calls)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        [CALL, "w", SEP, '{"a": ', END_CALL],
+        [CALL, "w", SEP, '{"a": 1} and more', END_CALL],
+        [CALL, "w", SEP, "[1]", END_CALL],
+        [CALL, "w", SEP, END_CALL],
+        [CALL, "", SEP, "{}", END_CALL],
+        [CALL, "two words", SEP, "{}", END_CALL],
+        [CALL, "function", SEP, "w\n```json\n{'a': 1}\n```", END_CALL],
+        [CALL, "w", '{"a": 1}', END_CALL],
+        [CALL, "w", SEP, '{"a": ', SEP, "1}", END_CALL],
+        [CALL, "w", SEP, '{"a": "', THINK, END_CALL],
+        [CALL, END_CALL],
+        [CALL, "w", SEP, '{"a": "'],
+        [CALL, "w"],
+        [CALL],
+    ],
+)
+@pytest.mark.parametrize("tokenizer", [T, NONE])
+def test_a_broken_call_is_content_as_it_was_written(call: list[str], tokenizer: object) -> None:
+    assert reads("So: ", *call, tokenizer=tokenizer) == ("", "So: " + "".join(call), [])
+    sound_ones = reads(*NEW, *call, *NEW, tokenizer=tokenizer)
+    if call[-1] == END_CALL:
+        assert sound_ones == ("", "".join(call), [("w", '{"a": 1}')] * 2)
+
+
+def test_long_arguments_are_given_as_they_come() -> None:
+    reader = CallReader(T)
+    assert list(reader.push(written([CALL, "w", SEP, LONG[:-2]], T))) == [CallBegin("w"), CallArguments(LONG[:-2])]
+    assert list(reader.push(['"', "}\n``", "`"])) == [CallArguments('"'), CallArguments("}")]
+    assert list(reader.push(written([END_CALL, "Done."], T))) == [Content("Done.")]
+
+
+def test_what_was_given_of_a_long_call_stays_when_it_breaks() -> None:
+    broken = LONG[:-1]
+    assert reads(CALL, "w", SEP, broken, END_CALL, "!") == ("", "!", [("w", broken)])
+    assert reads(CALL, "w", SEP, broken) == ("", "", [("w", broken)])
+
+
+@pytest.mark.parametrize("begin", [[CALL, "x" * (HOPELESS + 1)], [CALL, "w", SEP, "x" * (HOPELESS + 1)]])
+def test_a_call_that_never_begins_is_passed_on(begin: list[str]) -> None:
+    reader = CallReader(T)
+    given = list(reader.push(written(begin, T)))
+    assert "".join(piece.text for piece in given if isinstance(piece, Content)) == "".join(begin)
+    assert list(reader.push(["y"])) == [Content("y")]
+    assert list(reader.push(written([END_CALL, " z"], T))) == [Content(END_CALL), Content("z")]
+
+
+def test_a_spelled_token_is_text_where_the_tokenizer_has_it() -> None:
+    spelled = [part for token in (THINK, "a", END_THINK, *NEW) for part in token]
+    assert reads(*spelled) == ("", "".join((THINK, "a", END_THINK, *NEW)), [])
+
+
+def test_text_that_only_looks_like_a_token_is_given_back() -> None:
+    reader = CallReader(NONE)
+    assert list(reader.push(["a <th"])) == [Content("a ")]
+    assert list(reader.push(["ese"])) == [Content("<these")]
+    assert list(reader.push(["<th"])) == []
+    assert list(reader.finish()) == [Content("<th")]
+
+
+def test_other_special_tokens_do_not_show() -> None:
+    assert reads("a", "<｜tool▁outputs▁begin｜>", "b", "<｜User｜>", "c") == ("", "abc", [])
+
+
+def test_models_without_thoughts_may_speak_of_them() -> None:
+    lacking = Lacking(T, THINK, END_THINK)
+    assert read(CallReader(lacking, thinks=False), [["<think>"]]) == ("", "<think>", [])
+
+
+def test_thoughts_come_as_they_are_thought() -> None:
+    reader = CallReader(T, thinking=True)
+    assert list(reader.push([" \n", "so ", "it"])) == [Reasoning("so"), Reasoning(" it")]
