@@ -14,6 +14,7 @@ from deepwell.chat import (
     FORMATS,
     Conversation,
     Message,
+    Tool,
     ToolCall,
     detect,
     fills_gaps,
@@ -222,6 +223,82 @@ def test_v31_begins_every_turn_of_the_assistant() -> None:
     """V3.1's template runs a second answer on to the first, without a token between."""
     said = text([user("x"), answer("y"), answer("z"), user("!")], "deepseek-v3.1")
     assert "y<｜end▁of▁sentence｜><｜Assistant｜></think>z<｜end▁of▁sentence｜><｜User｜>!" in said
+
+
+def test_two_user_messages_in_a_row_have_nothing_between() -> None:
+    """The templates of V3-0324 and R1-0528 write the begin of an answer between them."""
+    for format in ("deepseek-v3", "deepseek-r1-0528"):
+        assert text([user("x"), user("y")], format) == ("<｜begin▁of▁sentence｜><｜User｜>x<｜User｜>y<｜Assistant｜>")
+
+
+TOOLS = (
+    Tool(name="w", description="Says it.", parameters={"type": "object", "properties": {"é": {"type": "string"}}}),
+    Tool(name="clock"),
+)
+SCHEMA = '{"type": "object", "properties": {"é": {"type": "string"}}}'
+LISTED = f"""
+
+## Tools
+You have access to the following tools:
+
+### w
+Description: Says it.
+
+Parameters: {SCHEMA}
+
+### clock
+Description: 
+
+Parameters: {{}}
+
+IMPORTANT: ALWAYS adhere to this exact format for tool use:
+<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>@<｜tool▁call▁end｜>{{additional_tool_calls}}<｜tool▁calls▁end｜>
+
+Where:
+- `tool_call_name` must be an exact match to one of the available tools
+- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema
+- For multiple tool calls, chain them @
+"""
+"""The words of V3.1's card."""
+V25_LISTED = """
+
+## Tools
+
+### Function
+
+You have the following functions available:
+
+- `clock`:
+```json
+{
+    "name": "clock",
+    "description": "",
+    "parameters": {}
+}
+```
+"""
+
+
+def listed(tools: Sequence[Tool], format: str, **wishes: Any) -> str:
+    """What stands between the system text and the first message."""
+    messages = (Message("system", "Be brief."), user("x"))
+    prompt = T.decode(render_chat(Conversation(messages=messages, tools=tuple(tools), **wishes), T, format))
+    return prompt.split("Be brief.")[1].split("<｜User｜>")[0]
+
+
+def test_tools_are_listed_after_the_system_text() -> None:
+    """No template of these models lists them."""
+    old = ("function<｜tool▁sep｜>tool_call_name\n```json\ntool_call_arguments\n```", "with a newline as separator")
+    new = ("tool_call_name<｜tool▁sep｜>tool_call_arguments", "directly without separators or spaces")
+    for format, (call, chained) in {
+        "deepseek-v3": old,
+        "deepseek-r1": old,
+        "deepseek-r1-0528": old,
+        "deepseek-v3.1": new,
+    }.items():
+        assert listed(TOOLS, format) == LISTED.replace("@", call, 1).replace("@", chained)
+        assert listed(TOOLS, format, choice="none") == listed((), format) == ""
+    assert listed(TOOLS[1:], "deepseek-v2.5") == V25_LISTED
 
 
 def test_distilled_models_write_tool_tokens_as_text() -> None:

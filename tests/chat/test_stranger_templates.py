@@ -149,6 +149,16 @@ def test_thoughts_are_read_if_the_template_knows_them() -> None:
     assert isinstance(plain.reader(talk("x"), T), PlainReader)
 
 
+def test_a_thought_left_in_an_earlier_answer_is_given_apart() -> None:
+    shows = "{% for m in messages %}[{{ m.reasoning_content }}|{{ m.content }}]{% endfor %}{# </think> #}"
+    talked = talk("<think>a</think>b", "<think>\nhm\n</think>\n\nYes.", "c", "hm</think>No.", "d")
+    ids = render_chat(talked, stranger(shows), "jinja")
+    assert T.decode(ids) == "[|<think>a</think>b][hm|Yes.][|c][hm|No.][|d]"
+    assert not any(map(T.is_special, ids))
+    unknowing = stranger(shows.replace("</think>", ""))
+    assert "[|hm</think>No.]" in T.decode(render_chat(talked, unknowing, "jinja"))
+
+
 def test_the_templates_own_refusal_is_told() -> None:
     assert failure(MANNERS.replace("!= (loop", "== (loop"), "Hi") == (
         "the template of this model refuses these messages: roles must alternate"

@@ -75,7 +75,8 @@ def test_special_tokens_and_ends(from_file: Tokenizer) -> None:
         assert from_file.special(text) == wanted.special(text) is not None
         assert from_file.token_bytes(from_file.special(text) or 0) == text.encode()
     chat = Conversation(messages=(Message(role="user", content=f"Hello {EOS}"),))
-    assert render_chat(chat, from_file) == render_chat(chat, wanted)
+    assert render_chat(chat, from_file, "deepseek-v3") == render_chat(chat, wanted, "deepseek-v3")
+    assert from_file.template == "{{ bos_token }}"
 
 
 def test_types_of_tokens(tmp_path: Path) -> None:

@@ -44,6 +44,14 @@ def detect(tokenizer: Tokenizer, model_type: str | None = None) -> Format:
 
     CheckpointError if a stranger's template cannot be used.
     """
-    unsure = tokenizer.template is None
-    of_type = next((f for f in FORMATS.values() if model_type in f.model_types), None) if unsure else None
-    return of_type or find_format(name_of(tokenizer, model_type), tokenizer)
+    return _without_template(tokenizer, model_type) or find_format(name_of(tokenizer, model_type), tokenizer)
+
+
+def _without_template(tokenizer: Tokenizer, model_type: str | None) -> Format | None:
+    """Of the formats whose checkpoints bring no template: the one of that type, or whose tokens are all there."""
+    if (tokenizer.template or "").strip():
+        return None
+    bare = [format for format in FORMATS.values() if format.model_types]
+    typed = (format for format in bare if model_type in format.model_types)
+    marked = (f for f in bare if all(tokenizer.special(mark.spelling) is not None for mark in f.marks))
+    return next(typed, None) or next(marked, None)

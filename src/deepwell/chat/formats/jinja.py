@@ -3,6 +3,9 @@
 The template writes text, in which its tokens must become ids and the same spelling in what users wrote must not. So the
 users' texts go in with a mark inside of every template token they spell: a private-use character that neither they nor
 the template hold. Whatever the template then spells whole is its own; the marks leave before anything is encoded.
+
+So a template does not see a think token that a client left in an earlier answer. Where it knows of thoughts, such an
+answer is given to it in two parts, as `reasoning_content` and `content`.
 """
 
 from __future__ import annotations
@@ -88,7 +91,8 @@ class _Stranger:
         asks = not (last.prefix and last.content)
         if last.prefix and last.reasoning:
             raise RequestError("the template of this model cannot continue a thought", "messages")
-        written = [_plain(m, self._marks, mark) for m in (messages[:-1] if last.prefix and asks else messages)]
+        kept = messages[:-1] if last.prefix and asks else messages
+        written = [_plain(self._apart(m), self._marks, mark) for m in kept]
         values: dict[str, Any] = {
             "messages": written,
             "tools": None,
@@ -101,6 +105,17 @@ class _Stranger:
             values |= {"enable_thinking": conversation.thinking, "thinking": conversation.thinking}
         text = self._run(values, len(said), len(messages))
         return (text if asks else _up_to(text, written[-1]["content"])), mark
+
+    def _apart(self, message: Message) -> Message:
+        """An earlier answer with the thought that a client left in its content taken out, as such templates do."""
+        head, found, _ = message.content.partition("</think>")
+        if not found or self.thinks == "never" or message.role != "assistant" or message.prefix:
+            return message
+        return Message(
+            "assistant",
+            message.content.split("</think>")[-1].lstrip("\n"),
+            reasoning=message.reasoning or head.split("<think>")[-1].strip("\n"),
+        )
 
     def _run(self, values: dict[str, Any], characters: int, messages: int) -> str:
         import jinja2
