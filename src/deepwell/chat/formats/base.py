@@ -20,9 +20,10 @@ BLANK_LINE = "\n\n"
 
 
 class Token(msgspec.Struct, frozen=True):
-    """A template token by its spelling."""
+    """A template token by its spelling. One that `may_be_text` is written as text for a model that lacks it."""
 
     spelling: str
+    may_be_text: bool = False
 
 
 class Sampled(msgspec.Struct, frozen=True):
@@ -53,6 +54,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer's own. `layout` gives the prompt, and raises RequestError for what the format cannot say. `reader` reads
     the answer to that prompt, knowing how it ended (in an open thought, in the middle of a call, ...).
     `thinks`: "never", "always", or "choice" if a conversation may say. `tools`: whether the format can offer tools.
+    `model_types` are the `model_type`s of config.json whose checkpoints were trained on it if they bring no template.
     """
 
     name: str
@@ -62,11 +64,13 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     ends: tuple[Token, ...] = ()
     thinks: str = "never"
     tools: bool = False
+    model_types: tuple[str, ...] = ()
 
 
 def splice(layout: Layout, format: str, tokenizer: Tokenizer) -> Iterator[int]:
     """The ids of a layout: all texts between two tokens are encoded at once."""
-    for is_text, parts in groupby(layout, key=lambda part: isinstance(part, str)):
+    known = (_as_text(part, tokenizer) for part in layout)
+    for is_text, parts in groupby(known, key=lambda part: isinstance(part, str)):
         if is_text:
             text = "".join(part for part in parts if isinstance(part, str))
             yield from tokenizer.encode(text) if text else ()
@@ -74,6 +78,11 @@ def splice(layout: Layout, format: str, tokenizer: Tokenizer) -> Iterator[int]:
             for part in parts:
                 assert not isinstance(part, str)
                 yield from part.ids if isinstance(part, Sampled) else _ids(part, format, tokenizer)
+
+
+def _as_text(part: str | Token | Sampled, tokenizer: Tokenizer) -> str | Token | Sampled:
+    lacking = isinstance(part, Token) and part.may_be_text and tokenizer.special(part.spelling) is None
+    return part.spelling if lacking and isinstance(part, Token) else part
 
 
 def _ids(token: Token, format: str, tokenizer: Tokenizer) -> tuple[int, ...]:
