@@ -13,8 +13,8 @@ from deepwell.weights.tokenizer import Tokenizer
 
 FORMATS = {f.name: f for f in (DEEPSEEK_V41, DEEPSEEK_V4, DEEPSEEK_V32, DEEPSEEK_V3, DEEPSEEK_LLM, PLAIN)}
 """deepseek-v4.1, deepseek-v4, deepseek-v3.2: those families (V3.2-Exp aside). deepseek-v3: V2.5, V3, R1 and their
-distilled models. deepseek-llm: LLM, MoE, Math, V2, Coder-V2. plain: any tokenizer without DeepSeek's tokens. Listed from
-the most to the least demanding."""
+distilled models. deepseek-llm: LLM, MoE, Math, V2, Coder-V2. plain: any tokenizer without DeepSeek's tokens. Listed
+from the most to the least demanding."""
 
 
 def find_format(name: str) -> Format:

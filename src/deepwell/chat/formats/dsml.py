@@ -126,12 +126,7 @@ def _parameters(arguments: str, dialect: Dialect) -> Layout:
 
 def _object(arguments: str, dialect: Dialect) -> dict[str, Any]:
     def whole(digits: str) -> int | float:
-        value = int(digits)
-        if dialect.big_numbers:
-            return value
-        if digits == "-0":
-            return -0.0
-        return value if value in _WHOLE_NUMBERS else finite(digits)
+        return -0.0 if digits == "-0" and not dialect.big_numbers else int(digits)
 
     def finite(digits: str) -> float:
         value = float(digits)
@@ -155,6 +150,8 @@ def json_text(value: Any, dialect: Dialect, room: int = 127) -> str:
     `room`."""
     if room < 0:
         raise ValueError("nested too deeply")
+    if type(value) is int and value not in _WHOLE_NUMBERS and not dialect.big_numbers:
+        value = float(value)
     if isinstance(value, float):
         return dialect.float_text(value)
     if isinstance(value, dict):

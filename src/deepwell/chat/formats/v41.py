@@ -19,11 +19,11 @@ def _layout(conversation: Conversation) -> Layout:
     messages = [m for m in conversation.messages if m.role != "system" or m.content]
     _check_reminders(messages)
     opening = messages[0].content if messages and messages[0].role == "system" else ""
-    thinking = thinks(conversation, by_habit=True)
+    efforts = thinks(conversation, by_habit=True) and bool(messages or offered(conversation))
     yield BOS
-    if opening or thinking or offered(conversation):
+    if opening or efforts or offered(conversation):
         yield SYSTEM
-    if thinking:
+    if efforts:
         number = _EFFORTS[level(conversation)]
         yield f"Reasoning Effort: {number} (range 1-100, the higher the value, the more thorough the reasoning)\n\n"
     yield opening

@@ -1,0 +1,177 @@
+"""V4 and V4.1 against `deepseek-recipe`, DeepSeek's own renderer and parser: prompts, their ids, and answers."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from deepwell.chat import Conversation, Message, Tool, ToolCall, render_chat
+from deepwell.errors import RequestError
+from dsml_fakes import Read, dsml_tokenizer, marked, read, reader_of, tokenizer_json
+
+if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+    pytest.skip(
+        "deepseek-recipe, the reference of these tests, has wheels for Linux on x86-64 only; here is "
+        f"{sys.platform} on {platform.machine()}",
+        allow_module_level=True,
+    )
+import deepseek_recipe as recipe
+
+T = dsml_tokenizer()
+MODELS = {"deepseek-v4": "DeepSeek-V4-Pro", "deepseek-v4.1": "DeepSeek-V4.1-Flash"}
+_TOKENIZER = recipe.Tokenizer.from_str(tokenizer_json())
+ENCODINGS = {
+    "deepseek-v4": recipe.DeepseekV4Encoding().with_tokenizer(_TOKENIZER),
+    "deepseek-v4.1": recipe.DeepseekV41Encoding().with_tokenizer(_TOKENIZER),
+}
+FORMAT = st.sampled_from(sorted(MODELS))
+
+SPELLINGS = st.sampled_from(
+    ["<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<think>", "</think>", "｜DSML｜", "<｜System｜>"]
+    + ["<｜latest_reminder｜>", "<tool_result>", "\n", "\n\n", " ", "<", "</", "🐳"]
+)
+LETTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+TEXTS = st.lists(SPELLINGS | LETTERS, max_size=4).map("".join)
+NAMES = st.sampled_from(["get_weather", "f", "a-b"])
+KEYS = st.sampled_from(["city", "n", "é", 'odd"key', ""])
+NUMBERS = st.integers(-(1 << 70), 1 << 70) | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=5,
+)
+OBJECTS = st.dictionaries(KEYS, VALUES, max_size=3)
+ARGUMENTS = OBJECTS.map(json.dumps) | st.sampled_from(
+    ["", "null", "[1]", "{", "not json", '{"a":1E400}', '{"a":-0}', '{"a": NaN}', '{"a":1,"a":2}', '"{}"', " {} "]
+)
+
+
+@st.composite
+def turns(draw: st.DrawFn, ids: list[int]) -> list[dict[str, Any]]:
+    """A few messages that may stand anywhere. A call's id is new in the conversation, and all calls are answered."""
+    role = draw(st.sampled_from(["system", "user", "assistant", "latest_reminder", "calls"]))
+    if role != "calls":
+        thought = draw(st.sampled_from([{}, {"reasoning_content": draw(TEXTS)}])) if role == "assistant" else {}
+        return [{"role": role, "content": draw(TEXTS)} | thought]
+    calls = []
+    for _ in range(draw(st.integers(1, 3))):
+        ids.append(len(ids))
+        function = {"name": draw(NAMES), "arguments": draw(ARGUMENTS)}
+        calls.append({"id": f"call_{ids[-1]}", "type": "function", "function": function})
+    asked = {"role": "assistant", "content": draw(TEXTS), "reasoning_content": draw(TEXTS), "tool_calls": calls}
+    order = draw(st.permutations(calls))
+    return [asked, *({"role": "tool", "tool_call_id": call["id"], "content": draw(TEXTS)} for call in order)]
+
+
+@st.composite
+def tools(draw: st.DrawFn) -> list[dict[str, Any]]:
+    found = []
+    for name in draw(st.lists(NAMES, min_size=1, max_size=3, unique=True)):
+        function: dict[str, Any] = {"name": name}
+        if draw(st.booleans()):
+            function["description"] = draw(TEXTS)
+        if draw(st.booleans()):
+            function["parameters"] = {"type": "object", **draw(OBJECTS)}
+        found.append({"type": "function", "function": function})
+    return found
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> dict[str, Any]:
+    ids: list[int] = []
+    messages = [message for turn in draw(st.lists(turns(ids), min_size=1, max_size=5)) for message in turn]
+    body: dict[str, Any] = {"messages": messages}
+    if draw(st.booleans()):
+        body["thinking"] = {"type": draw(st.sampled_from(["enabled", "disabled"]))}
+    efforts = ["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
+    if draw(st.booleans()):
+        body["reasoning_effort"] = draw(st.sampled_from(efforts))
+    if draw(st.booleans()):
+        body["tools"] = draw(tools())
+        choices: list[Any] = ["auto", "none"]
+        if body.get("thinking") == {"type": "disabled"}:
+            choices += ["required", {"type": "function", "function": {"name": body["tools"][0]["function"]["name"]}}]
+        body["tool_choice"] = draw(st.sampled_from(choices))
+    elif not ids and draw(st.booleans()):
+        thought = draw(st.sampled_from([{}, {"reasoning_content": draw(TEXTS)}]))
+        messages.append({"role": "assistant", "content": draw(TEXTS), "prefix": True} | thought)
+    return body
+
+
+def conversation_of(body: dict[str, Any]) -> Conversation:
+    """The conversation that a request body tells."""
+    known = {tool["function"]["name"]: Tool(**tool["function"]) for tool in body.get("tools", [])}
+    choice = body.get("tool_choice", "auto")
+    return Conversation(
+        messages=tuple(map(_message, body["messages"])),
+        tools=tuple(known.values()),
+        choice=choice if isinstance(choice, str) else known[choice["function"]["name"]],
+        thinking={"enabled": True, "disabled": False, None: None}[body.get("thinking", {}).get("type")],
+        effort=body.get("reasoning_effort"),
+    )
+
+
+def _message(said: dict[str, Any]) -> Message:
+    return Message(
+        said["role"],
+        said["content"],
+        reasoning=said.get("reasoning_content"),
+        calls=tuple(ToolCall(id=call["id"], **call["function"]) for call in said.get("tool_calls", [])),
+        answers=said.get("tool_call_id"),
+        prefix=said.get("prefix", False),
+    )
+
+
+def reference(body: dict[str, Any], format: str) -> Any:
+    request = recipe.ChatCompletionRequest(json.dumps({"model": MODELS[format], **body}))
+    return request.convert(recipe.ConversionOptions())
+
+
+def said(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages but for empty system texts."""
+    return [message for message in body["messages"] if message["role"] != "system" or message["content"]]
+
+
+def adjacent_reminders(body: dict[str, Any]) -> bool:
+    roles = [message["role"] for message in said(body)]
+    return any(one == other == "latest_reminder" for one, other in pairwise(roles))
+
+
+def nothing_but_a_prefix(body: dict[str, Any]) -> bool:
+    return [message.get("prefix") for message in said(body)] == [True]
+
+
+@settings(max_examples=600)
+@given(bodies(), FORMAT)
+def test_prompt_and_its_ids_are_those_of_deepseek(body: dict[str, Any], format: str) -> None:
+    assume(format == "deepseek-v4" or not (adjacent_reminders(body) or nothing_but_a_prefix(body)))
+    theirs = reference(body, format).conversation
+    ours = render_chat(conversation_of(body), T, format)
+    assert T.decode(ours) == ENCODINGS[format].render_conversation(theirs).prompt
+    assert list(ours) == ENCODINGS[format].encode(theirs)
+
+
+def test_no_reminder_is_lost() -> None:
+    """A difference on purpose: of adjacent reminders, DeepSeek's renderer of V4.1 leaves out all but the first."""
+    body = {"messages": [{"role": "latest_reminder", "content": text} for text in ("one", "two")]}
+    assert "two" not in prompt_of(body, "deepseek-v4.1")
+    with pytest.raises(RequestError, match="one latest_reminder at a time"):
+        render_chat(conversation_of(body), T, "deepseek-v4.1")
+
+
+def test_a_prefix_alone_is_continued_where_it_ended() -> None:
+    """A difference on purpose: V4.1's renderer closes a thought that nothing precedes, and its parser expects it open."""
+    body = {"messages": [{"role": "assistant", "content": "", "reasoning_content": "Well", "prefix": True}]}
+    assert prompt_of(body, "deepseek-v4.1").endswith("<｜Assistant｜></think>")
+    assert T.decode(render_chat(conversation_of(body), T, "deepseek-v4.1")).endswith("<｜Assistant｜><think>Well")
+
+
+def prompt_of(body: dict[str, Any], format: str) -> str:
+    return str(ENCODINGS[format].render_conversation(reference(body, format).conversation).prompt)
