@@ -55,10 +55,10 @@ def joined(pieces: Sequence[Piece]) -> Read:
 
 
 def marked(text: str) -> list[str | int]:
-    """An answer as the engine marks it, a character at a time: special tokens as ids."""
+    """An answer as the engine marks it, a character at a time: the two tokens that mean something in it as ids."""
     tokenizer, parts, at = dsml_tokenizer(), list[str | int](), 0
     while at < len(text):
-        special = next((s for s in DSML_SPECIALS if text.startswith(s, at)), None)
+        special = next((s for s in ("｜DSML｜", "</think>") if text.startswith(s, at)), None)
         id = None if special is None else tokenizer.special(special)
         parts.append(text[at] if id is None else id)
         at += 1 if special is None else len(special)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 from itertools import pairwise
 from typing import Any
@@ -175,3 +176,116 @@ def test_a_prefix_alone_is_continued_where_it_ended() -> None:
 
 def prompt_of(body: dict[str, Any], format: str) -> str:
     return str(ENCODINGS[format].render_conversation(reference(body, format).conversation).prompt)
+
+
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+WELL = SPELLINGS.filter(lambda text: "DSML" not in text and "think>" not in text) | LETTERS
+PLAIN = st.lists(WELL, max_size=4).map("".join)
+TAGS = {"deepseek-v4": ("tool_calls", ""), "deepseek-v4.1": (" calls", " ")}
+WRITTEN = st.tuples(st.just(True), PLAIN) | st.tuples(st.just(False), VALUES.filter(lambda v: type(v) is not str))
+
+
+@st.composite
+def answers(draw: st.DrawFn, format: str, thinks: bool) -> str:
+    """An answer as the model should write it: a thought, content, calls."""
+    block, blank = TAGS[format]
+    text = draw(PLAIN) + "</think>" if thinks else ""
+    text += draw(PLAIN)
+    calls = []
+    for _ in range(draw(st.integers(0, 3))):
+        call = f'<｜DSML｜{blank}invoke name="{draw(NAMES)}">\n'
+        for key, (is_text, value) in draw(st.dictionaries(st.sampled_from(["a", "é", ""]), WRITTEN)).items():
+            shown = value if is_text else json.dumps(value, ensure_ascii=draw(st.booleans()))
+            call += f'<｜DSML｜{blank}parameter name="{key}" string="{str(is_text).lower()}">{shown}'
+            call += f"</｜DSML｜{blank}parameter>\n"
+        calls.append(f"{call}</｜DSML｜{blank}invoke>\n")
+    if not calls:
+        return text
+    return f"{text}\n\n<｜DSML｜{block}>\n{''.join(calls)}</｜DSML｜{block}>"
+
+
+def read_by_recipe(body: dict[str, Any], format: str, parts: list[str]) -> Read:
+    request = reference(body, format)
+    generator = recipe.ChatCompletionRequest.chunk_generator(request, "id", "model")
+    processor = recipe.StreamProcessor(generator, request.parsing_options)
+    whole = recipe.ChatCompletionResponse("id", "model", 0, 0, 0)
+    chunks = [recipe.InferenceChunk.ready(), *(recipe.InferenceChunk.text(part, 1) for part in parts)]
+    chunks.append(recipe.InferenceChunk.finish(recipe.InferenceFinishReason.Stop))
+    for chunk in chunks:
+        for given_now in processor.push(chunk):
+            whole.accumulate(given_now)
+    for given_now in processor.finish():
+        whole.accumulate(given_now)
+    message = json.loads(whole.to_json())["choices"][0]["message"]
+    calls = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or []]
+    return message.get("reasoning_content") or "", message.get("content") or "", calls
+
+
+def cut(text: str, borders: list[int]) -> list[str]:
+    at = sorted({0, len(text), *(border % (len(text) + 1) for border in borders)})
+    return [text[start:end] for start, end in pairwise(at)]
+
+
+BORDERS = st.lists(st.integers(0, 1 << 16), max_size=8)
+
+
+@settings(max_examples=300)
+@given(st.data(), FORMAT, st.booleans(), BORDERS)
+def test_answers_are_read_as_deepseek_reads_them(
+    data: st.DataObject, format: str, thinks: bool, borders: list[int]
+) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": TOOLS}
+    body["thinking"] = {"type": "enabled" if thinks else "disabled"}
+    text = data.draw(answers(format, thinks))
+    assume(not re.search("[</]\n", text))  # theirs miscounts line breaks behind what might have been a tag
+    conversation = conversation_of(body)
+    theirs = read_by_recipe(body, format, cut(text, borders))
+    assert read(reader_of(format, conversation), cut(text, borders)) == theirs
+    assert read(reader_of(format, conversation), marked(text)) == theirs
+
+
+def test_a_parameter_name_with_blanks_is_read_whole() -> None:
+    """A difference on purpose: this version of the parser drops what follows a blank in a name, and so breaks JSON."""
+    text = '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="a b" string="false">1</｜DSML｜parameter>'
+    text += "\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": TOOLS, "thinking": {"type": "disabled"}}
+    assert read_by_recipe(body, "deepseek-v4", [text]) == ("", "", [("f", '{"a: 1}')])
+    assert read(reader_of("deepseek-v4", conversation_of(body)), [text]) == ("", "", [("f", '{"a b": 1}')])
+
+
+def test_a_continued_text_keeps_its_line_breaks() -> None:
+    """A difference on purpose: the parser drops line breaks that begin the rest of a message, unless it thought."""
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "```python", "prefix": True}]
+    body = {"messages": messages, "thinking": {"type": "disabled"}}
+    assert read_by_recipe(body, "deepseek-v4", ["\nx = 1"]) == ("", "x = 1", [])
+    assert read(reader_of("deepseek-v4", conversation_of(body)), ["\nx = 1"]) == ("", "\nx = 1", [])
+
+
+CONTINUED = st.fixed_dictionaries(
+    {"reasoning_content": st.sampled_from(["", "Hm"]), "content": st.sampled_from(["", "A"])}
+)
+
+
+@settings(max_examples=100)
+@given(CONTINUED, PLAIN, PLAIN, FORMAT, BORDERS)
+def test_continued_thoughts_are_read_as_deepseek_reads_them(
+    begun: dict[str, str], thought: str, content: str, format: str, borders: list[int]
+) -> None:
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "prefix": True, **begun}]
+    text = content if begun["content"] else f"{thought}</think>{content}"
+    assume(not re.search("[</]\n", text))
+    theirs = read_by_recipe({"messages": messages}, format, cut(text, borders))
+    ours = reader_of(format, conversation_of({"messages": messages}))
+    assert read(ours, cut(text, borders)) == theirs
+
+
+@settings(max_examples=100)
+@given(st.data(), FORMAT, BORDERS)
+def test_demanded_calls_are_read_as_deepseek_reads_them(data: st.DataObject, format: str, borders: list[int]) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": TOOLS, "tool_choice": "required"}
+    body["thinking"] = {"type": "disabled"}
+    block, _ = TAGS[format]
+    _, opened, text = data.draw(answers(format, False)).rpartition(f"<｜DSML｜{block}>\n")
+    assume(opened and not re.search("[</]\n", text))
+    theirs = read_by_recipe(body, format, cut(text, borders))
+    assert read(reader_of(format, conversation_of(body)), cut(text, borders)) == theirs
