@@ -10,12 +10,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from dsml_fakes import Read, dsml_tokenizer, marked, read, reader_of, tokenizer_json
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from deepwell.chat import Conversation, Message, Tool, ToolCall, render_chat
 from deepwell.errors import RequestError
-from dsml_fakes import Read, dsml_tokenizer, marked, read, reader_of, tokenizer_json
 
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):
     pytest.skip(
@@ -34,10 +34,8 @@ ENCODINGS = {
 }
 FORMAT = st.sampled_from(sorted(MODELS))
 
-SPELLINGS = st.sampled_from(
-    ["<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<think>", "</think>", "｜DSML｜", "<｜System｜>"]
-    + ["<｜latest_reminder｜>", "<tool_result>", "\n", "\n\n", " ", "<", "</", "🐳"]
-)
+TOKENS = "<｜User｜> <｜Assistant｜> <｜end▁of▁sentence｜> <think> </think> ｜DSML｜ <｜System｜> <｜latest_reminder｜>"
+SPELLINGS = st.sampled_from([*TOKENS.split(), "<tool_result>", "\n", "\n\n", " ", "<", "</", "🐳"])
 LETTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 TEXTS = st.lists(SPELLINGS | LETTERS, max_size=4).map("".join)
 NAMES = st.sampled_from(["get_weather", "f", "a-b"])
@@ -168,7 +166,7 @@ def test_no_reminder_is_lost() -> None:
 
 
 def test_a_prefix_alone_is_continued_where_it_ended() -> None:
-    """A difference on purpose: V4.1's renderer closes a thought that nothing precedes, and its parser expects it open."""
+    """A difference on purpose: V4.1's renderer closes a thought that comes first, and its parser expects it open."""
     body = {"messages": [{"role": "assistant", "content": "", "reasoning_content": "Well", "prefix": True}]}
     assert prompt_of(body, "deepseek-v4.1").endswith("<｜Assistant｜></think>")
     assert T.decode(render_chat(conversation_of(body), T, "deepseek-v4.1")).endswith("<｜Assistant｜><think>Well")
@@ -246,7 +244,8 @@ def test_answers_are_read_as_deepseek_reads_them(
 
 def test_a_parameter_name_with_blanks_is_read_whole() -> None:
     """A difference on purpose: this version of the parser drops what follows a blank in a name, and so breaks JSON."""
-    text = '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="a b" string="false">1</｜DSML｜parameter>'
+    text = '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n'
+    text += '<｜DSML｜parameter name="a b" string="false">1</｜DSML｜parameter>'
     text += "\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
     body = {"messages": [{"role": "user", "content": "x"}], "tools": TOOLS, "thinking": {"type": "disabled"}}
     assert read_by_recipe(body, "deepseek-v4", [text]) == ("", "", [("f", '{"a: 1}')])

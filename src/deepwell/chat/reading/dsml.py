@@ -28,6 +28,7 @@ from deepwell.chat.reading.dsml_tags import (
     quoted,
     read_call,
     read_further,
+    without_end,
 )
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -147,27 +148,30 @@ class DsmlReader:
 
     def _string(self, last: bool) -> Generator[Piece, None, bool]:
         """A value that is text, as it comes."""
-        found = first_of(self._text, self._parameter.ends)
-        end = found[0] if found else len(self._text) - (0 if last else held_back(self._text, self._parameter.ends))
-        text, self._text = self._text[:end], self._text[end:]
+        text, ended = self._up_to_end(last)
         if text:
             yield CallArguments(quoted(text)[1:-1])
-        if found is None:
-            return False
-        yield CallArguments('"')
-        self._step = self._further
-        return True
+        if ended:
+            yield CallArguments('"')
+        return ended
 
     def _value(self, last: bool) -> Generator[Piece, None, bool]:
         """A value that is JSON, when it is complete."""
-        found = first_of(self._text, self._parameter.ends)
-        if found is None and not last:
+        if not last and first_of(self._text, self._parameter.ends) is None:
             return False
-        end = found[0] if found else len(self._text)
-        text, self._text = self._text[:end], self._text[end:]
-        yield CallArguments(argument(text) if found else text)
-        self._step = self._further
-        return found is not None
+        text, ended = self._up_to_end(last)
+        yield CallArguments(argument(text) if ended else text)
+        return ended
+
+    def _up_to_end(self, last: bool) -> tuple[str, bool]:
+        """What belongs to a value for certain, and whether that is all of it. Half an end is left out of a last one."""
+        ends = self._parameter.ends
+        found = first_of(self._text, ends)
+        at = found[0] if found else len(self._text) - held_back(self._text, ends)
+        text, self._text = self._text[:at], "" if last and not found else self._text[at:]
+        if found:
+            self._step = self._further
+        return text, found is not None
 
     def _further(self, last: bool) -> Generator[Piece, None, bool]:
         """What follows a value."""
@@ -178,7 +182,7 @@ class DsmlReader:
                 self._text = ""
             return False
         except Broken:
-            self._step, self._leading = self._plain, False
+            self._text, self._step, self._leading = without_end(self._text), self._plain, False
             return True
         yield from self._inside(found, ", ")
         return True

@@ -129,6 +129,12 @@ def read_further(text: str) -> tuple[Parameter | CallEnd, str]:
     return (CallEnd() if tag in _CALL_ENDS else _parameter(scan, tag)), scan.rest
 
 
+def without_end(text: str) -> str:
+    """The text after the end of a value, if that is complete."""
+    end = next((end for end in _PARAMETER_ENDS if text.startswith(end)), "")
+    return text[len(end) :].lstrip()
+
+
 def _parameter(scan: _Scan, tag: str) -> Parameter:
     name = scan.until('" string="', without=MARK)
     kind = scan.take('true">', 'false">')
