@@ -188,7 +188,8 @@ def refuse_role(messages: Iterable[Message], role: str, instead: str) -> None:
     """RequestError that names the first message of a role that a format does not have."""
     for index, message in enumerate(messages):
         if message.role == role:
-            raise RequestError(f"messages[{index}].role: this model has no role {role}; use {instead}", "messages")
+            where = f"messages[{index}].role"
+            raise RequestError(f"{where}: this model has no role {role}; use {instead}", where)
 
 
 def in_thought(message: Message) -> bool:
