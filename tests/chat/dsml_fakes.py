@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from deepwell.chat import Conversation
@@ -36,10 +37,11 @@ def reader_of(format: str, conversation: Conversation) -> Reader:
     return FORMATS[format].reader(conversation, dsml_tokenizer())
 
 
-def read(reader: Reader, parts: Iterable[str | int], *, end: bool = True) -> Read:
-    """What a reader gives when each of `parts` is pushed alone."""
-    pieces = [piece for part in parts for piece in reader.push([part])]
-    return joined([*pieces, *(reader.finish() if end else ())])
+def read(reader: Reader, answer: Sequence[str | int], borders: Sequence[int] | None = None) -> Read:
+    """What a reader gives of an answer that is cut at `borders`; without them, at each of its parts."""
+    places = range(len(answer) + 1) if borders is None else sorted({0, *borders, len(answer)})
+    pieces = [piece for start, end in pairwise(places) for piece in reader.push(answer[start:end])]
+    return joined([*pieces, *reader.finish()])
 
 
 def joined(pieces: Sequence[Piece]) -> Read:
@@ -54,12 +56,17 @@ def joined(pieces: Sequence[Piece]) -> Read:
     return reasoning, content, calls
 
 
-def marked(text: str) -> list[str | int]:
-    """An answer as the engine marks it, a character at a time: the two tokens that mean something in it as ids."""
+def marked(text: str, ids: Sequence[str] = ("｜DSML｜", "</think>")) -> list[str | int]:
+    """An answer as the engine marks it, a character at a time: the tokens that mean something in it as ids."""
     tokenizer, parts, at = dsml_tokenizer(), list[str | int](), 0
     while at < len(text):
-        special = next((s for s in ("｜DSML｜", "</think>") if text.startswith(s, at)), None)
+        special = next((spelling for spelling in ids if text.startswith(spelling, at)), None)
         id = None if special is None else tokenizer.special(special)
         parts.append(text[at] if id is None else id)
         at += 1 if special is None else len(special)
     return parts
+
+
+def half_marked(text: str) -> list[str | int]:
+    """The same of a model that writes the mark of DSML as text."""
+    return marked(text, ("</think>",))

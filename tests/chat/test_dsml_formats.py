@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from dsml_fakes import DSML_SPECIALS, TASKS, dsml_tokenizer
 
-from deepwell.chat import FORMATS, Conversation, Message, Tool, ToolCall, detect, render_chat
-from deepwell.chat.formats import of_model_type
+from deepwell.chat import FORMATS, Conversation, Message, Tool, ToolCall, render_chat
+from deepwell.chat.formats.dsml_family import dsml_format
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -41,16 +41,18 @@ def prompt(format: str, *messages: Message, **more: Any) -> str:
         ((), "deepseek-v4.1"),
         (("<｜System｜>",), "deepseek-v4"),
         (("<｜System｜>", "<｜latest_reminder｜>"), "deepseek-v3.2"),
+        (("｜DSML｜",), None),
     ],
 )
-def test_formats_are_told_apart_by_tokens(missing: tuple[str, ...], name: str) -> None:
-    assert detect(Lacking(*missing)).name == name
+def test_formats_are_told_apart_by_tokens(missing: tuple[str, ...], name: str | None) -> None:
+    found = dsml_format(Lacking(*missing))
+    assert (found and found.name) == name
 
 
 def test_formats_are_told_apart_by_model_type() -> None:
     names = {"deepseek_v32": "deepseek-v3.2", "deepseek_v4": "deepseek-v4", "deepseek_v41": "deepseek-v4.1"}
-    assert {type: found.name for type in names if (found := of_model_type(type))} == names
-    assert of_model_type("deepseek_v2") is None
+    assert {type: found.name for type in names if (found := dsml_format(T, type))} == names
+    assert dsml_format(T, "deepseek_v3") is None
 
 
 @BOTH

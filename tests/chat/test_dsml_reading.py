@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 
 import pytest
-from dsml_fakes import Read, dsml_tokenizer, marked, read, reader_of
+from dsml_fakes import Read, dsml_tokenizer, half_marked, marked, read, reader_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepwell.chat import Conversation, Message, Tool
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Reasoning
 from deepwell.chat.reading.dsml import DsmlReader, Start
+from deepwell.weights.tokenizer import Tokenizer
 
 T = dsml_tokenizer()
 V32 = """Let me see.
@@ -35,7 +35,7 @@ def reader(start: Start = Start.CONTENT, offers: bool = True) -> DsmlReader:
 
 
 def whole(text: str, start: Start = Start.CONTENT, offers: bool = True) -> Read:
-    return read(reader(start, offers), [text])
+    return read(reader(start, offers), marked(text), [])
 
 
 @pytest.mark.parametrize("text", [V32, V4, V41])
@@ -44,10 +44,10 @@ def test_all_spellings_are_read_the_same_at_every_border(text: str, thought: str
     start = Start.CONTENT if thought is None else Start.THOUGHT
     said = text if thought is None else f"\n{thought}\n</think>\n\n{text}"
     expected = (thought or "", "Let me see.", CALLS)
-    for at in range(len(said) + 1):
-        assert read(reader(start), [said[:at], said[at:]]) == expected
-    assert read(reader(start), said) == expected
-    assert read(reader(start), marked(said)) == expected
+    for answer in (marked(said), half_marked(said)):
+        for at in range(len(answer) + 1):
+            assert read(reader(start), answer, [at]) == expected
+        assert read(reader(start), answer) == expected
 
 
 def test_text_is_given_as_it_comes_and_what_may_be_markup_is_not() -> None:
@@ -59,11 +59,29 @@ def test_text_is_given_as_it_comes_and_what_may_be_markup_is_not() -> None:
     assert push("\n") == []
     assert push("So") == [Reasoning("So")]
     assert push("\n") == []
-    assert push("\nthen </thi") == [Reasoning("\n\nthen ")]
-    assert push("s <") == [Reasoning("</this ")]
-    assert push("/think>") == []
+    assert push("\nthen <too") == [Reasoning("\n\nthen ")]
+    assert push("th") == [Reasoning("<tooth")]
+    assert push("\n") == []
+    assert push(T.special("</think>") or 0) == []
     assert push("\nDone <tool") == [Content("Done ")]
     assert push("s>") == [Content("<tools>")]
+
+
+def test_what_spells_the_end_of_a_thought_ends_none_but_for_a_model_without_the_token() -> None:
+    text = "It writes </think>, I think.</"
+    assert read(reader(Start.THOUGHT), text) == (text, "", [])
+    lacking = LackingThought(T)
+    assert read(DsmlReader(lacking, Start.THOUGHT, True), text) == ("It writes ", ", I think.</", [])
+
+
+class LackingThought(Tokenizer):
+    """A tokenizer that writes thoughts between texts."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.__dict__.update(tokenizer.__dict__)
+
+    def special(self, text: str) -> int | None:
+        return None if "think>" in text else super().special(text)
 
 
 def test_arguments_stream() -> None:
@@ -131,10 +149,9 @@ def test_anything_is_read_the_same_at_every_border(
 ) -> None:
     text = "".join(fragments)
     expected = whole(text, start, offers)
-    assert read(reader(start, offers), text) == expected
-    assert read(reader(start, offers), marked(text)) == expected
-    at = sorted({0, len(text), *(border % (len(text) + 1) for border in borders)})
-    assert read(reader(start, offers), [text[a:b] for a, b in pairwise(at)]) == expected
+    for answer in (marked(text), half_marked(text)):
+        assert read(reader(start, offers), answer) == expected
+        assert read(reader(start, offers), answer, [border % (len(answer) + 1) for border in borders]) == expected
 
 
 @settings(max_examples=400)
@@ -198,6 +215,7 @@ def parameter(value: str, kind: str = "true", mark: str = "｜DSML｜") -> str:
 def test_lenient_calls(text: str, arguments: str) -> None:
     assert whole(text) == ("", "", [("f", arguments)])
     assert read(reader(), marked(text)) == ("", "", [("f", arguments)])
+    assert read(reader(), half_marked(text)) == ("", "", [("f", arguments)])
     json.loads(arguments)
 
 
@@ -222,6 +240,7 @@ def test_broken_calls_come_back_as_written(text: str) -> None:
     said = f"So:\n\n{text}"
     assert whole(said) == ("", said, [])
     assert read(reader(), marked(said)) == ("", said, [])
+    assert read(reader(), half_marked(said)) == ("", said, [])
 
 
 def test_a_call_that_breaks_after_it_began_is_never_complete() -> None:
@@ -229,6 +248,7 @@ def test_a_call_that_breaks_after_it_began_is_never_complete() -> None:
     rest = "oops\n" + parameter("y") + "</｜DSML｜invoke>"
     assert whole(text) == ("", rest, [("f", '{"p": "x"'), ("f", "{}")])
     assert read(reader(), marked(text)) == whole(text)
+    assert read(reader(), half_marked(text)) == whole(text)
 
 
 def test_calls_out_of_a_thought() -> None:
@@ -245,6 +265,7 @@ def test_without_tools_calls_are_text() -> None:
     text = "Look:" + block(invoke(parameter("x")))
     assert whole(text, offers=False) == ("", text, [])
     assert read(reader(offers=False), marked(text)) == ("", text, [])
+    assert read(reader(offers=False), half_marked(text)) == ("", text, [])
 
 
 def test_other_special_tokens_do_not_show() -> None:
@@ -274,7 +295,7 @@ TOOL = Tool(name="f")
     ],
 )
 def test_a_reader_begins_where_the_prompt_ended(format: str, conversation: Conversation, expected: Read) -> None:
-    assert read(reader_of(format, conversation), ["a</think>b"]) == expected
+    assert read(reader_of(format, conversation), marked("a</think>b")) == expected
 
 
 @pytest.mark.parametrize("format", ["deepseek-v3.2", "deepseek-v4", "deepseek-v4.1"])

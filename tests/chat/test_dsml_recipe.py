@@ -6,11 +6,12 @@ import json
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from dsml_fakes import Read, dsml_tokenizer, marked, read, reader_of, tokenizer_json
+from dsml_fakes import Read, dsml_tokenizer, half_marked, marked, read, reader_of, tokenizer_json
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -147,7 +148,7 @@ def nothing_but_a_prefix(body: dict[str, Any]) -> bool:
     return [message.get("prefix") for message in said(body)] == [True]
 
 
-@settings(max_examples=600)
+@settings(max_examples=400)
 @given(bodies(), FORMAT)
 def test_prompt_and_its_ids_are_those_of_deepseek(body: dict[str, Any], format: str) -> None:
     assume(format == "deepseek-v4" or not (adjacent_reminders(body) or nothing_but_a_prefix(body)))
@@ -202,7 +203,9 @@ def answers(draw: st.DrawFn, format: str, thinks: bool) -> str:
     return f"{text}\n\n<｜DSML｜{block}>\n{''.join(calls)}</｜DSML｜{block}>"
 
 
-def read_by_recipe(body: dict[str, Any], format: str, parts: list[str]) -> Read:
+def read_by_recipe(body: dict[str, Any], format: str, text: str, borders: Sequence[int] = ()) -> Read:
+    places = sorted({0, *borders, len(text)})
+    parts = [text[start:end] for start, end in pairwise(places)]
     request = reference(body, format)
     generator = recipe.ChatCompletionRequest.chunk_generator(request, "id", "model")
     processor = recipe.StreamProcessor(generator, request.parsing_options)
@@ -219,12 +222,7 @@ def read_by_recipe(body: dict[str, Any], format: str, parts: list[str]) -> Read:
     return message.get("reasoning_content") or "", message.get("content") or "", calls
 
 
-def cut(text: str, borders: list[int]) -> list[str]:
-    at = sorted({0, len(text), *(border % (len(text) + 1) for border in borders)})
-    return [text[start:end] for start, end in pairwise(at)]
-
-
-BORDERS = st.lists(st.integers(0, 1 << 16), max_size=8)
+BORDERS = st.lists(st.integers(0, 400), max_size=8)
 
 
 @settings(max_examples=300)
@@ -237,9 +235,43 @@ def test_answers_are_read_as_deepseek_reads_them(
     text = data.draw(answers(format, thinks))
     assume(not re.search("[</]\n", text))  # theirs miscounts line breaks behind what might have been a tag
     conversation = conversation_of(body)
-    theirs = read_by_recipe(body, format, cut(text, borders))
-    assert read(reader_of(format, conversation), cut(text, borders)) == theirs
-    assert read(reader_of(format, conversation), marked(text)) == theirs
+    theirs = read_by_recipe(body, format, text, borders)
+    assert read(reader_of(format, conversation), marked(text), borders) == theirs
+    assert read(reader_of(format, conversation), half_marked(text)) == theirs
+
+
+SAMPLE = """I wonder.
+</think>
+
+Let me see.
+
+<｜DSML｜{block}>
+<｜DSML｜{blank}invoke name="get_weather">
+<｜DSML｜{blank}parameter name="city" string="true">Köln "am" Rhein</｜DSML｜{blank}parameter>
+<｜DSML｜{blank}parameter name="days" string="false">[1, 2]</｜DSML｜{blank}parameter>
+</｜DSML｜{blank}invoke>
+<｜DSML｜{blank}invoke name="f">
+</｜DSML｜{blank}invoke>
+</｜DSML｜{block}>"""
+
+
+@pytest.mark.parametrize("format", sorted(MODELS))
+def test_an_answer_is_read_as_deepseek_reads_it_at_every_border(format: str) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": TOOLS}
+    block, blank = TAGS[format]
+    text = SAMPLE.format(block=block, blank=blank)
+    answer = marked(text)
+    for border in range(len(text)):
+        theirs = read_by_recipe(body, format, text, [border])
+        assert read(reader_of(format, conversation_of(body)), answer, [border % len(answer)]) == theirs
+
+
+def test_text_that_spells_the_end_of_a_thought_stays_text() -> None:
+    """A difference on purpose: the parser sees no tokens, only their text."""
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    text = "It writes </think> here"
+    assert read_by_recipe(body, "deepseek-v4", text) == ("It writes ", " here", [])
+    assert read(reader_of("deepseek-v4", conversation_of(body)), text) == (text, "", [])
 
 
 def test_a_parameter_name_with_blanks_is_read_whole() -> None:
@@ -248,15 +280,15 @@ def test_a_parameter_name_with_blanks_is_read_whole() -> None:
     text += '<｜DSML｜parameter name="a b" string="false">1</｜DSML｜parameter>'
     text += "\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
     body = {"messages": [{"role": "user", "content": "x"}], "tools": TOOLS, "thinking": {"type": "disabled"}}
-    assert read_by_recipe(body, "deepseek-v4", [text]) == ("", "", [("f", '{"a: 1}')])
-    assert read(reader_of("deepseek-v4", conversation_of(body)), [text]) == ("", "", [("f", '{"a b": 1}')])
+    assert read_by_recipe(body, "deepseek-v4", text) == ("", "", [("f", '{"a: 1}')])
+    assert read(reader_of("deepseek-v4", conversation_of(body)), marked(text)) == ("", "", [("f", '{"a b": 1}')])
 
 
 def test_a_continued_text_keeps_its_line_breaks() -> None:
     """A difference on purpose: the parser drops line breaks that begin the rest of a message, unless it thought."""
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "```python", "prefix": True}]
     body = {"messages": messages, "thinking": {"type": "disabled"}}
-    assert read_by_recipe(body, "deepseek-v4", ["\nx = 1"]) == ("", "x = 1", [])
+    assert read_by_recipe(body, "deepseek-v4", "\nx = 1") == ("", "x = 1", [])
     assert read(reader_of("deepseek-v4", conversation_of(body)), ["\nx = 1"]) == ("", "\nx = 1", [])
 
 
@@ -273,9 +305,9 @@ def test_continued_thoughts_are_read_as_deepseek_reads_them(
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "prefix": True, **begun}]
     text = content if begun["content"] else f"{thought}</think>{content}"
     assume(not re.search("[</]\n", text))
-    theirs = read_by_recipe({"messages": messages}, format, cut(text, borders))
+    theirs = read_by_recipe({"messages": messages}, format, text, borders)
     ours = reader_of(format, conversation_of({"messages": messages}))
-    assert read(ours, cut(text, borders)) == theirs
+    assert read(ours, marked(text), borders) == theirs
 
 
 @settings(max_examples=100)
@@ -286,5 +318,5 @@ def test_demanded_calls_are_read_as_deepseek_reads_them(data: st.DataObject, for
     block, _ = TAGS[format]
     _, opened, text = data.draw(answers(format, False)).rpartition(f"<｜DSML｜{block}>\n")
     assume(opened and not re.search("[</]\n", text))
-    theirs = read_by_recipe(body, format, cut(text, borders))
-    assert read(reader_of(format, conversation_of(body)), cut(text, borders)) == theirs
+    theirs = read_by_recipe(body, format, text, borders)
+    assert read(reader_of(format, conversation_of(body)), marked(text), borders) == theirs

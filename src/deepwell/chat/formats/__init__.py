@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from deepwell.chat.formats.base import Format
+from deepwell.chat.formats.dsml_family import DSML_FORMATS
 from deepwell.chat.formats.text_turns import DEEPSEEK_LLM, PLAIN
 from deepwell.chat.formats.v3 import DEEPSEEK_V3
-from deepwell.chat.formats.v4 import DEEPSEEK_V4
-from deepwell.chat.formats.v32 import DEEPSEEK_V32
-from deepwell.chat.formats.v41 import DEEPSEEK_V41
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
-FORMATS = {f.name: f for f in (DEEPSEEK_V41, DEEPSEEK_V4, DEEPSEEK_V32, DEEPSEEK_V3, DEEPSEEK_LLM, PLAIN)}
+FORMATS = {f.name: f for f in (*DSML_FORMATS, DEEPSEEK_V3, DEEPSEEK_LLM, PLAIN)}
 """deepseek-v4.1, deepseek-v4, deepseek-v3.2: those families (V3.2-Exp aside). deepseek-v3: V2.5, V3, R1 and their
 distilled models. deepseek-llm: LLM, MoE, Math, V2, Coder-V2. plain: any tokenizer without DeepSeek's tokens. Listed
 from the most to the least demanding."""
@@ -27,11 +25,3 @@ def find_format(name: str) -> Format:
 def detect(tokenizer: Tokenizer) -> Format:
     """The first format whose template tokens the tokenizer has; the last one needs none."""
     return next(f for f in FORMATS.values() if all(tokenizer.special(mark.spelling) is not None for mark in f.marks))
-
-
-def of_model_type(model_type: str) -> Format | None:
-    """The format of checkpoints that bring no template, by the `model_type` of their config.json; None if unknown.
-
-    A template that lies beside the config goes before: V3.2-Exp has the model_type of V3.2 and the template of V3.1.
-    """
-    return next((f for f in FORMATS.values() if model_type in f.model_types), None)

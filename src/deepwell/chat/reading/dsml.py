@@ -14,6 +14,7 @@ from enum import Enum, auto
 from deepwell.chat.reading.base import CallArguments, CallBegin, Content, Marked, Piece, Reasoning
 from deepwell.chat.reading.dsml_tags import (
     BLOCK_ENDS,
+    END_OF_THINK,
     MARK,
     OPENERS,
     BlockEnd,
@@ -28,11 +29,10 @@ from deepwell.chat.reading.dsml_tags import (
     quoted,
     read_call,
     read_further,
+    spelled,
     without_end,
 )
 from deepwell.weights.tokenizer import Tokenizer
-
-END_OF_THINK = "</think>"
 
 
 class Start(Enum):
@@ -50,7 +50,9 @@ class DsmlReader:
 
     def __init__(self, tokenizer: Tokenizer, start: Start, offers: bool) -> None:
         """`offers` is whether the prompt offered tools; if not, what looks like a call is part of the text."""
-        self._shown = {tokenizer.special(spelling): spelling for spelling in (MARK, END_OF_THINK)}
+        close = tokenizer.special("</think>")
+        self._end_of_think = "</think>" if close is None else END_OF_THINK
+        self._shown = {tokenizer.special(MARK): MARK, close: END_OF_THINK}
         self._offers = offers
         self._thinks = start in (Start.THOUGHT, Start.MID_THOUGHT)
         self._leading = start in (Start.THOUGHT, Start.CONTENT)
@@ -72,9 +74,9 @@ class DsmlReader:
         """A thought, or content, up to what ends it."""
         if self._leading:
             self._text = self._text.lstrip("\n")
-        breaking: tuple[str, ...] = (END_OF_THINK,) if self._thinks else ()
+        breaking: tuple[str, ...] = (self._end_of_think,) if self._thinks else ()
         breaking += (OPENERS if self._offers else ()) + (BLOCK_ENDS if self._in_block else ())
-        found = first_of(self._text, {*breaking, END_OF_THINK})
+        found = first_of(self._text, {*breaking, self._end_of_think})
         if found is None:
             yield from self._say(0 if last else self._held(breaking))
             return False
@@ -91,7 +93,7 @@ class DsmlReader:
 
     def _held(self, breaking: tuple[str, ...]) -> int:
         """How much at the end may belong to a mark, with the line breaks that would go with it."""
-        held = held_back(self._text, {*breaking, END_OF_THINK})
+        held = held_back(self._text, {*breaking, self._end_of_think})
         before = self._text[: len(self._text) - held]
         mark = self._text[len(before) :]
         goes = any(each.startswith(mark) for each in breaking)
@@ -171,7 +173,7 @@ class DsmlReader:
         text, self._text = self._text[:at], "" if last and not found else self._text[at:]
         if found:
             self._step = self._further
-        return text, found is not None
+        return spelled(text), found is not None
 
     def _further(self, last: bool) -> Generator[Piece, None, bool]:
         """What follows a value."""

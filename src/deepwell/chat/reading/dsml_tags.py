@@ -9,6 +9,9 @@ from typing import Any
 import msgspec
 
 MARK = "｜DSML｜"
+END_OF_THINK = "\udfff"
+"""Stands for the token `</think>`. No text holds a lone surrogate, so what spells the token stays text."""
+
 _BLOCK_NAMES = ("tool_calls", "function_calls", " calls")
 
 
@@ -84,10 +87,10 @@ class _Scan:
         raise Broken
 
     def until(self, end: str, without: str) -> str:
-        """The text up to `end`, which is passed over too; it may not hold `without`."""
+        """The text up to `end`, which is passed over too; it may not hold `without`, nor end a thought."""
         found = self.text.find(end, self.at)
         text = self.text[self.at :] if found < 0 else self.text[self.at : found]
-        if without in text:
+        if without in text or END_OF_THINK in text:
             raise Broken
         if found < 0:
             raise Unfinished
@@ -151,7 +154,7 @@ def _json_body(scan: _Scan, ends: tuple[str, ...]) -> CallEnd:
     if found is None:
         raise Unfinished
     at, end = found
-    body = scan.text[scan.at - 1 : at].strip()
+    body = spelled(scan.text[scan.at - 1 : at].strip())
     if not isinstance(_value(body), dict):
         raise Broken
     scan.at = at + len(end)
@@ -173,6 +176,11 @@ def held_back(text: str, marks: Iterable[str]) -> int:
 def is_block_end(text: str) -> bool:
     """Whether a rest of an answer is blank or the beginning of a block's end."""
     return any(end.startswith(text.strip()) for end in BLOCK_ENDS)
+
+
+def spelled(text: str) -> str:
+    """The text with its tokens spelled out: those of a value mean nothing."""
+    return text.replace(END_OF_THINK, "</think>")
 
 
 def quoted(text: str) -> str:
