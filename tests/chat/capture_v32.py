@@ -1,4 +1,4 @@
-"""Capture what DeepSeek's encoder of V3.2 says: python tests/chat/capture_v32.py ENCODER > FILE
+"""Capture what DeepSeek's encoder of V3.2 says: python tests/chat/capture_v32.py ENCODER > tests/chat/dsml_v32.json
 
 ENCODER is the file `encoding/encoding_dsv32.py` of the V3.2 checkpoint, or a copy of it: SGLang has one in
 `sglang/srt/entrypoints/openai/`, vLLM in `vllm/tokenizers/deepseek_v32_encoding.py`. Conversations are drawn from a

@@ -15,7 +15,7 @@ from deepwell.weights.tokenizer import Tokenizer
 from fakes import tiny_tokenizer
 
 T = dsml_tokenizer()
-CAPTURED = json.loads((Path(__file__).parent / "vectors" / "deepseek-v3.2.json").read_text(encoding="utf-8"))
+CAPTURED = json.loads((Path(__file__).parent / "dsml_v32.json").read_text(encoding="utf-8"))
 USER = Message("user", "x")
 TOOL = Tool(name="f", description="d", parameters={"type": "object"})
 
