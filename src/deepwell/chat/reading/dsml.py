@@ -34,6 +34,9 @@ from deepwell.chat.reading.dsml_tags import (
 )
 from deepwell.weights.tokenizer import Tokenizer
 
+STRIDE = 4096
+"""Characters that are read at a time, so that steps through a long text do not copy all of it."""
+
 
 class Start(Enum):
     """Where in an answer the prompt ended. Line breaks that come first are left out, except in the middle of a text."""
@@ -62,9 +65,11 @@ class DsmlReader:
         self._text = ""
 
     def push(self, marked: Iterable[Marked]) -> Iterator[Piece]:
-        self._text += "".join(part if isinstance(part, str) else self._shown.get(part, "") for part in marked)
-        while self._text and (yield from self._step(False)):
-            pass
+        text = "".join(part if isinstance(part, str) else self._shown.get(part, "") for part in marked)
+        for start in range(0, len(text), STRIDE):
+            self._text += text[start : start + STRIDE]
+            while self._text and (yield from self._step(False)):
+                pass
 
     def finish(self) -> Iterator[Piece]:
         while self._text and (yield from self._step(True)):
