@@ -50,14 +50,14 @@ _CORPUS = (
 )
 
 
-def write_tiny_tokenizer(folder: Path, vocab_size: int = 320) -> Path:
-    """Train a byte-level BPE on three sentences and write it as a model folder; SPECIALS have the ids from 0."""
+def write_tiny_tokenizer(folder: Path, vocab_size: int = 320, specials: Sequence[str] = SPECIALS) -> Path:
+    """Train a byte-level BPE on three sentences and write it as a model folder; `specials` have the ids from 0."""
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIALS),
+        special_tokens=list(specials),
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

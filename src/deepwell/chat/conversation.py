@@ -35,13 +35,16 @@ class Message(_Said, frozen=True, kw_only=True):
     """One turn.
 
     `reasoning` is what the model thought before `content`; `calls` the tools it called after it. A message of role
-    tool `answers` the call of that id. `prefix` marks a last assistant turn that the model continues.
+    tool `answers` the call of that id. `prefix` marks a last assistant turn that the model continues. `task` is a quick
+    instruction that V4 and V4.1 know by a token of its own ("title", "query", ...): it asks for a label of what was
+    said up to this turn instead of an answer.
     """
 
     reasoning: str | None = None
     calls: tuple[ToolCall, ...] = ()
     answers: str | None = None
     prefix: bool = False
+    task: str | None = None
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deepwell.chat.formats.base import Format
+from deepwell.chat.formats.dsml_family import DSML_FORMATS, dsml_format
 from deepwell.chat.formats.jinja import jinja_format
 from deepwell.chat.formats.signs import STRANGER, name_of
 from deepwell.chat.formats.text_turns import DEEPSEEK_CODER, DEEPSEEK_LLM, PLAIN
@@ -21,6 +22,7 @@ FORMATS = {
         DEEPSEEK_R1,
         DEEPSEEK_R1_0528,
         DEEPSEEK_V31,
+        *DSML_FORMATS,
         PLAIN,
     )
 }
@@ -44,14 +46,5 @@ def detect(tokenizer: Tokenizer, model_type: str | None = None) -> Format:
 
     CheckpointError if a stranger's template cannot be used.
     """
-    return _without_template(tokenizer, model_type) or find_format(name_of(tokenizer, model_type), tokenizer)
-
-
-def _without_template(tokenizer: Tokenizer, model_type: str | None) -> Format | None:
-    """Of the formats whose checkpoints bring no template: the one of that type, or whose tokens are all there."""
-    if (tokenizer.template or "").strip():
-        return None
-    bare = [format for format in FORMATS.values() if format.model_types]
-    typed = (format for format in bare if model_type in format.model_types)
-    marked = (f for f in bare if all(tokenizer.special(mark.spelling) is not None for mark in f.marks))
-    return next(typed, None) or next(marked, None)
+    found = dsml_format(tokenizer, model_type) if tokenizer.template is None else None
+    return found or find_format(name_of(tokenizer, model_type), tokenizer)

@@ -1,0 +1,213 @@
+"""What V3.2, V4 and V4.1 share: tools and calls in DSML, tags whose names follow the token `｜DSML｜`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from deepwell.chat.conversation import Conversation, Message, Tool, ToolCall
+from deepwell.chat.formats.base import Layout, Token
+from deepwell.chat.reading.dsml import DsmlReader, Start
+from deepwell.errors import RequestError
+from deepwell.weights.tokenizer import Tokenizer
+
+DSML = Token("｜DSML｜", may_be_text=True)
+THINK = Token("<think>")
+END_OF_THINK = Token("</think>")
+
+_TEMPLATE_TOKENS = {token.spelling: token for token in (DSML, THINK, END_OF_THINK)}
+_BORDERS = re.compile(f"({'|'.join(map(re.escape, _TEMPLATE_TOKENS))})")
+_WHOLE_NUMBERS = range(-(1 << 63), 1 << 64)
+
+
+def _python_float(value: float) -> str:
+    return repr(value)
+
+
+def _javascript_float(value: float) -> str:
+    """As `_python_float`, but exponents are not padded and begin below 0.00001."""
+    text = repr(value)
+    mantissa, _, exponent = text.partition("e")
+    if exponent == "-05":
+        sign, digits = ("-", mantissa[1:]) if mantissa.startswith("-") else ("", mantissa)
+        return f"{sign}0.0000{digits.replace('.', '')}"
+    return f"{mantissa}e-{exponent.lstrip('-0')}" if exponent.startswith("-") else text
+
+
+class Dialect(msgspec.Struct, frozen=True, kw_only=True):
+    """How a family spells DSML: the names of its tags, and the numbers and empty calls in them."""
+
+    block: str
+    invoke: str = "invoke"
+    parameter: str = "parameter"
+    nothing: str = "\n"
+    """Between the tags of a call without arguments, besides the line break after the first."""
+    float_text: Callable[[float], str] = _python_float
+    big_numbers: bool = False
+    """Whether integers beyond 64 bits stay integers. Otherwise they become floats."""
+
+
+V32 = Dialect(block="function_calls", big_numbers=True)
+V4 = Dialect(block="tool_calls", nothing="", float_text=_javascript_float)
+V41 = Dialect(block=" calls", invoke=" invoke", parameter=" parameter")
+
+
+def template(text: str) -> Layout:
+    """A text of the format itself: what spells a template token in it is one. Never for what people wrote."""
+    for part in _BORDERS.split(text):
+        if part:
+            yield _TEMPLATE_TOKENS.get(part, part)
+
+
+def offered(conversation: Conversation) -> tuple[Tool, ...]:
+    """The tools that the model gets to see: none, all, or the one that it must call."""
+    if isinstance(conversation.choice, Tool):
+        return (conversation.choice,)
+    return () if conversation.choice == "none" else conversation.tools
+
+
+def must_call(conversation: Conversation) -> bool:
+    """Whether the prompt opens the block of calls. RequestError if thinking or a prefix are asked for beside that."""
+    if isinstance(conversation.choice, str) and conversation.choice != "required":
+        return False
+    if not offered(conversation):
+        raise RequestError("tool_choice 'required' needs tools to choose from", "tool_choice")
+    if conversation.thinking:
+        raise RequestError(
+            "this model cannot think before a call that tool_choice demands; use 'auto' or disable thinking",
+            "tool_choice",
+        )
+    last = conversation.messages[-1]
+    if last.prefix or last.task is not None:
+        raise RequestError("tool_choice cannot demand a call after a prefix or a task", "tool_choice")
+    return True
+
+
+def thinks(conversation: Conversation, by_habit: bool) -> bool:
+    """Whether the answer begins with a thought. A demanded call rules it out, and the effort "none"."""
+    if must_call(conversation):
+        return False
+    if conversation.thinking is None:
+        return by_habit and conversation.effort != "none"
+    return conversation.thinking
+
+
+def open_block(dialect: Dialect) -> Layout:
+    yield from template(f"\n\n<｜DSML｜{dialect.block}>\n")
+
+
+def calls_text(calls: Sequence[ToolCall], dialect: Dialect) -> Layout:
+    """The calls of a turn as a block, after a blank line; nothing if there are none."""
+    if not calls:
+        return
+    yield from open_block(dialect)
+    for call in calls:
+        yield from ("<", DSML, f'{dialect.invoke} name="{call.name}">\n')
+        yield from _parameters(call.arguments, dialect)
+        yield from ("</", DSML, f"{dialect.invoke}>\n")
+    yield from ("</", DSML, f"{dialect.block}>")
+
+
+def _parameters(arguments: str, dialect: Dialect) -> Layout:
+    """The arguments as tags. Text that is no JSON object becomes the one parameter `arguments`."""
+    values = _object(arguments, dialect)
+    if not values:
+        yield dialect.nothing
+    for name, value in values.items():
+        is_text = isinstance(value, str)
+        yield from ("<", DSML, f'{dialect.parameter} name="{name}" string="{str(is_text).lower()}">')
+        yield value if is_text else json_text(value, dialect)
+        yield from ("</", DSML, f"{dialect.parameter}>\n")
+
+
+def _object(arguments: str, dialect: Dialect) -> dict[str, Any]:
+    def whole(digits: str) -> int | float:
+        return -0.0 if digits == "-0" and not dialect.big_numbers else int(digits)
+
+    def finite(digits: str) -> float:
+        value = float(digits)
+        if value in (float("inf"), float("-inf")):
+            raise ValueError("too large")
+        return value
+
+    def refuse(name: str) -> float:
+        raise ValueError(name)
+
+    try:
+        values = json.loads(arguments, parse_int=whole, parse_float=finite, parse_constant=refuse)
+        json_text(values, dialect).encode()  # a lone surrogate is no text
+    except (ValueError, RecursionError):
+        values = None
+    return values if isinstance(values, dict) else {"arguments": arguments}
+
+
+def json_text(value: Any, dialect: Dialect, room: int = 127) -> str:
+    """JSON with a blank after commas and colons, letters of all scripts as they are. ValueError if nested deeper than
+    `room`."""
+    if room < 0:
+        raise ValueError("nested too deeply")
+    if type(value) is int and value not in _WHOLE_NUMBERS and not dialect.big_numbers:
+        value = float(value)
+    if isinstance(value, float):
+        return dialect.float_text(value)
+    if isinstance(value, dict):
+        members = (f"{_quoted(name)}: {json_text(part, dialect, room - 1)}" for name, part in value.items())
+        return f"{{{', '.join(members)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(json_text(part, dialect, room - 1) for part in value)}]"
+    return _quoted(value)
+
+
+def _quoted(value: str | int | bool | None) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def in_call_order(results: Sequence[Message], calls: Sequence[ToolCall]) -> list[Message]:
+    """Tool results in the order of the calls they answer; those that answer none come last."""
+    order = {call.id: place for place, call in enumerate(calls)}
+    return sorted(results, key=lambda result: order.get(result.answers or "", len(order)))
+
+
+def tool_schemas(tools: Sequence[Tool], fields: Callable[[Tool], dict[str, Any]], dialect: Dialect) -> str:
+    """What a model is told of its tools, one JSON object a line. RequestError if one is nested too deeply."""
+    lines = []
+    for index, tool in enumerate(tools):
+        try:
+            lines.append(json_text(fields(tool), dialect))
+        except ValueError as error:
+            where = f"tools[{index}].function.parameters"
+            raise RequestError(f"{where} is {error}; at most 126 levels are allowed", where) from None
+    return "\n".join(lines)
+
+
+def refuse_role(messages: Iterable[Message], role: str, instead: str) -> None:
+    """RequestError that names the first message of a role that a format does not have."""
+    for index, message in enumerate(messages):
+        if message.role == role:
+            where = f"messages[{index}].role"
+            raise RequestError(f"{where}: this model has no role {role}; use {instead}", where)
+
+
+def in_thought(message: Message) -> bool:
+    """Whether a message is a prefix that the model continues before its answer, within its thought."""
+    return message.prefix and not message.content and not message.calls
+
+
+def dsml_reader(conversation: Conversation, tokenizer: Tokenizer, thinking: bool) -> DsmlReader:
+    """Of an answer that begins where the prompt of `conversation` ended."""
+    return DsmlReader(tokenizer, _start(conversation, thinking), bool(offered(conversation)))
+
+
+def _start(conversation: Conversation, thinking: bool) -> Start:
+    last = conversation.messages[-1]
+    if must_call(conversation):
+        return Start.CALLS
+    if last.task is not None:
+        return Start.CONTENT
+    if thinking and (in_thought(last) or not last.prefix):
+        return Start.MID_THOUGHT if last.prefix and last.reasoning else Start.THOUGHT
+    return Start.MID_CONTENT if last.prefix and last.content else Start.CONTENT

@@ -1,0 +1,162 @@
+"""V3.2: turns as in V3.1, calls in DSML, tool results between turns, and a role of developers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from deepwell.chat.conversation import Conversation, Message, Tool, ToolCall
+from deepwell.chat.formats.base import ASSISTANT, BLANK_LINE, BOS, EOS, USER, Format, Layout, Token
+from deepwell.chat.formats.dsml import (
+    DSML,
+    END_OF_THINK,
+    THINK,
+    V32,
+    calls_text,
+    dsml_reader,
+    in_call_order,
+    in_thought,
+    must_call,
+    offered,
+    open_block,
+    refuse_role,
+    template,
+    thinks,
+    tool_schemas,
+)
+from deepwell.chat.reading import Reader
+from deepwell.errors import RequestError
+from deepwell.weights.tokenizer import Tokenizer
+
+_TOOLS = """\
+## Tools
+You have access to a set of tools you can use to answer the user's question.
+You can invoke functions by writing a "<｜DSML｜function_calls>" block like the following as part of your reply to the \
+user:
+<｜DSML｜function_calls>
+<｜DSML｜invoke name="$FUNCTION_NAME">
+<｜DSML｜parameter name="$PARAMETER_NAME" string="true|false">$PARAMETER_VALUE</｜DSML｜parameter>
+...
+</｜DSML｜invoke>
+<｜DSML｜invoke name="$FUNCTION_NAME2">
+...
+</｜DSML｜invoke>
+</｜DSML｜function_calls>
+String and scalar parameters should be specified as is without any escaping or quotes, while lists and objects should \
+use JSON format. The "string" attribute should be set to "true" for string type parameters and "false" for other types \
+(numbers, booleans, arrays, objects).
+If the thinking_mode is enabled, then after function results you should strongly consider outputting a thinking block. \
+Here is an example:
+<｜DSML｜function_calls>
+...
+</｜DSML｜function_calls>
+<function_results>
+...
+</function_results>
+<think>...thinking about results</think>
+Here are the functions available in JSONSchema format:
+<functions>
+"""
+_FIELDS = ("name", "description", "parameters", "strict")
+_AFTER_SCHEMAS = "\n</functions>\n"
+
+
+def _layout(conversation: Conversation) -> Layout:
+    messages = conversation.messages
+    _check(messages)
+    thinking = thinks(conversation, by_habit=False)
+    asked = max((index for index, m in enumerate(messages) if m.role in ("user", "developer")), default=-1)
+    calls: tuple[ToolCall, ...] = ()
+    header: Token | None = None
+    yield BOS
+    if messages[0].role != "system":
+        yield from _tools_text(conversation)
+    for index, turn in _turns(messages):
+        message = turn[0]
+        begin = THINK if thinking and index >= asked else END_OF_THINK
+        if message.role == "system":
+            yield message.content
+            yield from _tools_text(conversation) if index == 0 else ()
+        elif message.role == "assistant":
+            yield from () if header else (ASSISTANT, begin)
+            if begin is THINK:
+                yield message.reasoning or ""
+                yield from () if in_thought(message) else (END_OF_THINK,)
+            yield message.content
+            yield from calls_text(message.calls, V32)
+            yield from () if message.prefix else (EOS,)
+            calls, header = message.calls, None
+        else:
+            yield from _results(in_call_order(turn, calls)) if message.role == "tool" else _asked(message)
+            yield begin
+            header = begin
+    if not messages[-1].prefix:
+        yield from () if header else (ASSISTANT, THINK if thinking else END_OF_THINK)
+        yield from open_block(V32) if must_call(conversation) else ()
+
+
+def _check(messages: Sequence[Message]) -> None:
+    """RequestError for what V3.2 cannot say."""
+    refuse_role(messages, "latest_reminder", "system or user")
+    for index, (before, message) in enumerate(pairwise((None, *messages))):
+        if message is not None and message.task is not None:
+            raise RequestError(f"messages[{index}].task: this model has no tasks", f"messages[{index}].task")
+        if before and message and message.role == "system" and before.role in ("user", "developer", "tool"):
+            raise RequestError(
+                f"messages[{index}].role: this model takes no system message between a question and its answer; put it "
+                "before the user message",
+                f"messages[{index}].role",
+            )
+
+
+def _turns(messages: Sequence[Message]) -> Iterator[tuple[int, list[Message]]]:
+    """Messages by turn, with the index of the turn's last one: adjacent tool results are one turn."""
+    for index, message in enumerate(messages):
+        if message.role != "tool":
+            yield index, [message]
+        elif index + 1 == len(messages) or messages[index + 1].role != "tool":
+            start = index
+            while start > 0 and messages[start - 1].role == "tool":
+                start -= 1
+            yield index, list(messages[start : index + 1])
+
+
+def _asked(message: Message) -> Layout:
+    yield USER
+    yield f"\n\n# The user's message is: {message.content}" if message.role == "developer" else message.content
+    yield ASSISTANT
+
+
+def _results(results: Sequence[Message]) -> Layout:
+    yield "\n\n<function_results>"
+    yield from (f"\n<result>{result.content}</result>" for result in results)
+    yield "\n</function_results>\n\n"
+
+
+def _tools_text(conversation: Conversation) -> Layout:
+    tools = offered(conversation)
+    if tools:
+        yield BLANK_LINE
+        yield from template(_TOOLS)
+        yield tool_schemas(tools, _described, V32)
+        yield _AFTER_SCHEMAS
+
+
+def _described(tool: Tool) -> dict[str, Any]:
+    return {name: value for name in _FIELDS if (value := getattr(tool, name)) is not None}
+
+
+def _reader(conversation: Conversation, tokenizer: Tokenizer) -> Reader:
+    return dsml_reader(conversation, tokenizer, thinks(conversation, by_habit=False))
+
+
+DEEPSEEK_V32 = Format(
+    name="deepseek-v3.2",
+    marks=(USER, ASSISTANT, THINK, END_OF_THINK, DSML),
+    layout=_layout,
+    reader=_reader,
+    thinks="choice",
+    tools=True,
+    model_types=("deepseek_v32",),
+)
