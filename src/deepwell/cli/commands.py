@@ -12,6 +12,7 @@ from deepwell.options import (
     ConvertOptions,
     DoctorOptions,
     GenerateOptions,
+    PullOptions,
     ServeOptions,
 )
 from deepwell.train.config import TrainConfig
@@ -20,6 +21,7 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "serve": ServeOptions,
     "chat": ChatOptions,
     "generate": GenerateOptions,
+    "pull": PullOptions,
     "train": TrainConfig,
     "convert": ConvertOptions,
     "calibrate": CalibrateOptions,
