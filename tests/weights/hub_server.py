@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import msgspec
+from huggingface_hub.utils import close_session
 
 LARGE = (".safetensors", ".gguf", ".bin", ".deepwell")
 
@@ -30,7 +31,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """What goes wrong once: a status, or a body that is cut, silent after some bytes, changed, whole despite a range."""
+    """What goes wrong once: a status, or a body that is cut, silent after some bytes, changed, or whole again."""
 
     status: int = 0
     headers: dict[str, str] = {}
@@ -66,6 +67,8 @@ class FakeHub:
         self.down()
 
     def down(self) -> None:
+        """Nobody answers any more; connections that the session keeps open are closed too."""
+        close_session()
         self.released.set()
         for server in self._servers:
             server.shutdown()
