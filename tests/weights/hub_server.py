@@ -1,7 +1,8 @@
 """A Hugging Face hub on loopback, and a store on another port that it sends large files' readers to.
 
-It answers what Deepwell asks: /api/models/ORG/NAME/revision/REV, /refs, /ORG/NAME/resolve/REV/FILE with ranges. Every
-request is kept; `faults` queues what goes wrong, by the end of the path.
+It answers what Deepwell asks: /api/models/ORG/NAME/revision/REV, /refs, /ORG/NAME/resolve/REV/FILE with ranges; and
+HEAD, which huggingface_hub's own client wants. Every request is kept; `faults` queues what goes wrong, by the end of
+the path, with `store:` before those of the store.
 """
 
 from __future__ import annotations
@@ -93,11 +94,15 @@ class FakeHub:
             def log_message(self, *args: object) -> None:
                 pass
 
+            def do_HEAD(self) -> None:
+                """What huggingface_hub itself asks first; Deepwell never does."""
+                self.do_GET()
+
             def do_GET(self) -> None:
                 path = unquote(self.path.partition("?")[0])
                 hub.asked.append(Asked(where, path, self.headers["Authorization"], self.headers["Range"]))
                 kind = "store:" if where == "store" else ""
-                queues = [queue for end, queue in hub.faults.items() if queue and (kind + path).endswith(end)]
+                queues = [queue for end, queue in hub.faults.items() if queue and _meant(kind + path, end)]
                 fault = queues[0].pop(0) if queues else Fault()
                 if fault.status:
                     self.reply(fault.status, b"", fault.headers)
@@ -129,15 +134,16 @@ class FakeHub:
                 repo, _, rest = path[1:].partition("/resolve/")
                 name = rest.partition("/")[2]
                 content = hub.repos.get(repo, {}).get(name)
+                commit = {"X-Repo-Commit": hub.commits.get(repo, "")}
                 if content is None:
                     return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
                 if not name.endswith(LARGE):
-                    return self.content(content, fault)
+                    return self.content(content, fault, commit | {"ETag": f'"{hub.sibling(name, content)["blobId"]}"'})
                 digest = hashlib.sha256(content).hexdigest()
                 linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))}
-                return self.reply(302, b"", linked | {"Location": f"{hub.store}/{digest}"})
+                return self.reply(302, b"", commit | linked | {"Location": f"{hub.store}/{digest}"})
 
-            def content(self, content: bytes, fault: Fault) -> None:
+            def content(self, content: bytes, fault: Fault, headers: dict[str, str] | None = None) -> None:
                 start = 0
                 if (asked := self.headers["Range"]) and not fault.whole:
                     start = int(asked.removeprefix("bytes=").removesuffix("-"))
@@ -145,10 +151,14 @@ class FakeHub:
                 if fault.flip:
                     body = bytes([body[0] ^ 1]) + body[1:]
                 self.send_response(206 if start else 200)
+                for name, value in (headers or {}).items():
+                    self.send_header(name, value)
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
+                if self.command == "HEAD":
+                    return
                 if fault.cut is None and fault.stall is None:
                     self.wfile.write(body)
                     return
@@ -179,3 +189,8 @@ class FakeHub:
         if name.endswith(LARGE):
             found["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
         return found
+
+
+def _meant(path: str, end: str) -> bool:
+    """`store:` alone stands for everything in the store."""
+    return path.endswith(end) or (end == "store:" and path.startswith(end))

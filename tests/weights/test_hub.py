@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import Asked, FakeHub, Fault
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
 from deepwell.errors import ConfigError, DeepwellError, HubError
 from deepwell.weights import hub as hub_module
@@ -137,6 +137,16 @@ def test_the_cache_is_that_of_huggingface_hub(place: Place) -> None:
     assert not place.parts()
 
 
+def test_what_huggingface_hub_fetched_is_used(place: Place) -> None:
+    for name in NEEDED:
+        hf_hub_download("org/name", name, cache_dir=place.cache, endpoint=place.server.endpoint)
+    place.server.asked.clear()
+    folder = place.locate(offline=True)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert place.locate() == folder
+    assert place.server.fetched() == []
+
+
 def test_what_is_there_is_not_fetched_again(place: Place) -> None:
     first = place.locate()
     place.server.asked.clear()
@@ -255,7 +265,7 @@ def test_a_hub_that_cannot_be_reached_the_first_time(place: Place) -> None:
         said = place.fails()
     assert "org/name is neither a file nor a folder here" in said
     assert "cannot be reached" in said
-    assert place.waits == [1, 2, 4, 8]
+    assert place.waits == [1, 2]
 
 
 # Interruptions
@@ -315,16 +325,17 @@ def test_a_hub_that_stays_silent_is_given_up(place: Place) -> None:
 
 def test_too_many_requests_waits_as_long_as_is_asked(place: Place) -> None:
     limit = {"RateLimit": '"api";r=0;t=55'}
-    place.server.faults["/revision/main"] = [Fault(429, {"Retry-After": "7"}), Fault(429, limit), Fault(429)]
+    place.server.faults["/revision/main"] = [Fault(429, {"Retry-After": "7"}), Fault(429, limit)]
+    place.server.faults["/config.json"] = [Fault(429)]
     place.locate()
-    assert place.waits == [7, 55, 4]
+    assert place.waits == [7, 55, 1]
     assert "too many requests" in place.report.notes[0]
 
 
 def test_too_many_requests_for_ever(place: Place) -> None:
     place.server.faults["/revision/main"] = [Fault(429, {"Retry-After": "3"}) for _ in range(99)]
     assert "429" in place.fails()
-    assert place.waits == [3, 3, 3, 3]
+    assert place.waits == [3, 3]
 
 
 def test_a_wait_of_an_hour_is_not_waited_for(place: Place) -> None:
@@ -334,9 +345,9 @@ def test_a_wait_of_an_hour_is_not_waited_for(place: Place) -> None:
 
 
 def test_a_failing_hub_is_tried_again_ever_later(place: Place) -> None:
-    place.server.faults["/revision/main"] = [Fault(503), Fault(500), Fault(502)]
+    place.server.faults["/tokenizer.json"] = [Fault(503), Fault(500), Fault(502), Fault(504)]
     place.locate()
-    assert place.waits == [1, 2, 4]
+    assert place.waits == [1, 2, 4, 8]
 
 
 # Contents that cannot be trusted
@@ -492,6 +503,7 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(place: Place) -> None:
 
 def test_a_token_that_cannot_be_one_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_sécret")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(HubError, match="holds characters that no token has") as error:
         Hub.of_environment()
     assert "cret" not in str(error.value)

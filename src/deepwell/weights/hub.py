@@ -63,7 +63,7 @@ class Hub(msgspec.Struct, frozen=True):
         """As HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE and HF_HUB_DOWNLOAD_TIMEOUT say. Raises HubError."""
         from huggingface_hub import constants, get_token
 
-        token = get_token()
+        token = None if constants.HF_HUB_OFFLINE else get_token()
         if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
             raise HubError(f"the token of HF_TOKEN or {constants.HF_TOKEN_PATH} holds characters that no token has")
         return cls(

@@ -70,12 +70,15 @@ class Remote(msgspec.Struct, frozen=True):
     timeout: float
     say: Callable[[str], None]
     sleep: Callable[[float], None]
+    asked: int = 3
+    """How often a list is asked for."""
     attempts: int = 5
+    """How often a file is tried without progress."""
 
     def listing(self, reference: Reference, attempts: int | None = None) -> Listing:
         """The files of a repository, with sizes and checksums. Raises HubError."""
         url = f"{self.endpoint}/api/models/{reference.repo}/revision/{quote(reference.revision, safe='')}?blobs=true"
-        raw = self._persist(lambda: self._read(url, reference), attempts or self.attempts)
+        raw = self._persist(lambda: self._read(url, reference), attempts or self.asked)
         try:
             info = msgspec.json.decode(raw, type=_Info)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -93,7 +96,8 @@ class Remote(msgspec.Struct, frozen=True):
         """
         url = hf_hub_url(reference.repo, entry.name, revision=commit, endpoint=self.endpoint)
         with _writing(part), _Part(part, entry, advance) as file:
-            self._persist(lambda: self._receive(url, reference, file), self.attempts)
+            kept = "; what came is kept, and the same command goes on"
+            self._persist(lambda: self._receive(url, reference, file), self.attempts, kept)
             digest = file.digest()
         if digest != entry.digest:
             part.unlink(missing_ok=True)
@@ -103,8 +107,11 @@ class Remote(msgspec.Struct, frozen=True):
                 "what came is removed: try again, and if it stays so, the hub or a proxy before it is at fault"
             )
 
-    def _persist(self, act: Callable[[], Result], attempts: int) -> Result:
-        """Do it until it works; what may pass is tried again, a bounded number of times without progress."""
+    def _persist(self, act: Callable[[], Result], attempts: int, after: str = "") -> Result:
+        """Do it until it works; what may pass is tried again, a bounded number of times without progress.
+
+        `after` is said when it is given up.
+        """
         failed = 0
         while True:
             try:
@@ -113,10 +120,10 @@ class Remote(msgspec.Struct, frozen=True):
                 failed = 1 if trouble.progress >= _PROGRESS_BYTES else failed + 1
                 if failed >= attempts:
                     tried = f", {attempts} times in a row" if attempts > 1 else ""
-                    raise HubError(f"{trouble}{tried}; what came is kept, and the same command goes on") from None
+                    raise HubError(f"{trouble}{tried}{after}") from None
                 wait = min(2.0 ** (failed - 1), 8.0) if trouble.wait is None else trouble.wait
                 if wait > MAX_WAIT:
-                    raise HubError(f"{trouble}; it asks to wait {wait:g} seconds: try again then") from None
+                    raise HubError(f"{trouble}; it asks to wait {wait:g} seconds: try again then{after}") from None
                 self.say(f"{trouble}; trying again in {wait:g} s ({failed} of {attempts - 1})")
                 self.sleep(wait)
 
