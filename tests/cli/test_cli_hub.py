@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gguf_files
 import pytest
 from cli_calls import COMMAND, deepwell
 from hub_server import FakeHub, Fault
@@ -122,6 +123,18 @@ def test_a_packed_file_and_the_commands_that_write_files(shell: Shell, model_fol
     shell.hub.put("org/packed", {"tiny.deepwell": packed.read_bytes()})
     local = answer(shell.run("generate", str(packed), *ASK))
     assert answer(shell.run("generate", "org/packed:tiny.deepwell", *ASK)) == local
+
+
+def test_a_split_gguf_model_by_its_quantisation(shell: Shell, tmp_path: Path) -> None:
+    gguf_files.save("v3", tmp_path / "saved", split_max_tensors=20)
+    shards = sorted((tmp_path / "saved").glob("*.gguf"))
+    assert len(shards) > 1
+    files = {f"Q8_0/{shard.name.replace('v3', 'tiny-Q8_0')}": shard.read_bytes() for shard in shards}
+    shell.hub.put("org/gguf", files | {"tiny-Q4_0.gguf": b"another"})
+    local = answer(shell.run("generate", str(shards[0]), *ASK))
+    fetched = answer(shell.run("generate", "org/gguf:q8_0", *ASK))
+    assert fetched == local | {"model": "tiny-Q8_0"}
+    assert sorted(shell.hub.fetched()) == sorted(files)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
