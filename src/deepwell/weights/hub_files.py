@@ -130,7 +130,7 @@ def _named(names: Collection[str], reference: Reference, asked: str) -> Wanted:
         raise HubError(f"{plain} has several GGUF models of {asked!r}; choose one as {_choices(plain, found)}")
     if models:
         close = get_close_matches(asked, [_short(model) for model in models], n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = f" (did you mean {close[0]}?)" if close and close[0].isprintable() else ""
         raise HubError(f"{plain} has no GGUF model {asked!r}{hint}; it has {_choices(plain, models)}")
     raise HubError(f"{plain} has no file {asked!r}; after the colon goes a GGUF file or a quantisation, as :Q4_K_M")
 
