@@ -301,10 +301,11 @@ def test_a_part_that_is_whole_is_only_checked(place: Place) -> None:
     assert "model.safetensors" not in place.server.fetched()
 
 
-@pytest.mark.parametrize("fault", [Fault(whole=True), Fault(416)])
-def test_a_store_without_ranges_sends_it_anew(place: Place, fault: Fault) -> None:
+@pytest.mark.parametrize(("fault", "ranges"), [(Fault(whole=True), []), (Fault(416), [None])])
+def test_a_store_without_ranges_sends_it_anew(place: Place, fault: Fault, ranges: list[None]) -> None:
     place.server.faults["store:/" + digest(WEIGHTS)] = [Fault(cut=3000), fault]
     assert (place.locate() / "model.safetensors").read_bytes() == WEIGHTS
+    assert [one.range for one in place.server.asked if one.where == "store"] == [None, "bytes=3000-", *ranges]
     assert place.report.done == place.report.total
 
 
