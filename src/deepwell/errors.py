@@ -13,6 +13,10 @@ class CheckpointError(DeepwellError):
     """A weight or tokenizer file is missing, broken, or of another model."""
 
 
+class HubError(DeepwellError):
+    """A model cannot be had from a hub: it refuses, cannot be reached, or has no such model."""
+
+
 class RequestError(DeepwellError):
     """A request cannot be served as asked. `param` names the field at fault, when there is one."""
 

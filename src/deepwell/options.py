@@ -68,7 +68,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[
         Path | None,
         Meta(
-            description="Folder of a Hugging Face checkpoint, a GGUF or a packed file; the embedded model if left out.",
+            description="Folder of a Hugging Face checkpoint, a GGUF or packed file, or ORG/NAME on a hub; the "
+            "embedded model if left out.",
             extra=ARGUMENT,
         ),
     ] = None
@@ -114,6 +115,7 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     Examples:
       deepwell serve                              the embedded model on 127.0.0.1:8000
       deepwell serve ./my-model --dtype int8      a checkpoint, held in 8 bits
+      deepwell serve ORG/NAME                     a model of a hub, fetched once
       deepwell serve --host 0.0.0.0 --port 80     reachable from other machines
       DEEPWELL_PORT=9000 deepwell serve           the same options from the environment
     """
@@ -184,6 +186,22 @@ class GenerateOptions(SamplingOptions, frozen=True, kw_only=True):
         str | None, Meta(description="Text that follows: fill the gap between prompt and suffix.", extra=ONCE)
     ] = None
     json: Annotated[bool, Meta(description="Print one JSON object: text, finish reason, usage.", extra=ONCE)] = False
+
+
+class PullOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Fetch a model from a hub and print where it lies.
+
+    Examples:
+      deepwell pull ORG/NAME                      its safetensors, or its only GGUF file
+      deepwell pull ORG/NAME:Q4_K_M               the GGUF file of this quantisation
+      deepwell pull ORG/NAME@v1.0                 a branch, tag or commit
+      HF_ENDPOINT=https://hub.example deepwell pull ORG/NAME
+
+    Every command takes such a name as its MODEL and fetches it when needed; pull also looks for newer files. What was
+    interrupted goes on where it was. Files lie in the cache of huggingface_hub; docs/models-from-a-hub.md tells more.
+    """
+
+    model: Annotated[str, Meta(description="ORG/NAME, ORG/NAME@REVISION or ORG/NAME:FILE.", extra=ARGUMENT | ONCE)]
 
 
 class BenchOptions(EngineOptions, frozen=True, kw_only=True):
@@ -283,7 +301,10 @@ class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     model: Annotated[
         Path | None,
-        Meta(description="Folder of a Hugging Face checkpoint; the embedded model if left out.", extra=ARGUMENT | ONCE),
+        Meta(
+            description="Folder of a Hugging Face checkpoint, or ORG/NAME on a hub; the embedded model if left out.",
+            extra=ARGUMENT | ONCE,
+        ),
     ] = None
     text: Annotated[Path, Meta(description="Text like what the model will read.", extra=ONCE)]
     out: Annotated[Path, Meta(description="File to write: mean squares of every input, safetensors.", extra=ONCE)]

@@ -13,6 +13,7 @@ from deepwell.bench.chart import amount, amount_unit, draw
 from deepwell.bench.compare import Comparison, Row, Score, compare
 from deepwell.bench.engines import Deepwell, find_peer
 from deepwell.bench.measure import Report, measure
+from deepwell.cli.hub import located
 from deepwell.cli.model import engine_config, load
 from deepwell.engine.machine import default_threads, inspect_machine
 from deepwell.errors import ConfigError
@@ -42,15 +43,15 @@ def plan_of(options: BenchOptions) -> Plan:
 
 
 def _compare(options: BenchOptions, plan: Plan) -> int:
-    if options.model is None:
+    if (model := located(options.model)) is None:
         raise ConfigError("--compare needs MODEL, a file that the other engines can read too")
-    if not options.model.exists():
-        raise ConfigError(f"{options.model} does not exist")
+    if not model.exists():
+        raise ConfigError(f"{model} does not exist")
     if options.chart and not options.chart.absolute().parent.is_dir():
         raise ConfigError(f"--chart {options.chart}: the folder does not exist")
     threads = options.threads or default_threads(inspect_machine())
-    own = Deepwell(options.model, plan, threads, options.dtype, options.context)
-    peers = [find_peer(text, options.model, plan, threads) for text in options.compare]
+    own = Deepwell(model, plan, threads, options.dtype, options.context)
+    peers = [find_peer(text, model, plan, threads) for text in options.compare]
     names = [own.name, *(peer.name for peer in peers)]
     if len(set(names)) < len(names):
         raise ConfigError(f"--compare: every engine needs a name of its own, not {', '.join(names)}")
@@ -58,7 +59,7 @@ def _compare(options: BenchOptions, plan: Plan) -> int:
         result = compare(
             [own, *peers],
             plan,
-            model=options.model.resolve().name,
+            model=model.absolute().name,
             rounds=options.repeats,
             threads=threads,
             say=status.update,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deepwell.cli.hub import located
 from deepwell.errors import DeepwellError
 from deepwell.options import CalibrateOptions
 from deepwell.weights import embedded_path
@@ -14,6 +15,6 @@ def run(options: CalibrateOptions) -> int:
         raise DeepwellError(
             f"calibrating needs {error.name}, which is not installed: pip install 'deepwell[train]'"
         ) from None
-    used = calibrate(options.model or embedded_path(), options.text, options.out, options.tokens)
+    used = calibrate(located(options.model) or embedded_path(), options.text, options.out, options.tokens)
     print(f"{options.out}: importances from {used:,} tokens of {options.text}")
     return 0

@@ -13,6 +13,7 @@ from deepwell.options import (
     DoctorOptions,
     GenerateOptions,
     ModelsOptions,
+    PullOptions,
     ServeOptions,
 )
 from deepwell.train.config import TrainConfig
@@ -22,6 +23,7 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "chat": ChatOptions,
     "generate": GenerateOptions,
     "models": ModelsOptions,
+    "pull": PullOptions,
     "train": TrainConfig,
     "convert": ConvertOptions,
     "calibrate": CalibrateOptions,

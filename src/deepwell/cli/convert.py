@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from deepwell.cli.hub import located
 from deepwell.engine.convert import packed_size, write_packed
 from deepwell.errors import ConfigError
 from deepwell.options import ConvertOptions
@@ -15,6 +17,7 @@ from deepwell.weights.source import open_source
 
 
 def run(options: ConvertOptions) -> int:
+    options = msgspec.structs.replace(options, source=located(options.source))
     _check_place(options)
     _check_room(options)
     unfinished = options.out.with_name(f".{options.out.name}.{os.getpid()}.part")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from deepwell.chat import detect, find_format
+from deepwell.cli.hub import located
 from deepwell.engine import EngineConfig, SamplingParams
 from deepwell.engine.load import LoadedModel, load_model
 from deepwell.engine.pack_cache import PackCache, cache_folder, storing
@@ -16,9 +17,9 @@ from deepwell.options import ChatFormat, EngineOptions, SamplingOptions
 
 
 def load(options: EngineOptions) -> LoadedModel:
-    """The model asked for; a warning on standard error if it will be slow. Raises CheckpointError or ConfigError."""
+    """The model asked for; a warning on standard error if it will be slow. Raises a DeepwellError."""
     model = load_model(
-        options.model,
+        located(options.model),
         dtype=options.dtype,
         cache_dtype=options.cache_dtype,
         importance=options.importance,

@@ -234,10 +234,13 @@ def check_isa() -> None:
 
 
 def model_name(folder: Path) -> str:
-    """What clients call a model: the name of its folder or file, and `deepwell` for the embedded one."""
+    """What clients call a model: the name of its folder, file or repository, and `deepwell` for the embedded one."""
     if folder.is_file():
         return re.sub(r"(-00001-of-\d{5})?\.gguf$|\.deepwell$", "", folder.name)
-    return "deepwell" if folder == embedded_path() else folder.resolve().name
+    whole = folder.resolve()
+    if whole.parent.name == "snapshots" and whole.parent.parent.name.startswith("models--"):  # a hub's, named by commit
+        return whole.parent.parent.name.rpartition("--")[2]
+    return "deepwell" if folder == embedded_path() else whole.name
 
 
 def cache_dtype_for(config: ModelConfig, asked: str, kept: native.Storage) -> CacheDType:

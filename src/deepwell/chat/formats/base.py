@@ -26,12 +26,6 @@ class Token(msgspec.Struct, frozen=True):
     may_be_text: bool = False
 
 
-class Sampled(msgspec.Struct, frozen=True):
-    """Token ids that the model once sampled, spliced in as they are (chat/replay.py)."""
-
-    ids: tuple[int, ...]
-
-
 BOS = Token("<｜begin▁of▁sentence｜>")
 EOS = Token("<｜end▁of▁sentence｜>")
 """Begin and end of a sequence. Where they are spelled otherwise, what the tokenizer names stands for them."""
@@ -39,7 +33,7 @@ EOS = Token("<｜end▁of▁sentence｜>")
 USER = Token("<｜User｜>")
 ASSISTANT = Token("<｜Assistant｜>")
 
-Layout = Iterator[str | Token | Sampled]
+Layout = Iterator[str | Token]
 
 
 def plain_reader(conversation: Conversation, tokenizer: Tokenizer) -> Reader:
@@ -77,10 +71,10 @@ def splice(layout: Layout, format: str, tokenizer: Tokenizer) -> Iterator[int]:
         else:
             for part in parts:
                 assert not isinstance(part, str)
-                yield from part.ids if isinstance(part, Sampled) else _ids(part, format, tokenizer)
+                yield from _ids(part, format, tokenizer)
 
 
-def _as_text(part: str | Token | Sampled, tokenizer: Tokenizer) -> str | Token | Sampled:
+def _as_text(part: str | Token, tokenizer: Tokenizer) -> str | Token:
     lacking = isinstance(part, Token) and part.may_be_text and tokenizer.special(part.spelling) is None
     return part.spelling if lacking and isinstance(part, Token) else part
 

@@ -1,0 +1,215 @@
+"""Every command that takes a MODEL takes ORG/NAME of a hub: as a shell runs it, against a hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gguf_files
+import pytest
+from cli_calls import COMMAND, deepwell
+from hub_server import FakeHub, Fault
+
+ASK = ("The quick", "--max-tokens", "8", "--json", "--threads", "1")
+
+
+class Shell:
+    """Commands run with a hub and a home for its files."""
+
+    def __init__(self, hub: FakeHub, home: Path) -> None:
+        self.hub, self.home = hub, home
+        self.env = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+        self.env.pop("HF_TOKEN", None)
+
+    def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return deepwell(*args, env=self.env | env)
+
+    def start(self, *args: str) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*COMMAND, *args], env=self.env, **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.fixture
+def shell(model_folder: Path, tmp_path: Path) -> Iterator[Shell]:
+    with FakeHub() as hub:
+        hub.put("org/tiny-v3", model_folder)
+        yield Shell(hub, tmp_path / "home")
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_answer_is_that_of_the_local_folder(shell: Shell, model_folder: Path) -> None:
+    local = answer(shell.run("generate", str(model_folder), *ASK))
+    assert shell.hub.asked == []
+    first = shell.run("generate", "org/tiny-v3", *ASK)
+    assert answer(first) == local
+    assert first.stderr == "deepwell: fetching org/tiny-v3\n"
+    shell.hub.down()
+    second = shell.run("generate", "org/tiny-v3", *ASK)
+    assert answer(second) == local, "from then on it needs no hub"
+    assert "using what was fetched before, commit aaaaaaaaaaaa" in second.stderr
+    third = shell.run("generate", "org/tiny-v3", *ASK, HF_HUB_OFFLINE="1")
+    assert (answer(third), third.stderr) == (local, "")
+
+
+def test_serve(shell: Shell) -> None:
+    process = shell.start("serve", "org/tiny-v3", "--port", "0", "--threads", "1")
+    try:
+        assert process.stdout is not None
+        printed = ""
+        while "\npage " not in printed:
+            line = process.stdout.readline()
+            assert line, process.communicate()[1]
+            printed += line
+        assert "serves tiny-v3: " in printed
+        page = re.search(r"^page +(\S+)$", printed, re.M)
+        assert page
+        with urllib.request.urlopen(page[1] + "v1/models", timeout=10) as listed:
+            assert json.load(listed)["data"][0]["id"] == "tiny-v3"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_pull_prints_where_it_lies_and_what_is_newer(shell: Shell) -> None:
+    done = shell.run("pull", "org/tiny-v3")
+    place = Path(done.stdout.removesuffix("\n"))
+    assert done.returncode == 0
+    assert place == shell.home / "hub" / "models--org--tiny-v3" / "snapshots" / ("a" * 40)
+    assert (place / "config.json").is_file()
+    shell.hub.commits["org/tiny-v3"] = "b" * 40
+    assert shell.run("pull", "org/tiny-v3").stdout == f"{place.parent / ('b' * 40)}\n"
+    shell.hub.down()
+    failed = shell.run("pull", "org/tiny-v3@v1")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert "cannot be reached" in failed.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("tests", "on this machine already"), ("nothing", "no name of a model on a")]
+)
+def test_pull_of_what_is_no_hubs(shell: Shell, name: str, said: str) -> None:
+    done = shell.run("pull", name)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_packed_file_and_the_commands_that_write_files(shell: Shell, model_folder: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "tiny.deepwell"
+    done = shell.run("convert", "org/tiny-v3", str(packed), "--dtype", "int8")
+    assert done.returncode == 0, done.stderr
+    shell.hub.put("org/packed", {"tiny.deepwell": packed.read_bytes()})
+    local = answer(shell.run("generate", str(packed), *ASK))
+    assert answer(shell.run("generate", "org/packed:tiny.deepwell", *ASK)) == local
+
+
+def test_a_split_gguf_model_by_its_quantisation(shell: Shell, tmp_path: Path) -> None:
+    gguf_files.save("v3", tmp_path / "saved", split_max_tensors=20)
+    shards = sorted((tmp_path / "saved").glob("*.gguf"))
+    assert len(shards) > 1
+    files = {f"Q8_0/{shard.name.replace('v3', 'tiny-Q8_0')}": shard.read_bytes() for shard in shards}
+    shell.hub.put("org/gguf", files | {"tiny-Q4_0.gguf": b"another"})
+    local = answer(shell.run("generate", str(shards[0]), *ASK))
+    fetched = answer(shell.run("generate", "org/gguf:q8_0", *ASK))
+    assert fetched == local | {"model": "tiny-Q8_0"}
+    assert sorted(shell.hub.fetched()) == sorted(files)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_download_goes_on_with_the_same_command(shell: Shell, model_folder: Path, how: int) -> None:
+    halves = (model_folder / "model.safetensors").stat().st_size // 2
+    shell.hub.faults["store:"] = [Fault(stall=halves)]
+    process = shell.start("pull", "org/tiny-v3")
+    parts: list[Path] = []
+
+    def half_there() -> bool:
+        parts[:] = shell.home.rglob("*.incomplete")
+        return any(part.stat().st_size == halves for part in parts)
+
+    until(half_there)
+    process.send_signal(how)
+    process.communicate(timeout=20)
+    assert process.returncode == (130 if how == signal.SIGINT else -how)
+    shell.hub.asked.clear()
+    done = shell.run("pull", "org/tiny-v3")
+    assert done.returncode == 0, done.stderr
+    assert [one.range for one in shell.hub.asked if one.where == "store"] == [f"bytes={halves}-"]
+    fetched = Path(done.stdout.strip()) / "model.safetensors"
+    assert fetched.read_bytes() == (model_folder / "model.safetensors").read_bytes()
+
+
+def test_two_at_once_fetch_it_once(shell: Shell) -> None:
+    both = [shell.start("pull", "org/tiny-v3") for _ in range(2)]
+    said = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0][0] == said[1][0]
+    assert len(shell.hub.paths("store")) == 1
+    assert len(shell.hub.fetched()) == len(set(shell.hub.fetched()))
+
+
+@pytest.mark.parametrize("place", ["environment", "file"])
+def test_the_token_is_found_and_never_shown(shell: Shell, place: str) -> None:
+    shell.hub.needs_token = "hf_secret"
+    refused = shell.run("pull", "org/tiny-v3")
+    assert refused.returncode == 2
+    assert "HF_TOKEN" in refused.stderr
+    if place == "file":
+        shell.home.mkdir(exist_ok=True)
+        (shell.home / "token").write_text("hf_secret\n")
+    shell.hub.faults["/config.json"] = [Fault(500)]
+    done = shell.run("pull", "org/tiny-v3", **({"HF_TOKEN": "hf_secret"} if place == "environment" else {}))
+    assert done.returncode == 0, done.stderr
+    assert "trying again in 1 s" in done.stderr
+    assert "hf_secret" not in done.stdout + done.stderr
+    assert {one.token for one in shell.hub.asked if one.where == "store"} == {None}
+
+
+def test_a_name_that_is_nowhere_is_one_sentence(shell: Shell) -> None:
+    for command in (("generate", "org/none", "x"), ("bench", "org/none"), ("chat", "org/none"), ("serve", "org/none")):
+        done = shell.run(*command)
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"deepwell: org/none is neither a file nor a folder here, and {shell.hub.endpoint} has no model org/none "
+            "(404); check the name: capitals count\n"
+        )
+
+
+def test_a_model_of_this_machine_loads_no_hub_library(model_folder: Path) -> None:
+    code = (
+        "import sys; from deepwell.cli.main import main; "
+        f"main(['generate', {str(model_folder)!r}, 'x', '--max-tokens', '1']); "
+        "print(sorted({'huggingface_hub', 'httpx2', 'tqdm', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.endswith("[]\n")
+
+
+def test_a_moved_home_keeps_working(shell: Shell) -> None:
+    """Links inside are relative."""
+    shell.run("pull", "org/tiny-v3")
+    moved = shell.home.with_name("moved")
+    shutil.move(shell.home, moved)
+    done = shell.run("generate", "org/tiny-v3", *ASK, HF_HOME=str(moved), HF_HUB_OFFLINE="1")
+    assert answer(done)["model"] == "tiny-v3"
