@@ -49,25 +49,36 @@ class Row(msgspec.Struct, frozen=True):
 
 ROWS = (
     Row("LLM, Math, Prover", r"DeepSeek-(LLM|Math-7B|Prover-(V1|V2-7B)).*", ("deepseek-llm",), "llama"),
-    Row("Coder", r"DeepSeek-Coder-\d.*", ("deepseek-coder", "deepseek-llm"), "llama", fim=True),
+    Row("Coder", r"DeepSeek-Coder-\d.*", ("deepseek-coder",), "llama", fim=True),
     Row("MoE-16B", r"DeepSeek-MoE.*", ("deepseek-llm",), "deepseek"),
     Row("V2, Coder-V2", r"DeepSeek-(Coder-)?V2.*", ("deepseek-llm", "deepseek-v2.5"), "deepseek2", fim=True),
     Row(
         "V3, R1",
         r"DeepSeek-(V3|V3-0324|R1|R1-Zero|R1-0528|Prover-V2-671B)",
-        ("deepseek-v3", "deepseek-r1"),
+        ("deepseek-v3", "deepseek-r1", "deepseek-r1-0528"),
         "deepseek2",
         fim=True,
     ),
     Row("V3.1", r"DeepSeek-V3\.1.*", ("deepseek-v3.1",), "deepseek2", fim=True),
     Row("V3.2", r"DeepSeek-(V3\.2|Math-V2).*", ("deepseek-v3.1", "deepseek-v3.2"), "deepseek32", fim=True),
-    Row("R1-Distill-Qwen", r"DeepSeek-R1-Distill-Qwen.*", ("deepseek-v3", "deepseek-r1"), "qwen2"),
-    Row("R1-Distill-Llama", r"DeepSeek-R1-Distill-Llama.*", ("deepseek-v3", "deepseek-r1"), "llama"),
-    Row("R1-0528-Qwen3", r"DeepSeek-R1-0528-Qwen3.*", ("deepseek-v3", "deepseek-r1"), "qwen3"),
+    Row("R1-Distill-Qwen", r"DeepSeek-R1-Distill-Qwen.*", ("deepseek-r1",), "qwen2"),
+    Row("R1-Distill-Llama", r"DeepSeek-R1-Distill-Llama.*", ("deepseek-r1",), "llama"),
+    Row("R1-0528-Qwen3", r"DeepSeek-R1-0528-Qwen3.*", ("deepseek-r1-0528",), "qwen3"),
 )
 MODULE = "MTP"
 """What the tests of the multi-token prediction module record."""
-VERIFIED: Mapping[str, str] = {}
+_TEMPLATE = "its checkpoint's template, run by transformers"
+VERIFIED: Mapping[str, str] = {
+    "deepseek-llm": _TEMPLATE,
+    "deepseek-coder": _TEMPLATE,
+    "deepseek-v3": _TEMPLATE + " (not the list of tools)",
+    "deepseek-r1": _TEMPLATE + " (not the list of tools)",
+    "deepseek-r1-0528": _TEMPLATE + " (not the list of tools)",
+    "deepseek-v3.1": _TEMPLATE,
+    "deepseek-v3.2": "DeepSeek's encoder, prompts and answers",
+    "deepseek-v4": "deepseek-recipe, prompts, ids and answers",
+    "deepseek-v4.1": "deepseek-recipe, prompts, ids and answers",
+}
 """What a prompt format's tests compare it with, by its name, where that is more than strings in the tests."""
 
 
