@@ -145,12 +145,21 @@ def _pack_kv_b(source: Source, param: Param, kept: native.Storage, importance: I
                 packed.k_b.fill(head, 0, np.ascontiguousarray(BY_NAME[stored].float32(blocks[: shape.nope]).T))
         return packed
     packed = native.KvB(*sizes, kept)
-    whole = source.whole(param)
-    if kept != "int4" or not importance:
-        packed.fill(0, whole)
-        return packed
-    for head, w in enumerate(whole.reshape(shape.heads, -1, shape.latent)):
+    for head, w in enumerate(_heads(source.pieces(param), shape.nope + shape.value)):
+        if kept != "int4" or not importance:
+            packed.fill(head, w)
+            continue
         transposed = np.ascontiguousarray(w[: shape.nope].T)
         packed.k_b.fill_coded(head, 0, *quantise_int4(transposed, importance[param.key + QUERY][head]))
         packed.v_b.fill_coded(head, 0, *quantise_int4(w[shape.nope :], importance[param.key]))
     return packed
+
+
+def _heads(pieces: Iterator[tuple[int, NDArray[np.float32]]], height: int) -> Iterator[NDArray[np.float32]]:
+    """The rows of one head after the other, however the pieces were cut."""
+    rest: NDArray[np.float32] | None = None
+    for _, rows in pieces:
+        rest = rows if rest is None or not len(rest) else np.concatenate([rest, rows])
+        while len(rest) >= height:
+            yield np.ascontiguousarray(rest[:height])
+            rest = rest[height:]
