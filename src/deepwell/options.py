@@ -23,7 +23,7 @@ ENV_PREFIX = "DEEPWELL_"
 DEFAULT_CONFIG = "deepwell.toml"
 
 Dtype = Literal["auto", "float32", "bfloat16", "int8", "int4"]
-ConvertDtype = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4", "q8_0", "q6_k", "q4_k", "q4_0"]
+ConvertDtype = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4", "q8_0", "q6_k", "q5_0", "q4_k", "q4_0"]
 Speculate = Literal["off", "lookup", "mtp", "auto"]
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]

@@ -31,7 +31,7 @@ Target = Literal["packed", "gguf", "safetensors"]
 
 _FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _LONG = {short: long for long, short in _FLOATS.items()}
-_BLOCKS = ("q8_0", "q6_k", "q4_k", "q4_0")
+_BLOCKS = ("q8_0", "q6_k", "q5_0", "q4_k", "q4_0")
 ALLOWED: Mapping[Target, tuple[str, ...]] = {
     "packed": ("auto", "float32", "bfloat16", "int8", "int4"),
     "gguf": ("auto", *_FLOATS, *_BLOCKS),

@@ -1,7 +1,7 @@
 """float32 rows to the bytes of a ggml type: the way back of `ggml_types`, for the types that files are written in.
 
-Floats round to nearest, ties to even. q8_0 and q4_0 take the scale from a block's largest value, as ggml's reference
-code does, bit for bit. q4_k and q6_k do the same in two steps (a scale of scales), and then refit once; llama-quantize
+Floats round to nearest, ties to even. q8_0, q5_0 and q4_0 take the scale from a block's largest value, as ggml's
+reference code does, bit for bit. q4_k and q6_k do the same in two steps (a scale of scales), and then refit once; llama-quantize
 searches longer, and its files of these two types are slightly better. Names: N blocks, G groups of a block, I values.
 """
 
@@ -104,6 +104,14 @@ def _q4_0(rows: F32) -> NDArray[Any]:
     return _blocks("q4_0", rows, d=d_N, qs=_packed(q_NI, 16, 4))
 
 
+def _q5_0(rows: F32) -> NDArray[Any]:
+    x_NI = rows.reshape(-1, 32)
+    d_N = _extreme(x_NI) / np.float32(-16)
+    q_NI = np.trunc(x_NI * _inverse(d_N)[:, None] + np.float32(16.5)).clip(0, 31).astype(np.uint8)
+    high_N = ((q_NI >> np.uint8(4)).astype(np.uint32) << np.arange(32, dtype=np.uint32)).sum(axis=1, dtype=np.uint32)
+    return _blocks("q5_0", rows, d=d_N, qs=_packed(q_NI & np.uint8(15), 16, 4), qh=high_N)
+
+
 def _q6_k(rows: F32) -> NDArray[Any]:
     """Sixteen groups of 16 with a signed 8-bit scale each; quants are -32 to 31."""
     x_NGI = rows.reshape(-1, 16, 16)
@@ -180,6 +188,7 @@ ENCODERS: Mapping[str, Callable[[F32], NDArray[Any]]] = {
     "f16": _f16,
     "bf16": _bf16,
     "q8_0": _q8_0,
+    "q5_0": _q5_0,
     "q4_0": _q4_0,
     "q4_k": _q4_k,
     "q6_k": _q6_k,

@@ -12,7 +12,7 @@ from deepwell.model.config import MlaConfig, ModelConfig
 from deepwell.weights.gguf_checkpoint import gguf_name
 from deepwell.weights.outgoing import Q_OR_K, Outgoing, Rows, paired
 
-_FALLBACK = {"q4_k": "q4_0", "q6_k": "q8_0"}
+_FALLBACK = {"q4_k": "q5_0", "q6_k": "q8_0"}
 _SENSITIVE = {"q4_k": "q6_k", "q4_0": "q6_k"}
 """Types of the head, whose errors reach every logit, beside matrices of few bits."""
 
