@@ -13,6 +13,7 @@ from deepwell.errors import CheckpointError, ConfigError
 from deepwell.model.params import Param
 from deepwell.ops import native
 from deepwell.ops.base import MlaShape
+from deepwell.weights.chunks import RELEASE_EVERY
 from deepwell.weights.ggml_types import BY_NAME
 from deepwell.weights.gguf_checkpoint import gguf_name
 from deepwell.weights.importance import QUERY
@@ -88,9 +89,11 @@ def pack(source: Source, param: Param, kept: native.Storage, importance: Importa
                 matrix.fill_blocks(row // rows, row % rows, blocks)
         return matrix
     weight = importance.get(param.key) if importance and kept == "int4" else None
-    for row, values in source.pieces(param):
+    for number, (row, values) in enumerate(source.pieces(param), 1):
         _fill(matrix, row // rows, row % rows, values, weight if weight is None or not count else weight[row // rows])
         del values  # before the next one is read
+        if number % RELEASE_EVERY == 0:
+            source.release()
     return matrix
 
 

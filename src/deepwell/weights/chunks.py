@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-CHUNK_VALUES = 1 << 22
-"""Values of a piece: 16 MiB as float32."""
+CHUNK_VALUES = 1 << 20
+"""Values of a piece: 4 MiB as float32."""
+
+RELEASE_EVERY = 16
+"""Pieces after which the pages of a mapped file are let go."""
 
 
 def chunks(rows: int, width: int, unit: int = 1) -> Iterator[tuple[int, int]]:

@@ -1,8 +1,9 @@
 """float32 rows to the bytes of a ggml type: the way back of `ggml_types`, for the types that files are written in.
 
 Floats round to nearest, ties to even. q8_0, q5_0 and q4_0 take the scale from a block's largest value, as ggml's
-reference code does, bit for bit. q4_k and q6_k do the same in two steps (a scale of scales), and then refit once; llama-quantize
-searches longer, and its files of these two types are slightly better. Names: N blocks, G groups of a block, I values.
+reference code does, bit for bit. q4_k and q6_k do the same in two steps (a scale of scales), and then refit once;
+llama-quantize searches longer, and its files of these two types are slightly better. Names: N blocks, G groups of a
+block, I values.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def gguf_size(metadata: Mapping[str, Any], planned: Planned) -> int:
 def write_gguf(
     file: Path, metadata: Mapping[str, Any], planned: Planned, progress: Progress, release: Callable[[], None]
 ) -> None:
-    """Write a new file and have it on the disk. A tensor is read in pieces; `release` is called behind each tensor.
+    """Write a new file and have it on the disk. A tensor is read in pieces; `release` lets go of what was read.
 
     Raises OSError while writing, and then the file is for the caller to remove.
     """
@@ -40,11 +40,10 @@ def write_gguf(
     with file.open("xb") as out:
         done = out.write(head)
         for (tensor, kind), end in zip(planned, ends, strict=True):
-            for raw in tensor.encoded(kind):
+            for raw in tensor.encoded(kind, release):
                 done += out.write(raw.data)
                 progress(done, total)
             done += out.write(bytes(len(head) + end - done))
-            release()
         out.flush()
         os.fsync(out.fileno())
     progress(total, total)

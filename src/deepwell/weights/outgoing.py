@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from deepwell.errors import ConfigError
 from deepwell.model.params import Param
 from deepwell.weights.checkpoint import Checkpoint
-from deepwell.weights.chunks import chunks
+from deepwell.weights.chunks import RELEASE_EVERY, chunks
 from deepwell.weights.encode import encode
 from deepwell.weights.ggml_types import BY_NAME, values_in
 from deepwell.weights.gguf_checkpoint import GgufCheckpoint, joined
@@ -59,13 +59,19 @@ class Outgoing(msgspec.Struct, frozen=True):
         for begin, end in chunks(self.count, self.width, self.unit):
             yield self.read(begin, end)
 
-    def encoded(self, kind: str) -> Iterator[NDArray[np.uint8]]:
-        """Its bytes as a ggml type, piece by piece. ConfigError names the tensor that the type cannot hold."""
-        for rows in self.pieces():
+    def encoded(self, kind: str, release: Callable[[], None]) -> Iterator[NDArray[np.uint8]]:
+        """Its bytes as a ggml type, piece by piece. ConfigError names the tensor that the type cannot hold.
+
+        `release` lets go of the memory that holds what was read; it is called now and then, and at the end.
+        """
+        for number, rows in enumerate(self.pieces(), 1):
             try:
                 yield encode(kind, rows)
             except ValueError as error:
                 raise ConfigError(f"tensor {self.name} {error}; choose another --dtype") from None
+            if number % RELEASE_EVERY == 0:
+                release()
+        release()
 
 
 def as_hugging_face(source: Source, *, extra: bool = False) -> list[Outgoing]:

@@ -28,7 +28,7 @@ def write_safetensors(
     folder: Path, planned: Planned, most: int, progress: Progress, release: Callable[[], None]
 ) -> None:
     """Write shards of `most` bytes at most (a larger tensor has one alone) into `folder`, and an index if they are
-    several. A tensor is read in pieces; `release` is called behind each.
+    several. A tensor is read in pieces; `release` lets go of what was read.
 
     Raises OSError while writing, and then the files are for the caller to remove.
     """
@@ -40,11 +40,10 @@ def write_safetensors(
         with (folder / name).open("xb") as out:
             out.write(_header(shard))
             for tensor, kind in shard:
-                for raw in tensor.encoded(kind):
+                for raw in tensor.encoded(kind, release):
                     done += out.write(raw.data)
                     progress(done, total)
                 placed[tensor.name] = name
-                release()
             out.flush()
             os.fsync(out.fileno())
     if len(shards) > 1:
