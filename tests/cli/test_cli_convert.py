@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from deepwell.cli.main import EXIT_INTERRUPTED, main
 from deepwell.engine import convert
@@ -153,7 +154,22 @@ def test_only_a_model_folder_is_replaced(
         assert f"holds {precious.name}, which a model folder does not" in capsys.readouterr().err
         assert precious.exists()
         precious.rmdir() if precious.is_dir() else precious.unlink()
+    (tmp_path / "link").symlink_to(out)
+    assert main(["convert", str(model_folder), str(tmp_path / "link"), "--force"]) == 2
+    assert "is a link to a folder; name the folder itself" in capsys.readouterr().err
+    (tmp_path / "link").unlink()
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_source_that_lacks_a_tensor(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(model_folder, source)
+    tensors = load_file(source / "model.safetensors")
+    del tensors["model.layers.1.mlp.experts.3.up_proj.weight"]
+    save_file(tensors, source / "model.safetensors")
+    assert main(["convert", str(source), str(tmp_path / "x.gguf")]) == 2
+    assert "tensor model.layers.1.mlp.experts.3.up_proj.weight is missing" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [source]
 
 
 SLOW_WRITE = """

@@ -26,8 +26,10 @@ from deepwell.ops.base import Batch
 from deepwell.weights import embedded_path
 from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.gguf_checkpoint import GgufCheckpoint
+from deepwell.weights.gguf_layout import as_gguf
 from deepwell.weights.gguf_tokenizer import SPLITS
 from deepwell.weights.gguf_vocabulary import split_name, tokenizer_metadata
+from deepwell.weights.outgoing import as_hugging_face
 from deepwell.weights.source import Source, open_source
 from deepwell.weights.tokenizer import Tokenizer
 from fakes import write_tiny_tokenizer
@@ -284,6 +286,13 @@ def test_configs_that_gguf_cannot_say(change: dict[str, Any], said: str, tmp_pat
     (folder / "config.json").write_text(json.dumps(raw | change))
     with pytest.raises((ConfigError, CheckpointError), match=said):
         prepare(folder, "gguf")
+
+
+def test_two_tensors_of_one_name() -> None:
+    source = open_source(embedded_path())
+    tensors = as_hugging_face(source)
+    with pytest.raises(CheckpointError, match=r"two tensors of the source would be called output_norm\.weight"):
+        as_gguf(source.config, [*tensors, next(t for t in tensors if t.name == "model.norm.weight")])
 
 
 def test_values_beyond_a_type_name_the_tensor(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ import pytest
 
 from fakes import write_tiny_tokenizer
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures as Linux counts")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures as Linux counts"),
+]
 CONSTANT = 32 << 20
 """What the pieces being worked on, and Python's own objects, may take beside."""
 

@@ -80,6 +80,8 @@ def _check_place(options: ConvertOptions, target: Target) -> None:
 
 def _check_replaceable(folder: Path) -> None:
     """Only what a convert may have written is ever removed."""
+    if folder.is_symlink():
+        raise ConfigError(f"{folder} is a link to a folder; name the folder itself")
     for entry in folder.iterdir():
         if entry.is_symlink() or not entry.is_file() or not any(fnmatch(entry.name, kind) for kind in _OURS):
             raise ConfigError(f"{folder} holds {entry.name}, which a model folder does not; name another folder")

@@ -18,6 +18,8 @@ from deepwell.weights.ggml_types import BY_NAME
 
 F32 = NDArray[np.float32]
 Raw = NDArray[np.uint8]
+_CACHED_VALUES = 1 << 16
+"""Values encoded at once: their copies stay in the processor's cache."""
 
 
 def encode(name: str, rows: F32) -> Raw:
@@ -25,8 +27,11 @@ def encode(name: str, rows: F32) -> Raw:
     kind = BY_NAME[name]
     if rows.shape[-1] % kind.width:
         raise ValueError(f"has rows of {rows.shape[-1]} values; {name} needs a multiple of {kind.width}")
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    step = max(1, _CACHED_VALUES // max(1, rows.shape[-1]))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        return ENCODERS[name](np.ascontiguousarray(rows, dtype=np.float32)).reshape(-1).view(np.uint8)
+        parts = [ENCODERS[name](rows[at : at + step]).reshape(-1).view(np.uint8) for at in range(0, len(rows), step)]
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])
 
 
 def fits(name: str, rows: F32) -> bool:
