@@ -137,6 +137,15 @@ def test_the_tokenizer_comes_back(tmp_path: Path) -> None:
     assert ours.apply_chat_template(talk, tokenize=False) == theirs.apply_chat_template(talk, tokenize=False)
 
 
+def test_the_end_that_the_tokenizer_names_comes_first(tmp_path: Path) -> None:
+    folder = saved("qwen2", tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 0, "eos_token_id": [19, 4]}))
+    keys = tokenizer_metadata(folder, 320)
+    assert [keys[f"tokenizer.ggml.{key}_token_id"] for key in ("bos", "eos", "eot", "eom")] == [0, 1, 19, 4]
+    back = convert(convert(folder, tmp_path / "x.gguf"), tmp_path / "back")
+    assert sorted(Tokenizer.load(back).eos) == sorted(Tokenizer.load(folder).eos) == [1, 4, 19]
+
+
 def test_the_gguf_package_reads_the_file(tmp_path: Path) -> None:
     reader = gguf.GGUFReader(convert(saved("v3", tmp_path / "deep-model"), tmp_path / "x.gguf", "q8_0"))
     facts = {key: field.contents() for key, field in reader.fields.items()}

@@ -115,11 +115,9 @@ def _scaling(rope: RopeConfig, width: int) -> dict[str, Any]:
 def _named(rope: RopeConfig, width: int) -> RopeConfig:
     """The llama3 scaling whose divisors these are. ConfigError if there is none."""
     divisors = np.array(rope.divisors)
-    plain = rope.theta ** -(np.arange(0, width, 2, dtype=np.float64) / width)
     if rope.kind == "default":
         for power in range(4, _LONGEST):
             tried = RopeConfig(theta=rope.theta, kind="llama3", factor=float(divisors.max()), original=1 << power)
-            made = np.array(tried.rotation(width, "half").inv_freq, np.float64)
-            if np.allclose(plain / made, divisors, rtol=1e-5):
+            if np.allclose(tried.llama3_divisors(width), divisors, rtol=1e-5):
                 return tried
     raise ConfigError("the tensor rope_freqs.weight follows no rule that a config.json could name")

@@ -55,14 +55,9 @@ def model_metadata(config: ModelConfig, name: str, stored: str) -> dict[str, Any
 
 def rope_freqs(config: ModelConfig) -> Rows | None:
     """What each frequency is divided by, for the tensor that llama3 scaling is stored as; None without it."""
-    rope, width = config.rope, config.head_dim
-    if rope.divisors:
-        return np.array(rope.divisors, np.float32)
-    if rope.kind != "llama3":
-        return None
-    plain = rope.theta ** -(np.arange(0, width, 2, dtype=np.float64) / width)
-    divisors: Rows = (plain / np.array(rope.rotation(width, "half").inv_freq, np.float64)).astype(np.float32)
-    return divisors
+    rope = config.rope
+    divisors = rope.llama3_divisors(config.head_dim) if rope.kind == "llama3" else rope.divisors
+    return np.array(divisors, np.float32) if divisors else None
 
 
 def _plain(config: ModelConfig) -> dict[str, Any]:

@@ -53,12 +53,12 @@ def tokenizer_metadata(folder: Path, vocab: int) -> dict[str, Any]:
     }
     if tokenizer.bos is not None:
         keys["ggml.bos_token_id"] = tokenizer.bos
-    for key, id in zip(("eos", "eot", "eom"), tokenizer.eos, strict=False):
-        keys[f"ggml.{key}_token_id"] = id
-    padding = named.get("pad_token")
-    padding = padding.get("content") if isinstance(padding, dict) else padding
-    if isinstance(padding, str) and (id_ := tokenizer.special(padding)) is not None:
-        keys["ggml.padding_token_id"] = id_
+    eos, padding = (_spelled(named.get(key), tokenizer) for key in ("eos_token", "pad_token"))
+    # the one that the tokenizer names comes first, those of generation_config.json are other ways to end
+    ends = sorted(tokenizer.eos, key=lambda id: id != eos)
+    keys |= {f"ggml.{key}_token_id": id for key, id in zip(("eos", "eot", "eom"), ends, strict=False)}
+    if padding is not None:
+        keys["ggml.padding_token_id"] = padding
     if (template := chat_template(folder, named)) is not None:
         keys["chat_template"] = template
     return {f"tokenizer.{key}": value for key, value in keys.items()}
@@ -82,6 +82,11 @@ def split_name(path: Path, tokenizer: Tokenizer) -> str:
                 return "deepseek-r1-qwen" if distilled else name
     names = ", ".join(name for name in SPLITS if name != "default")
     raise CheckpointError(f"{path}: splits text in a way that GGUF has no name for; supported are those of {names}")
+
+
+def _spelled(token: Any, tokenizer: Tokenizer) -> int | None:
+    text = token.get("content") if isinstance(token, dict) else token
+    return tokenizer.special(text) if isinstance(text, str) else None
 
 
 def _splitter(expressions: Sequence[str]) -> pre_tokenizers.PreTokenizer:
