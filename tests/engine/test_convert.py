@@ -22,11 +22,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deepwell.engine.convert import Target, prepare, target_of
 from deepwell.engine.load import NativeRunner
 from deepwell.errors import CheckpointError, ConfigError
+from deepwell.model.config_json import config_json
 from deepwell.ops.base import Batch
 from deepwell.weights import embedded_path
 from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.gguf_checkpoint import GgufCheckpoint
 from deepwell.weights.gguf_layout import as_gguf
+from deepwell.weights.gguf_metadata import architecture
 from deepwell.weights.gguf_tokenizer import SPLITS
 from deepwell.weights.gguf_vocabulary import split_name, tokenizer_metadata
 from deepwell.weights.outgoing import as_hugging_face
@@ -295,6 +297,14 @@ def test_configs_that_gguf_cannot_say(change: dict[str, Any], said: str, tmp_pat
     (folder / "config.json").write_text(json.dumps(raw | change))
     with pytest.raises((ConfigError, CheckpointError), match=said):
         prepare(folder, "gguf")
+
+
+def test_a_family_that_gguf_is_not_written_for() -> None:
+    config = msgspec.structs.replace(open_source(embedded_path()).config, family="deepseek_v9")
+    with pytest.raises(ConfigError, match="family deepseek_v9 cannot be written as GGUF; supported are llama, qwen2"):
+        architecture(config)
+    with pytest.raises(ConfigError, match=r"no config\.json is known for deepseek_v9"):
+        config_json(config, bos=0, eos=1, dtype="bfloat16")
 
 
 def test_two_tensors_of_one_name() -> None:

@@ -18,7 +18,7 @@ from deepwell.weights.encode import fits
 from deepwell.weights.gguf_checkpoint import GgufCheckpoint
 from deepwell.weights.gguf_folder import folder_files
 from deepwell.weights.gguf_layout import as_gguf, gguf_type
-from deepwell.weights.gguf_metadata import model_metadata, rope_freqs
+from deepwell.weights.gguf_metadata import architecture, model_metadata, rope_freqs
 from deepwell.weights.gguf_vocabulary import tokenizer_metadata
 from deepwell.weights.gguf_writer import gguf_size, write_gguf
 from deepwell.weights.importance import read_importance
@@ -114,6 +114,7 @@ def _write_packed(path: Path, dtype: DType, importance: Path | None, out: Path, 
 
 
 def _gguf(source: Checkpoint | GgufCheckpoint, kind: str) -> Prepared:
+    architecture(source.config)
     if isinstance(source, GgufCheckpoint):
         if kind == "auto":
             raise ConfigError(f"{source.path} is a GGUF file already; say with --dtype what to make of its weights")

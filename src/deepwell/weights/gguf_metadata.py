@@ -25,16 +25,21 @@ _FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k": 14, "q6_k": 18,
 _SOFTMAX, _SIGMOID = 1, 2
 
 
+def architecture(config: ModelConfig) -> str:
+    """What GGUF calls a family. ConfigError for one that it is not written for."""
+    if config.family not in ARCHITECTURES:
+        raise ConfigError(
+            f"models of the family {config.family} cannot be written as GGUF; supported are {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[config.family]
+
+
 def model_metadata(config: ModelConfig, name: str, stored: str) -> dict[str, Any]:
     """The keys that say what the model is. `stored` is the ggml type of most matrices.
 
     ConfigError for a family, or a way of stretching positions, that GGUF has no keys for.
     """
-    if config.family not in ARCHITECTURES:
-        raise ConfigError(
-            f"models of the family {config.family} cannot be written as GGUF; supported are {', '.join(ARCHITECTURES)}"
-        )
-    arch = ARCHITECTURES[config.family]
+    arch = architecture(config)
     facts: dict[str, Any] = {
         "vocab_size": config.vocab,
         "context_length": config.context,
