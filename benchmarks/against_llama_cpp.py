@@ -78,6 +78,12 @@ class LlamaCpp:
         subprocess.run([self._program, model, given, out, str(self._threads)], check=True)
         return np.fromfile(out, np.float32).reshape(len(tokens_T), -1).astype(np.float64)
 
+    def tokens(self, model: Path, text: str) -> NDArray[np.int32]:
+        given, out = self._scratch / "text", self._scratch / "tokens"
+        given.write_text(text, "utf-8")
+        subprocess.run([self._program, model, given, out], check=True)
+        return np.fromfile(out, np.int32)
+
 
 def write_embedded(folder: Path) -> Iterator[Path]:
     """The trained model that Deepwell brings, whose rows have no blocks of 256; tokens are named by their numbers."""

@@ -1,5 +1,6 @@
 // llama.cpp's logits of one sequence, for benchmarks/against_llama_cpp.py, which compiles this against llama.cpp's own
 // headers: llama_cpp_logits MODEL TOKENS LOGITS THREADS. Tokens are int32; every position's logits are written as float32.
+// llama_cpp_logits MODEL TEXT TOKENS writes the tokens of a text instead, with nothing put in front.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -22,14 +23,30 @@ static std::vector<int32_t> read_tokens(const char* path) {
   return tokens;
 }
 
+static int write_tokens(const llama_model* model, const char* text_path, const char* out_path) {
+  std::FILE* file = std::fopen(text_path, "rb");
+  if (!file) fail("the text cannot be opened");
+  std::vector<char> text(1 << 20);
+  text.resize(std::fread(text.data(), 1, text.size(), file));
+  std::fclose(file);
+  std::vector<int32_t> tokens(text.size() + 8);
+  const int n = llama_tokenize(llama_model_get_vocab(model), text.data(), static_cast<int32_t>(text.size()),
+                               tokens.data(), static_cast<int32_t>(tokens.size()), false, false);
+  if (n < 0) fail("the text makes too many tokens");
+  std::FILE* out = std::fopen(out_path, "wb");
+  if (!out || std::fwrite(tokens.data(), sizeof(int32_t), n, out) != static_cast<size_t>(n)) fail("the disk is full");
+  return std::fclose(out);
+}
+
 int main(int argc, char** argv) {
-  if (argc != 5) fail("wanted are MODEL TOKENS LOGITS THREADS");
+  if (argc != 5 && argc != 4) fail("wanted are MODEL TOKENS LOGITS THREADS, or MODEL TEXT TOKENS");
   llama_log_set([](ggml_log_level level, const char* text, void*) {
     if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
   }, nullptr);
   llama_backend_init();
   llama_model* model = llama_model_load_from_file(argv[1], llama_model_default_params());
   if (!model) fail("the model cannot be loaded");
+  if (argc == 4) return write_tokens(model, argv[2], argv[3]);
   std::vector<int32_t> tokens = read_tokens(argv[2]);
   const int n = static_cast<int>(tokens.size());
 

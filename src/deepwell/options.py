@@ -23,6 +23,7 @@ ENV_PREFIX = "DEEPWELL_"
 DEFAULT_CONFIG = "deepwell.toml"
 
 Dtype = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+ConvertDtype = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4", "q8_0", "q6_k", "q5_0", "q4_k", "q4_0"]
 Speculate = Literal["off", "lookup", "mtp", "auto"]
 Thinking = Literal["auto", "on", "off"]
 Positive = Annotated[int, Meta(ge=1)]
@@ -267,21 +268,39 @@ class ModelsOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConvertOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Pack a model into one file that loads at once.
+    """Write a model as another kind of file: packed, GGUF or safetensors, in another precision if asked.
 
     Examples:
-      deepwell convert ./my-model my-model.deepwell
-      deepwell convert ./my-model my-model.deepwell --dtype int8 --force
+      deepwell convert ./my-model my-model.gguf                       for llama.cpp and its relatives
+      deepwell convert ./my-model my-model.gguf --dtype q4_k
+      deepwell convert my-model.gguf ./my-model                       a Hugging Face folder, with its tokenizer
+      deepwell convert ./DeepSeek-V3 ./DeepSeek-V3-bf16               block FP8 to bfloat16
+      deepwell convert ./my-model my-model.deepwell --dtype int8      packed: mapped at load instead of read
 
-    Loading a checkpoint means reading it, converting every weight and laying it out for the kernels; a packed file
-    holds the result, and is mapped instead of read. The source is left as it is; OUT is there only when it is whole.
+    Weights pass through memory in pieces, whatever the model's size. The source is left as it is; OUT is there only
+    when it is whole.
     """
 
     source: Annotated[Path, Meta(description="The model: whatever serve can load.", extra=ARGUMENT | ONCE)]
-    out: Annotated[Path, Meta(description="File to write, by custom NAME.deepwell.", extra=ARGUMENT | ONCE)]
-    dtype: Annotated[
-        Dtype, Meta(description="How weights are held in the file; auto keeps the source's own precision.")
+    out: Annotated[
+        Path,
+        Meta(description="What to write: NAME.deepwell, NAME.gguf, or a folder of safetensors.", extra=ARGUMENT | ONCE),
+    ]
+    to: Annotated[
+        Literal["auto", "packed", "gguf", "safetensors"],
+        Meta(description="The kind of file, where OUT's suffix does not say it.", extra=ONCE),
     ] = "auto"
+    dtype: Annotated[
+        ConvertDtype,
+        Meta(
+            description="How weights are held: int8 and int4 in packed files, float16 and q8_0 to q4_0 in GGUF; "
+            "auto keeps the source's own precision, and makes bfloat16 of FP8."
+        ),
+    ] = "auto"
+    shard_gb: Annotated[
+        Annotated[float, Meta(gt=0, le=1e6)],
+        Meta(description="Size of a safetensors shard at most, in GB.", extra=ONCE),
+    ] = 5.0
     importance: Annotated[
         Path | None,
         Meta(description="A file of deepwell calibrate: quantise to int4 with the inputs that matter in mind."),

@@ -32,13 +32,13 @@ V3 = msgspec.structs.replace(
 )
 
 
-def test_need_counts_weights_cache_and_the_tensor_being_read() -> None:
-    """DeepSeek-V3: 671 B parameters, 576 values per token and layer, an embedding of 129280 x 7168."""
+def test_need_counts_weights_cache_and_the_piece_being_read() -> None:
+    """DeepSeek-V3: 671 B parameters, 576 values per token and layer, tensors read in pieces of 1 Mi values."""
     need = memory_need(V3, "int4")
     assert need.weights == account(V3, "int4").weight_bytes
     assert need.weights == pytest.approx(671e9 * 4.5 / 8, rel=2e-3)
     assert (need.tokens, need.cache) == (512, 512 * 576 * 61 * 4)
-    assert need.reading == 129280 * 7168 * 5
+    assert need.reading == (1 << 20) * 5
     assert memory_need(V3, "int4", kv_bytes=2).cache == need.cache // 2
     assert memory_need(V3, "int4", context=100).tokens == 128
     assert memory_need(V3, "int4", blocks=1000).cache == 64_000 * 576 * 61 * 4
@@ -55,9 +55,9 @@ def test_a_model_too_large_names_what_would_fit() -> None:
     with pytest.raises(ConfigError) as told:
         check_memory(V3, "bfloat16", 800 * 10**9, container=True)
     assert str(told.value) == (
-        "not enough memory: the model needs 1347.0 GB as bfloat16 (1342.3 GB of weights, 72.0 MB of KV cache for 512 "
-        "tokens, 4.6 GB to read its largest tensor), and 800.0 GB are free within the limit of this container; it "
-        "would need as int8 718.0 GB (fits), as int4 382.5 GB (fits): use --dtype int8"
+        "not enough memory: the model needs 1342.3 GB as bfloat16 (1342.3 GB of weights, 72.0 MB of KV cache for 512 "
+        "tokens, 5.2 MB to read its tensors), and 800.0 GB are free within the limit of this container; it "
+        "would need as int8 713.4 GB (fits), as int4 377.9 GB (fits): use --dtype int8"
     )
 
 

@@ -1,63 +1,120 @@
-"""`deepwell convert SOURCE OUT`: a model packed once, so that it loads at once. The file is whole or not there."""
+"""`deepwell convert SOURCE OUT`: a model as another kind of file. What is written is whole or not there."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from deepwell.cli.hub import located
-from deepwell.engine.convert import packed_size, write_packed
+from deepwell.engine.convert import Prepared, Target, prepare, target_of
 from deepwell.errors import ConfigError
 from deepwell.options import ConvertOptions
-from deepwell.weights.source import open_source
+
+_OURS = ("*.json", "*.jinja", "*.safetensors", "LICENSE*", "merges.txt")
+"""Files that a folder which may be replaced can hold."""
 
 
 def run(options: ConvertOptions) -> int:
     options = msgspec.structs.replace(options, source=located(options.source))
-    _check_place(options)
-    _check_room(options)
-    unfinished = options.out.with_name(f".{options.out.name}.{os.getpid()}.part")
-    console = Console(stderr=True, highlight=False, markup=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    target = target_of(options.out, options.to)
+    _check_place(options, target)
+    prepared = prepare(options.source, target, options.dtype, options.importance, int(options.shard_gb * 1e9))
+    _check_room(options.out, prepared)
+    unfinished = options.out.absolute().with_name(f".{options.out.name}.{os.getpid()}.part")
     try:
-        with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-            task = progress.add_task(options.out.name, total=None)
-            write_packed(
-                options.source,
-                unfinished,
-                options.dtype,
-                lambda done, total: progress.update(task, completed=done, total=total),
-                options.importance,
-            )
-        os.replace(unfinished, options.out)
+        _write(prepared, unfinished, options.out.name)
+        _put_in_place(unfinished, options.out)
     except OSError as error:
-        raise ConfigError(f"cannot write {options.out}: {error.strerror or error}") from None
+        raise ConfigError(f"cannot write {options.out}: {_reason(error, options.out, prepared, unfinished)}") from None
     finally:
-        unfinished.unlink(missing_ok=True)
-    print(f"{options.out}: {options.out.stat().st_size / 1e9:.3f} GB; try: deepwell serve {options.out}")
+        _remove(unfinished)
+    print(f"{options.out}: {_size(options.out) / 1e9:.3f} GB; try: deepwell serve {options.out}")
     return 0
 
 
-def _check_place(options: ConvertOptions) -> None:
+def _write(prepared: Prepared, unfinished: Path, name: str) -> None:
+    console = Console(stderr=True, highlight=False, markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(name, total=prepared.bytes)
+        prepared.write(unfinished, lambda done, total: progress.update(task, completed=done, total=total))
+
+
+def _put_in_place(unfinished: Path, out: Path) -> None:
+    """Give what is written its name; a folder that was there is moved aside until the new one has its place."""
+    if not out.is_dir():
+        os.replace(unfinished, out)
+        return
+    before = unfinished.with_suffix(".before")
+    os.rename(out, before)
+    try:
+        os.rename(unfinished, out)
+    except OSError:
+        os.rename(before, out)
+        raise
+    shutil.rmtree(before)
+
+
+def _check_place(options: ConvertOptions, target: Target) -> None:
     out = options.out
     if not options.source.exists():
         raise ConfigError(f"{options.source} does not exist")
-    if not out.absolute().parent.is_dir():
+    if not out.name or not out.absolute().parent.is_dir():
         raise ConfigError(f"{out}: the folder {out.absolute().parent} does not exist")
-    if out.is_dir():
-        raise ConfigError(f"{out} is a folder; name the file to write")
     if out.exists() and out.samefile(options.source):
         raise ConfigError(f"{out} is the source itself")
-    if out.exists() and not options.force:
+    if out.is_dir() and target != "safetensors":
+        raise ConfigError(f"{out} is a folder; name the file to write")
+    if out.is_file() and target == "safetensors":
+        raise ConfigError(f"{out} is a file; name the folder to write, or say --to gguf or --to packed")
+    if out.exists() and not options.force and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists; --force writes it anew")
+    if out.is_dir():
+        _check_replaceable(out)
 
 
-def _check_room(options: ConvertOptions) -> None:
-    need = packed_size(open_source(options.source), options.dtype)
-    free = shutil.disk_usage(options.out.absolute().parent).free
-    if need > free:
-        raise ConfigError(f"{options.out} needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB of disk are free")
+def _check_replaceable(folder: Path) -> None:
+    """Only what a convert may have written is ever removed."""
+    if folder.is_symlink():
+        raise ConfigError(f"{folder} is a link to a folder; name the folder itself")
+    for entry in folder.iterdir():
+        if entry.is_symlink() or not entry.is_file() or not any(fnmatch(entry.name, kind) for kind in _OURS):
+            raise ConfigError(f"{folder} holds {entry.name}, which a model folder does not; name another folder")
+
+
+def _check_room(out: Path, prepared: Prepared) -> None:
+    free = shutil.disk_usage(out.absolute().parent).free
+    if prepared.bytes > free:
+        raise ConfigError(
+            f"{out} needs {prepared.bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB of disk are free: "
+            f"{(prepared.bytes - free) / 1e9:.1f} GB are missing"
+        )
+
+
+def _reason(error: OSError, out: Path, prepared: Prepared, unfinished: Path) -> str:
+    told = error.strerror or str(error)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return told
+    with suppress(OSError):
+        missing = max(prepared.bytes - _size(unfinished), 0)
+        told += f": {missing / 1e9:.3f} of {prepared.bytes / 1e9:.3f} GB were still to be written"
+    return f"{told}; free some of {out.absolute().parent}, or name a place on another disk"
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
+
+
+def _remove(unfinished: Path) -> None:
+    if unfinished.is_dir():
+        shutil.rmtree(unfinished, ignore_errors=True)
+    else:
+        unfinished.unlink(missing_ok=True)

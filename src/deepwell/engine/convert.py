@@ -1,15 +1,88 @@
-"""Writing packed files: a model packed as it would be to serve it, one parameter in memory at a time."""
+"""Writing models anew: packed files, GGUF files, safetensors folders, with a piece of a tensor in memory at a time."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal, cast
+
+import msgspec
 
 from deepwell.engine.pack import DType, label, pack, storages
 from deepwell.errors import ConfigError
 from deepwell.model.accounting import account
+from deepwell.weights.checkpoint import Checkpoint, read_json
+from deepwell.weights.encode import fits
+from deepwell.weights.gguf_checkpoint import GgufCheckpoint
+from deepwell.weights.gguf_folder import folder_files
+from deepwell.weights.gguf_layout import as_gguf, gguf_type
+from deepwell.weights.gguf_metadata import architecture, model_metadata, rope_freqs
+from deepwell.weights.gguf_vocabulary import tokenizer_metadata
+from deepwell.weights.gguf_writer import gguf_size, write_gguf
 from deepwell.weights.importance import read_importance
+from deepwell.weights.outgoing import Outgoing, as_hugging_face
 from deepwell.weights.packed import PackedWriter, Progress
+from deepwell.weights.safetensors_writer import safetensors_size, write_safetensors
 from deepwell.weights.source import Source, open_source
+
+Target = Literal["packed", "gguf", "safetensors"]
+
+_FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_LONG = {short: long for long, short in _FLOATS.items()}
+_BLOCKS = ("q8_0", "q6_k", "q5_0", "q4_k", "q4_0")
+ALLOWED: Mapping[Target, tuple[str, ...]] = {
+    "packed": ("auto", "float32", "bfloat16", "int8", "int4"),
+    "gguf": ("auto", *_FLOATS, *_BLOCKS),
+    "safetensors": ("auto", *_FLOATS),
+}
+"""How weights may be held, by what is written."""
+_BESIDE = ("*.json", "*.jinja", "LICENSE*", "merges.txt")
+"""Files of a folder that go with the weights, but for those that describe them."""
+_MOST_BESIDE = 256 << 20
+_MARGIN = 1 << 20
+"""Headers, and what the file system needs for itself."""
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A conversion that is known to be possible: about how many bytes it makes, and what makes them.
+
+    `write(path, progress)` writes a new file or, for safetensors, a new folder. It raises OSError while writing; what
+    is then at `path` is for the caller to remove.
+    """
+
+    bytes: int
+    write: Callable[[Path, Progress], None]
+
+
+def target_of(out: Path, asked: str = "auto") -> Target:
+    """What is to be written: as asked, else by the suffix of `out`, and a folder for any other name."""
+    if asked != "auto":
+        return cast(Target, asked)
+    suffixes: dict[str, Target] = {".gguf": "gguf", ".deepwell": "packed"}
+    return suffixes.get(out.suffix.lower(), "safetensors")
+
+
+def prepare(
+    path: Path, target: Target, dtype: str = "auto", importance: Path | None = None, shard_bytes: int = 5 * 10**9
+) -> Prepared:
+    """Open and check the model of `path`, and plan how to write it.
+
+    Raises CheckpointError for a broken source, ConfigError for what cannot be written as asked.
+    """
+    if dtype not in ALLOWED[target]:
+        raise ConfigError(f"dtype is {dtype}; a {target} target allows {', '.join(ALLOWED[target])}")
+    if importance is not None and (target != "packed" or dtype != "int4"):
+        raise ConfigError(f"importance weighs what is quantised to int4, and dtype is {dtype} for a {target} target")
+    source = open_source(path)
+    if target == "packed":
+        kept = cast(DType, dtype)
+        return Prepared(packed_size(source, kept), partial(_write_packed, path, kept, importance))
+    if not isinstance(source, Checkpoint | GgufCheckpoint):
+        raise ConfigError(f"{path} is a packed file; convert what it was made of instead")
+    kind = _FLOATS.get(dtype, dtype)
+    return _gguf(source, kind) if target == "gguf" else _folder(source, kind, shard_bytes)
 
 
 def packed_size(source: Source, dtype: DType) -> int:
@@ -24,8 +97,6 @@ def write_packed(path: Path, out: Path, dtype: DType, progress: Progress, import
     `importance` weighs the inputs of what is quantised to int4. Raises CheckpointError for a broken source, ConfigError
     for values that are not allowed, OSError while writing; what is then in `out` is for the caller to remove.
     """
-    if importance is not None and dtype != "int4":
-        raise ConfigError(f"importance weighs what is quantised to int4, and dtype is {dtype}")
     source = open_source(path)
     weighted = read_importance(importance, source.config) if importance else None
     kept, total = storages(source, dtype), packed_size(source, dtype)
@@ -36,3 +107,87 @@ def write_packed(path: Path, out: Path, dtype: DType, progress: Progress, import
             progress(writer.written, max(total, writer.written))
         writer.finish(source.tokenizer())
     progress(writer.written, writer.written)
+
+
+def _write_packed(path: Path, dtype: DType, importance: Path | None, out: Path, progress: Progress) -> None:
+    write_packed(path, out, dtype, progress, importance)
+
+
+def _gguf(source: Checkpoint | GgufCheckpoint, kind: str) -> Prepared:
+    architecture(source.config)
+    if isinstance(source, GgufCheckpoint):
+        if kind == "auto":
+            raise ConfigError(f"{source.path} is a GGUF file already; say with --dtype what to make of its weights")
+        tokenizer = {key: value for key, value in source.metadata.items() if key.startswith("tokenizer.")}
+        name = source.metadata.get("general.name")
+    else:
+        tokenizer = tokenizer_metadata(source.path, source.config.vocab)
+        name = source.path.resolve().name
+    tensors = as_gguf(source.config, as_hugging_face(source), rope_freqs(source.config))
+    planned = [(tensor, gguf_type(tensor, kind)) for tensor in tensors]
+    largest = max(planned, key=lambda entry: entry[0].count * entry[0].width)
+    metadata = model_metadata(source.config, name if isinstance(name, str) else source.path.stem, largest[1])
+
+    def write(out: Path, progress: Progress) -> None:
+        write_gguf(out, metadata | tokenizer, planned, progress, source.release)
+
+    return Prepared(gguf_size(metadata | tokenizer, planned), write)
+
+
+def _folder(source: Checkpoint | GgufCheckpoint, kind: str, shard_bytes: int) -> Prepared:
+    tensors = as_hugging_face(source, extra=True)
+    base = _FLOATS.get(source.stored, "bf16") if kind == "auto" else kind
+    if isinstance(source, Checkpoint) and kind == "auto":
+        planned = [(tensor, _float_now(tensor)) for tensor in tensors]
+    else:
+        planned = [(tensor, _folder_type(tensor, base, forced=kind != "auto")) for tensor in tensors]
+    source.release()
+    if isinstance(source, Checkpoint):
+        files, copied = _rewritten(source, _LONG[base]), _copied(source.path)
+    else:
+        files, copied = folder_files(source, _LONG[base]), []
+    beside = sum(map(len, files.values())) + sum(file.stat().st_size for file in copied)
+
+    def write(out: Path, progress: Progress) -> None:
+        out.mkdir()
+        write_safetensors(out, planned, shard_bytes, progress, source.release)
+        for file in copied:
+            shutil.copyfile(file, out / file.name)
+        for name, content in files.items():
+            (out / name).write_bytes(content)
+
+    return Prepared(safetensors_size(planned) + beside + _MARGIN, write)
+
+
+def _float_now(tensor: Outgoing) -> str:
+    """The type of floats that a tensor has; bfloat16 for what is quantised."""
+    return tensor.dtype if tensor.dtype in _LONG else "bf16"
+
+
+def _folder_type(tensor: Outgoing, base: str, *, forced: bool) -> str:
+    """`base`, but for what would lose by it: vectors and routers, and without `forced` any floats, stay exact."""
+    if tensor.dtype not in _LONG or tensor.dtype == base:
+        return base
+    small = len(tensor.shape) == 1 or tensor.name.endswith("mlp.gate.weight")
+    if forced and not small:
+        return base
+    if tensor.name.endswith("e_score_correction_bias"):
+        return "f32"
+    return base if all(fits(base, rows) for rows in tensor.pieces()) else tensor.dtype
+
+
+def _rewritten(source: Checkpoint, dtype: str) -> dict[str, bytes]:
+    """config.json, saying what the weights have become."""
+    raw: dict[str, Any] = dict(read_json(source.path / "config.json"))
+    raw.pop("quantization_config", None)
+    raw["dtype" if "dtype" in raw else "torch_dtype"] = dtype
+    return {"config.json": msgspec.json.format(msgspec.json.encode(raw), indent=2)}
+
+
+def _copied(folder: Path) -> list[Path]:
+    """Tokenizer, template, generation defaults and licence, as they are."""
+    found = {file for pattern in _BESIDE for file in folder.glob(pattern) if file.is_file()}
+    keep = [file for file in sorted(found) if file.name != "config.json" and not file.name.endswith(".index.json")]
+    if sum(file.stat().st_size for file in keep) > _MOST_BESIDE:
+        raise ConfigError(f"{folder}: its JSON files exceed {_MOST_BESIDE} bytes; this is no model folder")
+    return keep

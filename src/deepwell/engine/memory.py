@@ -11,11 +11,12 @@ from deepwell.model.accounting import account
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import param_specs
 from deepwell.ops.base import BLOCK_TOKENS
+from deepwell.weights.chunks import CHUNK_VALUES
 
 _LEAST_CONTEXT = 512
 """Tokens that the cache must at least have room for, unless the model or the user wants fewer."""
 _READING_BYTES_PER_VALUE = 5
-"""A tensor being read stands in memory as float32, beside a mask of what is finite."""
+"""A piece of a tensor being read stands in memory as float32, beside a mask of what is finite."""
 _PARALLEL_CONTEXTS = 16
 """Without a limit given, the cache holds this many sequences of full length, memory allowing."""
 _MEMORY_SHARE = 0.4
@@ -40,7 +41,7 @@ def default_blocks(config: ModelConfig, context: int, free_bytes: int, kv_bytes:
 
 
 class Need(msgspec.Struct, frozen=True):
-    """Bytes that serving a model takes at least: its weights, a KV cache of `tokens`, reading the largest tensor."""
+    """Bytes that serving a model takes at least: its weights, a KV cache of `tokens`, reading tensors by pieces."""
 
     weights: int
     cache: int
@@ -68,7 +69,7 @@ def memory_need(
     """
     blocks = blocks or -(-min(context or config.context, _LEAST_CONTEXT) // BLOCK_TOKENS)
     params = account(config, dtype, kept=kept)
-    largest = max(p.size // len(p.sources) for p in param_specs(config))
+    largest = min(max(p.size // len(p.sources) for p in param_specs(config)), CHUNK_VALUES)
     return Need(
         params.weight_bytes + (params.mtp_bytes if mtp else 0),
         blocks * block_bytes_of(config, kv_bytes, mtp=mtp),
@@ -107,7 +108,7 @@ def check_memory(
     others = ", ".join(f"as {kept} {_gb(total)}{' (fits)' * (kept in fits)}" for kept, total in smaller.items())
     raise ConfigError(
         f"not enough memory: the model needs {_gb(need.total)} as {dtype} ({_gb(need.weights)} of weights, "
-        f"{_gb(need.cache)} of KV cache for {need.tokens} tokens, {_gb(need.reading)} to read its largest tensor), and "
+        f"{_gb(need.cache)} of KV cache for {need.tokens} tokens, {_gb(need.reading)} to read its tensors), and "
         f"{_gb(free_bytes)} are free{' within the limit of this container' * container}; "
         + (f"it would need {others}: " if others else "")
         + (f"use --dtype {fits[0]}" if fits else "no format that Deepwell keeps weights in would fit")

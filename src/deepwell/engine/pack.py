@@ -13,6 +13,7 @@ from deepwell.errors import CheckpointError, ConfigError
 from deepwell.model.params import Param
 from deepwell.ops import native
 from deepwell.ops.base import MlaShape
+from deepwell.weights.chunks import RELEASE_EVERY
 from deepwell.weights.ggml_types import BY_NAME
 from deepwell.weights.gguf_checkpoint import gguf_name
 from deepwell.weights.importance import QUERY
@@ -88,9 +89,11 @@ def pack(source: Source, param: Param, kept: native.Storage, importance: Importa
                 matrix.fill_blocks(row // rows, row % rows, blocks)
         return matrix
     weight = importance.get(param.key) if importance and kept == "int4" else None
-    for row, values in source.pieces(param):
+    for number, (row, values) in enumerate(source.pieces(param), 1):
         _fill(matrix, row // rows, row % rows, values, weight if weight is None or not count else weight[row // rows])
         del values  # before the next one is read
+        if number % RELEASE_EVERY == 0:
+            source.release()
     return matrix
 
 
@@ -145,12 +148,21 @@ def _pack_kv_b(source: Source, param: Param, kept: native.Storage, importance: I
                 packed.k_b.fill(head, 0, np.ascontiguousarray(BY_NAME[stored].float32(blocks[: shape.nope]).T))
         return packed
     packed = native.KvB(*sizes, kept)
-    whole = source.whole(param)
-    if kept != "int4" or not importance:
-        packed.fill(0, whole)
-        return packed
-    for head, w in enumerate(whole.reshape(shape.heads, -1, shape.latent)):
+    for head, w in enumerate(_heads(source.pieces(param), shape.nope + shape.value)):
+        if kept != "int4" or not importance:
+            packed.fill(head, w)
+            continue
         transposed = np.ascontiguousarray(w[: shape.nope].T)
         packed.k_b.fill_coded(head, 0, *quantise_int4(transposed, importance[param.key + QUERY][head]))
         packed.v_b.fill_coded(head, 0, *quantise_int4(w[shape.nope :], importance[param.key]))
     return packed
+
+
+def _heads(pieces: Iterator[tuple[int, NDArray[np.float32]]], height: int) -> Iterator[NDArray[np.float32]]:
+    """The rows of one head after the other, however the pieces were cut."""
+    rest: NDArray[np.float32] | None = None
+    for _, rows in pieces:
+        rest = rows if rest is None or not len(rest) else np.concatenate([rest, rows])
+        while len(rest) >= height:
+            yield np.ascontiguousarray(rest[:height])
+            rest = rest[height:]

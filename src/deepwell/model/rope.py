@@ -82,6 +82,11 @@ class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
             freq_R = self._llama3(freq_R)
         return Rotation(tuple(float(f) for f in freq_R.astype(np.float32)), layout, magnitude)
 
+    def llama3_divisors(self, width: int) -> tuple[float, ...]:
+        """What the llama3 kind divides each frequency of `width` columns by."""
+        plain_R = self.theta ** -(np.arange(0, width, 2, dtype=np.float64) / width)
+        return tuple(float(d) for d in plain_R / self._llama3(plain_R))
+
     def _interpolated(self, width: int) -> Any:
         """Share of each frequency that is interpolated: a ramp between two numbers of turns (YaRN, 2309.00071)."""
 

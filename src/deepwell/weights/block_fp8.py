@@ -43,16 +43,17 @@ class BlockTensor(Tensor):
         super().__init__(weight.file, weight.name, weight.dtype, weight.shape, weight.raw)
         self._scales, self._form = scales, form
 
-    def float32(self) -> NDArray[np.float32]:
+    def rows(self, begin: int, end: int) -> NDArray[np.float32]:
         """weight * scale, rounded once to float32. CheckpointError if a code, a scale or a product is not finite."""
-        values, scales = super().float32(), self._scales.float32()
+        values, scales = super().rows(begin, end), self._scales.float32()
         if (scales < 0).any():
             raise CheckpointError(f"{self.file.name}: tensor {self._scales.name} holds scales below 0")
         with np.errstate(over="ignore"):
             # a row of blocks at a time, so that the scales never grow to the size of the weights
-            for block, scale_row in enumerate(scales):
-                rows = values[block * self._form.rows : (block + 1) * self._form.rows]
-                rows *= np.repeat(scale_row, min(self._form.cols, self.shape[1]))[: self.shape[1]]
+            height = self._form.rows
+            for block in range(begin // height, -(-end // height)):
+                rows = values[max(block * height - begin, 0) : (block + 1) * height - begin]
+                rows *= np.repeat(scales[block], min(self._form.cols, self.shape[1]))[: self.shape[1]]
                 if not all_finite(rows):
                     raise CheckpointError(f"{self.file.name}: tensor {self.name} times its scales leaves float32")
         return values

@@ -18,6 +18,7 @@ from deepwell.errors import CheckpointError
 from deepwell.model.config import ModelConfig, from_hugging_face
 from deepwell.model.params import Param, param_specs
 from deepwell.weights.block_fp8 import block_format, pair
+from deepwell.weights.chunks import chunks
 from deepwell.weights.explain import AGAIN, decided_by, no_weights, stranger
 from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.safetensors import Tensor, read
@@ -96,14 +97,16 @@ class Checkpoint:
         return Tokenizer.load(self.folder)
 
     def pieces(self, param: Param) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """(first row, rows) of a parameter seen as a matrix, one source tensor at a time."""
+        """(first row, rows) of a parameter seen as a matrix, a piece of a source tensor at a time."""
         row = 0
         for source in param.sources:
-            values = self.tensors[source].float32()
-            values = values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values
-            yield row, values
-            row += values.shape[0]
-            del values  # before the next one is read
+            tensor = self.tensors[source]
+            if len(tensor.shape) == 1:
+                yield row, tensor.float32()
+            else:
+                for begin, end in chunks(tensor.count, tensor.shape[-1]):
+                    yield row + begin, tensor.rows(begin, end)  # and not held here, while the next one is read
+            row += tensor.count
 
     def whole(self, param: Param) -> NDArray[np.float32]:
         return np.concatenate([piece for _, piece in self.pieces(param)]).reshape(param.shape)

@@ -55,9 +55,22 @@ class GgufTensor:
         """The bytes as stored (rows, bytes per row), without a copy; rows are all dimensions but the last."""
         return self._raw.reshape(-1, self._type.row_bytes(self.shape[-1]))
 
+    @property
+    def count(self) -> int:
+        """Rows: all dimensions but the last; the values of a vector."""
+        return values_in(self.shape[:-1] if len(self.shape) > 1 else self.shape)
+
     def float32(self) -> NDArray[np.float32]:
         """All values, exactly, in the tensor's shape. CheckpointError if one of them is not a finite number."""
-        values = self._type.float32(self.blocks()).reshape(self.shape)
+        return self._finite(self._type.float32(self.blocks())).reshape(self.shape)
+
+    def rows(self, begin: int, end: int) -> NDArray[np.float32]:
+        """Some of the `count` rows, (rows, values of a row). CheckpointError if a value is not a finite number."""
+        if len(self.shape) == 1:
+            return self.float32()[begin:end, None]
+        return self._finite(self._type.float32(self.blocks()[begin:end]))
+
+    def _finite(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         if not all_finite(values):
             raise CheckpointError(f"{self.file.name}: tensor {self.name} holds values that are not finite numbers")
         return values

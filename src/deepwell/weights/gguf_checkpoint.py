@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from deepwell.errors import CheckpointError
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import Param, param_specs
+from deepwell.weights.chunks import chunks
 from deepwell.weights.ggml_types import values_in
 from deepwell.weights.gguf import GgufFile, GgufTensor
 from deepwell.weights.gguf_config import model_config
@@ -104,6 +106,11 @@ class GgufCheckpoint:
         return digest.digest()
 
     @property
+    def metadata(self) -> dict[str, Any]:
+        """All keys of the file, as `GgufFile` has them."""
+        return self._file.metadata
+
+    @property
     def chat_template(self) -> str | None:
         """The Jinja text that the file brings for conversations, None if it has none."""
         text = self._file.metadata.get("tokenizer.chat_template")
@@ -113,14 +120,20 @@ class GgufCheckpoint:
         return tokenizer_from(self._file)
 
     def pieces(self, param: Param) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """(first row, rows) of a parameter seen as a matrix, one source tensor at a time."""
+        """(first row, rows) of a parameter seen as a matrix, a piece of a source tensor at a time."""
         if param.kind == "kv_b" and (halves := self.kv_halves(param)) is not None:
-            yield 0, _joined(*halves)
+            keys, values = halves
+            for head in range(keys.shape[0]):
+                yield head * (keys.shape[2] + values.shape[1]), joined(keys[head], values[head])
             return
         row = 0
-        for tensor in self._sources(param):
-            yield row, tensor.float32()  # and not held here, while the next one is read
-            row += tensor.shape[0]
+        for _, tensor in self.sources(param):
+            if len(tensor.shape) == 1:
+                yield row, tensor.float32()
+            else:
+                for begin, end in chunks(tensor.count, tensor.shape[-1]):
+                    yield row + begin, tensor.rows(begin, end)  # and not held here, while the next one is read
+            row += tensor.count
 
     def whole(self, param: Param) -> NDArray[np.float32]:
         return np.concatenate([piece for _, piece in self.pieces(param)]).reshape(param.shape)
@@ -135,7 +148,7 @@ class GgufCheckpoint:
     def block_pieces(self, param: Param) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """(first row, raw rows as stored) like `pieces`, without a copy; for parameters that have a `source_dtype`."""
         row = 0
-        for tensor in self._sources(param):
+        for _, tensor in self.sources(param):
             blocks = tensor.blocks()
             yield row, blocks
             row += len(blocks)
@@ -167,10 +180,11 @@ class GgufCheckpoint:
             return None
         return keys, values
 
-    def _sources(self, param: Param) -> Iterator[GgufTensor]:
+    def sources(self, param: Param) -> Iterator[tuple[str, GgufTensor]]:
+        """The tensors that a parameter is made of, beside the names that `param_specs` has for them."""
         for source in param.sources:
             name, index = gguf_name(source)
-            yield self.tensors[name] if index is None else self.tensors[name][index]
+            yield source, self.tensors[name] if index is None else self.tensors[name][index]
 
     def _check(self, param: Param) -> None:
         if param.kind == "kv_b" and (halves := self.kv_halves(param)) is not None:
@@ -208,7 +222,6 @@ class GgufCheckpoint:
                 raise CheckpointError(f"{tensor.file}: tensor {name} is none of a {self.config.family} model's")
 
 
-def _joined(keys: GgufTensor, values: GgufTensor) -> NDArray[np.float32]:
-    """kv_b (heads·(nope+value), latent) from its halves: per head the nope rows, then the value rows."""
-    both = np.concatenate([keys.float32().transpose(0, 2, 1), values.float32()], axis=1)
-    return both.reshape(-1, both.shape[-1])
+def joined(keys: GgufTensor, values: GgufTensor) -> NDArray[np.float32]:
+    """A head's rows of kv_b (nope+value, latent) from its halves: the nope rows, then the value rows."""
+    return np.concatenate([keys.float32().T, values.float32()])

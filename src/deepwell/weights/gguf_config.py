@@ -9,7 +9,7 @@ import numpy as np
 
 from deepwell.errors import CheckpointError
 from deepwell.model.config import MOST_CHOSEN, WIDEST_INDEX, IndexConfig, MlaConfig, ModelConfig, MoeConfig
-from deepwell.model.rope import RopeConfig
+from deepwell.model.rope import RopeConfig, yarn_mscale
 from deepwell.ops.base import Routing
 from deepwell.weights.gguf import GgufFile, GgufTensor
 
@@ -243,22 +243,23 @@ def _rope(keys: _Keys, context: int, width: int) -> RopeConfig:
         mscale=mscale,
         mscale_all_dim=mscale,
         divisors=divisors,
-        **_magnitude(keys),
+        **_magnitude(keys, factor),
     )
 
 
-def _magnitude(keys: _Keys) -> dict[str, float]:
+def _magnitude(keys: _Keys, factor: float) -> dict[str, float]:
     """What changes YaRN's own magnitude of cosines and sines.
 
     llama.cpp multiplies by attn_factor. Into yarn_attn_factor converters write what a config.json calls
     attention_factor, which replaces YaRN's own (never below 1), or attn_factor, which multiplies it down.
     """
-    if keys.get("rope.scaling.attn_factor") is not None:
-        return {"attn_factor": keys.positive("rope.scaling.attn_factor")}
-    if keys.get("rope.scaling.yarn_attn_factor") is None:
+    factors = [f"rope.scaling.{name}" for name in ("attn_factor", "yarn_attn_factor")]
+    times, whole = (keys.positive(key) if keys.get(key) is not None else None for key in factors)
+    if times is not None and (whole is None or not math.isclose(whole, times * yarn_mscale(factor, 1.0), rel_tol=1e-5)):
+        return {"attn_factor": times}
+    if whole is None:
         return {}
-    value = keys.positive("rope.scaling.yarn_attn_factor")
-    return {"attn_factor" if value < 1 else "attention_factor": value}
+    return {"attn_factor" if whole < 1 else "attention_factor": whole}
 
 
 def _divisors(keys: _Keys, width: int) -> tuple[float, ...]:

@@ -57,9 +57,19 @@ class Tensor:
         self.file, self.name, self.dtype, self.shape = file, name, dtype, shape
         self.raw = raw
 
+    @property
+    def count(self) -> int:
+        """Rows: all dimensions but the last; the values of a vector."""
+        return math.prod(self.shape[:-1] if len(self.shape) > 1 else self.shape)
+
     def float32(self) -> NDArray[np.float32]:
         """All values, in the tensor's shape. CheckpointError if one of them is not a finite number."""
-        stored = self.raw.reshape(self.shape)
+        return self.rows(0, self.count).reshape(self.shape)
+
+    def rows(self, begin: int, end: int) -> NDArray[np.float32]:
+        """Some of the `count` rows, (rows, values of a row). CheckpointError if a value is not a finite number."""
+        width = self.shape[-1] if len(self.shape) > 1 else 1
+        stored = self.raw.reshape(self.count, width)[begin:end]
         values: NDArray[np.float32]
         if self.dtype == "BF16":
             wide = stored.astype(np.uint32)

@@ -1,0 +1,91 @@
+"""The files beside the weights when a GGUF file becomes a model folder: config, tokenizer, generation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from deepwell.model.config_json import config_json
+from deepwell.weights.gguf_checkpoint import GgufCheckpoint
+from deepwell.weights.tokenizer import Tokenizer
+
+_UNUSED = 5
+_CONTROL = 3
+
+
+def folder_files(source: GgufCheckpoint, dtype: str) -> dict[str, bytes]:
+    """Contents by file name. `dtype` is what most matrices will be stored as: float32, float16 or bfloat16."""
+    tokenizer = source.tokenizer()
+    eos = tokenizer.eos[0] if tokenizer.eos else None
+    ends = list(tokenizer.eos) if len(tokenizer.eos) > 1 else eos
+    generation = {"bos_token_id": tokenizer.bos, "eos_token_id": ends}
+    made: dict[str, Any] = {
+        "config.json": config_json(source.config, bos=tokenizer.bos, eos=eos, dtype=dtype),
+        "generation_config.json": {key: value for key, value in generation.items() if value is not None},
+        "tokenizer.json": _tokenizer(source, tokenizer),
+        "tokenizer_config.json": _tokenizer_config(source, tokenizer),
+    }
+    return {name: msgspec.json.format(msgspec.json.encode(value), indent=2) for name, value in made.items()}
+
+
+def _spelling(source: GgufCheckpoint, id: int | None) -> str | None:
+    return None if id is None else source.metadata["tokenizer.ggml.tokens"][id]
+
+
+def _tokenizer_config(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any]:
+    padding = source.metadata.get("tokenizer.ggml.padding_token_id")
+    named = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": _spelling(source, tokenizer.bos),
+        "eos_token": _spelling(source, tokenizer.eos[0] if tokenizer.eos else None),
+        "pad_token": _spelling(source, padding if isinstance(padding, int) else None),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": source.config.context,
+        "chat_template": source.chat_template,
+    }
+    # no opening token is said as null, which `Tokenizer.load` understands
+    return {key: value for key, value in named.items() if value is not None or key == "bos_token"}
+
+
+def _tokenizer(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any]:
+    """tokenizer.json: what encodes text, and all tokens that stand outside of it in their places."""
+    document: dict[str, Any] = msgspec.json.decode(tokenizer.state().plain)
+    spellings = source.metadata["tokenizer.ggml.tokens"]
+    types = source.metadata.get("tokenizer.ggml.token_type")
+    kinds = [1] * len(spellings) if types is None else [int(kind) for kind in types]
+    added = {id: text for id, (text, kind) in enumerate(zip(spellings, kinds, strict=True)) if _is_added(text, kind)}
+    vocab = {text: id for id, (text, kind) in enumerate(zip(spellings, kinds, strict=True)) if kind != _UNUSED}
+    document["model"]["vocab"] = vocab
+    document["added_tokens"] = [
+        {
+            "id": id,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": kinds[id] == _CONTROL,
+        }
+        for id, text in added.items()
+    ]
+    document["post_processor"] = _opening(source, tokenizer.bos)
+    return document
+
+
+def _is_added(text: str, kind: int) -> bool:
+    return kind not in (1, _UNUSED) and bool(text)
+
+
+def _opening(source: GgufCheckpoint, bos: int | None) -> dict[str, Any] | None:
+    """What puts the first token in front, in the words of the tokenizers library."""
+    if bos is None:
+        return None
+    text = _spelling(source, bos)
+    one, sequence = {"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [one, sequence],
+        "pair": [one, sequence, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {text: {"id": text, "ids": [bos], "tokens": [text]}},
+    }

@@ -1,0 +1,105 @@
+"""A model's tensors as converters lay them out in a GGUF file: names, stacked experts, the halves of kv_b."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from deepwell.errors import CheckpointError
+from deepwell.model.config import MlaConfig, ModelConfig
+from deepwell.weights.gguf_checkpoint import gguf_name
+from deepwell.weights.outgoing import Q_OR_K, Outgoing, Rows, paired
+
+_FALLBACK = {"q4_k": "q5_0", "q6_k": "q8_0"}
+_SENSITIVE = {"q4_k": "q6_k", "q4_0": "q6_k"}
+"""Types of the head, whose errors reach every logit, beside matrices of few bits."""
+
+
+def as_gguf(config: ModelConfig, tensors: Sequence[Outgoing], rope_freqs: Rows | None = None) -> list[Outgoing]:
+    """Tensors in Hugging Face's layout under GGUF's names, in its layout. The same values, none of them rounded.
+
+    `tensors` are those of the decoder; those of multi-token prediction modules are left out. CheckpointError if two
+    of them would have one name.
+    """
+    made = [] if rope_freqs is None else [_constant("rope_freqs.weight", rope_freqs)]
+    experts: dict[str, list[Outgoing]] = {}
+    modules = tuple(f"model.layers.{config.layers + depth}." for depth in range(config.mtp_layers))
+    for tensor in tensors:
+        if modules and tensor.name.startswith(modules):
+            continue
+        name, index = gguf_name(tensor.name)
+        if index is not None:
+            experts.setdefault(name, []).append(tensor)
+        elif name.endswith("attn_kv_b.weight") and config.mla is not None:
+            made += _halves(name, tensor, config.heads, config.mla)
+        else:
+            pairs = config.family in ("llama", "deepseek") and Q_OR_K.fullmatch(tensor.name)
+            made.append(renamed(paired(tensor, config.head_dim) if pairs else tensor, name))
+    made += [_stacked(name, parts) for name, parts in experts.items()]
+    made.sort(key=_place)
+    for one, other in itertools.pairwise(made):
+        if one.name == other.name:
+            raise CheckpointError(f"two tensors of the source would be called {one.name}")
+    return made
+
+
+def renamed(tensor: Outgoing, name: str) -> Outgoing:
+    return Outgoing(name, tensor.shape, tensor.dtype, tensor.read, tensor.unit)
+
+
+def gguf_type(tensor: Outgoing, wanted: str) -> str:
+    """The type to store a tensor in: vectors and routers in float32, and what has no whole blocks in the next best.
+
+    `wanted` may be `auto`: the type that the tensor has now, bfloat16 for what is neither float nor a ggml type.
+    """
+    if len(tensor.shape) == 1 or tensor.name.endswith((".ffn_gate_inp.weight", ".indexer.proj.weight")):
+        return "f32"
+    now = "bf16" if tensor.dtype == "float8" else tensor.dtype
+    kind = now if wanted == "auto" else wanted
+    if tensor.name == "output.weight":
+        kind = _SENSITIVE.get(kind, kind)
+    if kind in _FALLBACK and tensor.width % 256:
+        kind = _FALLBACK[kind]
+    if kind.startswith("q") and tensor.width % 32:
+        return now if now in ("f32", "f16", "bf16") else "bf16"
+    return kind
+
+
+def _place(tensor: Outgoing) -> tuple[int, str]:
+    """The embedding, then layer after layer: the order in which a reader wants them."""
+    if tensor.name.startswith("blk."):
+        return int(tensor.name.split(".")[1]), tensor.name
+    return (1 << 30 if tensor.name.startswith("output") else -1), tensor.name
+
+
+def _constant(name: str, values: Rows) -> Outgoing:
+    return Outgoing(name, values.shape, "f32", lambda begin, end: values[begin:end, None])
+
+
+def _stacked(name: str, parts: Sequence[Outgoing]) -> Outgoing:
+    """The matrices of all experts behind each other, (experts, out, in)."""
+    height = parts[0].count
+
+    def read(begin: int, end: int) -> Rows:
+        return np.concatenate([part.read(0, height) for part in parts[begin // height : end // height]])
+
+    return Outgoing(name, (len(parts), *parts[0].shape), parts[0].dtype, read, height)
+
+
+def _halves(name: str, tensor: Outgoing, heads: int, mla: MlaConfig) -> Iterator[Outgoing]:
+    """kv_b per head for absorbed attention: the keys' half transposed (latent, nope), the values' (value, latent)."""
+    height, latent, nope = mla.nope + mla.value, mla.kv_lora, mla.nope
+
+    def head(index: int) -> Rows:
+        return tensor.read(index * height, (index + 1) * height)
+
+    def keys(begin: int, end: int) -> Rows:
+        return np.concatenate([head(index)[:nope].T for index in range(begin // latent, end // latent)])
+
+    def values(begin: int, end: int) -> Rows:
+        return np.concatenate([head(index)[nope:] for index in range(begin // mla.value, end // mla.value)])
+
+    yield Outgoing(name.replace("kv_b", "k_b"), (heads, latent, nope), tensor.dtype, keys, latent)
+    yield Outgoing(name.replace("kv_b", "v_b"), (heads, mla.value, latent), tensor.dtype, values, mla.value)
