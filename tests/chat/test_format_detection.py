@@ -90,7 +90,7 @@ def test_every_format_can_be_found_by_its_name() -> None:
 
 
 def test_every_format_can_be_forced_by_the_option() -> None:
-    assert {"auto", "jinja", *FORMATS} <= {*get_args(ChatFormat)}
+    assert {"auto", "jinja", *FORMATS} == {*get_args(ChatFormat)}
 
 
 def test_jinja_needs_a_template() -> None:
