@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SAME_SIZE = {"int8": "int8, Q8_0", "int4": "int4, Q4_0", "q6_k": "Q6_K", "q4_k": "Q4_K"}
 _LISTED = ("bfloat16", "int8", "int4")
-_LEAVING = ("int8", "context", "bfloat16", "of MHA", "active", "KV/token")
+_LEAVING = ("int8", "context", "bfloat16", "of MHA", "active", "KV/token", "int4", "total")
 _UNLIMITED = 200
 """Characters of a line where it does not go to a terminal."""
 
