@@ -19,7 +19,7 @@ from deepwell.model.config import ModelConfig, from_hugging_face
 from deepwell.model.params import Param, param_specs
 from deepwell.weights.block_fp8 import block_format, pair
 from deepwell.weights.chunks import chunks
-from deepwell.weights.explain import AGAIN, decided_by, no_weights, stranger
+from deepwell.weights.explain import AGAIN, decided_by, no_config, no_weights, stranger
 from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.safetensors import Tensor, read
 from deepwell.weights.tokenizer import Tokenizer
@@ -44,6 +44,17 @@ def read_json(file: Path, limit: int = MAX_JSON_BYTES) -> Any:
         raise CheckpointError(f"{file}: is no valid JSON: {e}") from e
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed config.json of a model folder. CheckpointError if there is none, or none that is an object."""
+    file = folder / "config.json"
+    if not file.exists():
+        raise CheckpointError(f"{folder}: {no_config(folder)}")
+    raw = read_json(file)
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{file}: holds no JSON object")
+    return raw
+
+
 class Checkpoint:
     """An opened model folder. `tensors` are mapped, not read; `stored` is the type that most weights are kept in.
 
@@ -60,9 +71,7 @@ class Checkpoint:
             )
         self.folder = self.path = folder
         self.is_blocks = False
-        raw = read_json(folder / "config.json")
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{folder / 'config.json'}: holds no JSON object")
+        raw = read_config(folder)
         self.config: ModelConfig = from_hugging_face(raw)
         self.tensors = pair(_open(folder), block_format(folder / "config.json", raw))
         self.params = param_specs(self.config)
