@@ -41,6 +41,7 @@ def serving(*args: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def test_what_it_prints_works(model_folder: Path) -> None:
     with serving(str(model_folder), "--port", "0", "--dtype", "int8", "--threads", "1") as (process, printed):
         assert f"deepwell {__version__} serves tiny-v3: int8, {native.isa()}, 1 threads" in printed
+        assert ", prompt format deepseek-v3\n" in printed
         page = re.search(r"^page +(\S+)$", printed, re.M)
         curl = re.search(r"^try +(curl .*)$", printed, re.M)
         assert page
