@@ -20,28 +20,13 @@ from deepwell.model.params import Param, param_specs
 from deepwell.weights.block_fp8 import block_format, pair
 from deepwell.weights.chunks import chunks
 from deepwell.weights.explain import AGAIN, decided_by, no_config, no_weights, stranger
+from deepwell.weights.json_files import read_json, read_object
 from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.safetensors import Tensor, read
 from deepwell.weights.tokenizer import Tokenizer
 
-MAX_JSON_BYTES = 64 << 20
 _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8", "F8_E5M2": "float8"}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def read_json(file: Path, limit: int = MAX_JSON_BYTES) -> Any:
-    """A parsed JSON file. CheckpointError if it is missing, larger than `limit` bytes, or broken."""
-    try:
-        with file.open("rb") as stream:
-            raw = stream.read(limit + 1)
-    except OSError as e:
-        raise CheckpointError(f"{file}: cannot be read: {e.strerror or e}") from e
-    if len(raw) > limit:
-        raise CheckpointError(f"{file}: is larger than the {limit} bytes allowed")
-    try:
-        return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
-        raise CheckpointError(f"{file}: is no valid JSON: {e}") from e
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -49,10 +34,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.exists():
         raise CheckpointError(f"{folder}: {no_config(folder)}")
-    raw = read_json(file)
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: holds no JSON object")
-    return raw
+    return read_object(file)
 
 
 class Checkpoint:
