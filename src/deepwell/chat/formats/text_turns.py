@@ -80,5 +80,5 @@ def _before_end(conversation: Conversation, tokenizer: Tokenizer) -> Reader:
 
 
 DEEPSEEK_LLM = Format(name="deepseek-llm", marks=(BOS, EOS), layout=_deepseek_llm, reader=_after_colon)
-DEEPSEEK_CODER = Format(name="deepseek-coder", marks=(EOT,), layout=_coder, reader=_before_end, ends=(EOT,))
+DEEPSEEK_CODER = Format(name="deepseek-coder", marks=(EOT,), layout=_coder, reader=_before_end, ends=(EOT, EOS))
 PLAIN = Format(name="plain", marks=(), layout=_plain, reader=_after_colon)
