@@ -61,9 +61,9 @@ ROWS = (
     ),
     Row("V3.1", r"DeepSeek-V3\.1.*", ("deepseek-v3.1",), "deepseek2", fim=True),
     Row("V3.2", r"DeepSeek-(V3\.2|Math-V2).*", ("deepseek-v3.1", "deepseek-v3.2"), "deepseek32", fim=True),
-    Row("R1-Distill-Qwen", r"DeepSeek-R1-Distill-Qwen.*", ("deepseek-r1",), "qwen2"),
+    Row("R1-Distill-Qwen", r"DeepSeek-R1-Distill-Qwen.*", ("deepseek-r1",), "qwen2", fim=True),
     Row("R1-Distill-Llama", r"DeepSeek-R1-Distill-Llama.*", ("deepseek-r1",), "llama"),
-    Row("R1-0528-Qwen3", r"DeepSeek-R1-0528-Qwen3.*", ("deepseek-r1-0528",), "qwen3"),
+    Row("R1-0528-Qwen3", r"DeepSeek-R1-0528-Qwen3.*", ("deepseek-r1-0528",), "qwen3", fim=True),
 )
 MODULE = "MTP"
 """What the tests of the multi-token prediction module record."""

@@ -117,6 +117,7 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
       deepwell serve                              the embedded model on 127.0.0.1:8000
       deepwell serve ./my-model --dtype int8      a checkpoint, held in 8 bits
       deepwell serve ORG/NAME                     a model of a hub, fetched once
+      deepwell serve ./r1 --chat-format deepseek-r1     a checkpoint that does not show its prompt format
       deepwell serve --host 0.0.0.0 --port 80     reachable from other machines
       DEEPWELL_PORT=9000 deepwell serve           the same options from the environment
     """
@@ -160,6 +161,7 @@ class ChatOptions(SamplingOptions, frozen=True, kw_only=True):
     Examples:
       deepwell chat                               the embedded model
       deepwell chat ./my-model --system "Be brief."
+      deepwell chat ORG/NAME --thinking on        a model of a hub; its thoughts are shown dim
 
     Ctrl-C stops an answer, Ctrl-D leaves. /help lists what else can be typed.
     """
@@ -198,8 +200,9 @@ class PullOptions(msgspec.Struct, frozen=True, kw_only=True):
       deepwell pull ORG/NAME@v1.0                 a branch, tag or commit
       HF_ENDPOINT=https://hub.example deepwell pull ORG/NAME
 
-    Every command takes such a name as its MODEL and fetches it when needed; pull also looks for newer files. What was
-    interrupted goes on where it was. Files lie in the cache of huggingface_hub; docs/models-from-a-hub.md tells more.
+    Every command that loads a MODEL takes such a name and fetches it when needed; pull also looks for newer files.
+    What was interrupted goes on where it was. Files lie in the cache of huggingface_hub; docs/models-from-a-hub.md
+    tells more.
     """
 
     model: Annotated[str, Meta(description="ORG/NAME, ORG/NAME@REVISION or ORG/NAME:FILE.", extra=ARGUMENT | ONCE)]
@@ -255,6 +258,7 @@ class ModelsOptions(msgspec.Struct, frozen=True, kw_only=True):
       deepwell models DeepSeek-V2-Lite            one in detail
       deepwell models deepseek-ai/DeepSeek-R1     the name of its repository does as well
       deepwell models ./my-model                  a folder (its config.json alone), a GGUF or a packed file
+      deepwell models ORG/NAME                    a model that was fetched from a hub before
       deepwell models --json | jq '.[] | select(.precisions[].fits) | .name' | uniq
 
     Nothing is downloaded and no weights are read.
@@ -262,7 +266,10 @@ class ModelsOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     model: Annotated[
         str | None,
-        Meta(description="A released model's name, or a path; all released models if left out.", extra=ARGUMENT | ONCE),
+        Meta(
+            description="A released model's name, a path, or ORG/NAME; all released models if left out.",
+            extra=ARGUMENT | ONCE,
+        ),
     ] = None
     json: Annotated[bool, Meta(description="Print JSON: an object, or a list of them.", extra=ONCE)] = False
 

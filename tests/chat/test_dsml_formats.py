@@ -52,7 +52,14 @@ def test_formats_are_told_apart_by_tokens(missing: tuple[str, ...], name: str | 
 def test_formats_are_told_apart_by_model_type() -> None:
     names = {"deepseek_v32": "deepseek-v3.2", "deepseek_v4": "deepseek-v4", "deepseek_v41": "deepseek-v4.1"}
     assert {type: found.name for type in names if (found := dsml_format(T, type))} == names
-    assert dsml_format(T, "deepseek_v3") is None
+
+
+def test_tokens_count_where_the_model_type_names_no_format() -> None:
+    """V3.2 also comes as GGUF files of V3's architecture."""
+    found = dsml_format(Lacking("<｜System｜>", "<｜latest_reminder｜>"), "deepseek_v3")
+    assert found is not None
+    assert found.name == "deepseek-v3.2"
+    assert dsml_format(Lacking("｜DSML｜"), "deepseek_v3") is None
 
 
 @BOTH

@@ -130,6 +130,9 @@ def test_prefixes_are_continued() -> None:
     assert prompt(USER, begun) == "<｜User｜>x<｜Assistant｜></think>Well"
     assert prompt(USER, begun, thinking=True) == "<｜User｜>x<｜Assistant｜><think>Hm</think>Well"
     assert prompt(USER, thought, thinking=True) == "<｜User｜>x<｜Assistant｜><think>Hm"
+    assert prompt(USER, thought) == "<｜User｜>x<｜Assistant｜><think>Hm", "a thought to continue asks for thinking"
+    reader = reader_of("deepseek-v3.2", Conversation(messages=(USER, thought)))
+    assert read(reader, marked("m.</think>Well.")) == ("m.", "Well.", [])
 
 
 def test_an_answer_that_follows_no_question_has_its_header_too() -> None:

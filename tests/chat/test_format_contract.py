@@ -21,7 +21,7 @@ from deepwell.chat.formats.base import Format, Token
 from deepwell.chat.reading import PlainReader
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
-from fakes import BOS, SPECIALS, tiny_tokenizer
+from fakes import BOS, EOS, SPECIALS, tiny_tokenizer
 
 T = tiny_tokenizer()
 STRANGER = copy.copy(T)
@@ -139,7 +139,8 @@ def test_answers_read_the_same_wherever_they_are_cut(name: str, data: st.DataObj
     lacks = data.draw(st.lists(st.sampled_from([THINK, END_THINK, CALL, SEP, END_CALL, CALLS]), max_size=4))
     lacking = Lacking(tokenizer, *lacks)
     answer = written(data.draw(answers_of(format, bool(thinking))), lacking)
-    conversation = Conversation(messages=(user("x"),), thinking=thinking)
+    tools = (WEATHER,) if format.tools and data.draw(st.booleans()) else ()
+    conversation = Conversation(messages=(user("x"),), tools=tools, thinking=thinking)
     borders = data.draw(st.lists(st.integers(1, max(1, length(answer))), max_size=20))
     whole = read(format.reader(conversation, lacking), [answer])
     assert read(format.reader(conversation, lacking), cut_at(answer, borders)) == whole
@@ -167,9 +168,9 @@ def test_markup_never_shows(name: str, parts: list[str]) -> None:
 def test_a_rendered_turn_reads_as_what_it_says(name: str, content: str, calls: list[tuple[str, Any]]) -> None:
     """The reader undoes the layout, call by call, to the byte."""
     made = [(tool, msgspec.json.encode(arguments).decode()) for tool, arguments in calls]
-    asked = Conversation(messages=(user("x"),))
+    asked = Conversation(messages=(user("x"),), tools=(WEATHER,))
     turn = answer(content, *(call(str(n), tool, arguments) for n, (tool, arguments) in enumerate(made)))
-    said = Conversation(messages=(*asked.messages, turn, user("y")))
+    said = Conversation(messages=(*asked.messages, turn, user("y")), tools=asked.tools)
     prompt, more = render_chat(asked, T, name), render_chat(said, T, name)
     start = len(prompt) if FORMATS[name].thinks != "always" else more.index(T.special("<｜Assistant｜>")) + 1
     ids = more[start : more.index(T.eos[0], start)]
@@ -178,6 +179,28 @@ def test_a_rendered_turn_reads_as_what_it_says(name: str, content: str, calls: l
         ids = (*[id for id in [T.special(END_THINK)] if id is not None], *ids)
         content = content.lstrip() if name == "deepseek-r1" else content
     assert read(reader, [marked(ids, T)]) == ("", content, made)
+
+
+@with_tools
+@pytest.mark.parametrize("offer", [{}, {"tools": (WEATHER,), "choice": "none"}])
+@pytest.mark.parametrize("arguments", ["{}", '{"text": "' + "ab " * 200 + '"}'])
+def test_calls_of_tools_that_were_not_offered_are_content(name: str, offer: dict[str, Any], arguments: str) -> None:
+    reader = FORMATS[name].reader(Conversation(messages=(user("x"),), **offer), T)
+    call = (CALL, "w", SEP, arguments, END_CALL)
+    before = (END_THINK,) if FORMATS[name].thinks == "always" else ()
+    parts = written([*before, "I look.", CALLS, *call, END_CALLS], T)
+    assert read(reader, cut_at(parts, range(0, length(parts), 7))) == ("", "I look." + "".join(call), [])
+
+
+@pytest.mark.parametrize("name", ["deepseek-llm", "deepseek-coder", "plain"])
+@given(content=TEXTS)
+def test_what_stands_around_an_answer_in_words_is_not_part_of_it(name: str, content: str) -> None:
+    """The blank after "Assistant:" and the line break before the end belong to the layout."""
+    messages = (user("x"), Message("assistant", content), user("y"))
+    prompt, more = (text_of(FORMATS[name], Conversation(messages=said)) for said in (messages[:1], messages))
+    sampled = more[len(prompt) :].rpartition({"deepseek-coder": "<|EOT|>", "plain": "\n\nUser: "}.get(name, EOS))[0]
+    reader = FORMATS[name].reader(Conversation(messages=messages[:1]), T)
+    assert read(reader, cut_at([sampled], range(len(sampled)))) == ("", content, [])
 
 
 @every_format

@@ -114,6 +114,7 @@ def test_template_file_goes_before_the_config(tmp_path: Path) -> None:
     assert loaded([{"name": "tool_use", "template": "two"}, {"name": "default", "template": "three"}]) == "three"
     assert loaded([{"name": "tool_use", "template": "two"}, 7]) is None
     assert loaded(7) is None
+    assert loaded(" \n") is None
     (tmp_path / "chat_template.jinja").write_text("｜four", "utf-8")
     assert loaded("one") == "｜four"
 

@@ -311,6 +311,6 @@ def test_distilled_models_write_tool_tokens_as_text() -> None:
     ids = render([user("x"), CALLED, user("y")], distilled, "deepseek-r1")
     assert T.decode(ids) == T.decode(render([user("x"), CALLED, user("y")], T, "deepseek-r1"))
     assert not any(T.special(token) in ids for token in tool_tokens)
-    reader = FORMATS["deepseek-r1"].reader(Conversation(messages=(user("x"),)), distilled)
+    reader = FORMATS["deepseek-r1"].reader(Conversation(messages=(user("x"),), tools=TOOLS), distilled)
     sampled = ["hm", "</think>", tool_tokens[1], "w", tool_tokens[2], "{}", tool_tokens[3]]
     assert read(reader, [written(sampled, distilled)]) == ("hm", "", [("w", "{}")])

@@ -95,6 +95,7 @@ def test_wrong_places_are_named(
     for source, out, said in (
         (tmp_path / "nowhere", tmp_path / "x", "nowhere does not exist"),
         (model_folder, tmp_path / "no" / "x", "the folder"),
+        (model_folder, Path("."), "has no name of its own"),
         (model_folder, tmp_path.parent, "exists; --force writes it anew"),
         (model_folder, model_folder, "is the source itself"),
         (model_folder, config, "is a file; name the folder to write"),

@@ -107,6 +107,18 @@ def test_pull_prints_where_it_lies_and_what_is_newer(shell: Shell) -> None:
     assert "cannot be reached" in failed.stderr.splitlines()[-1]
 
 
+def test_models_tells_of_what_was_fetched_and_asks_nobody(shell: Shell) -> None:
+    unknown = shell.run("models", "org/tiny-v3")
+    assert unknown.returncode == 2
+    assert "those that `deepwell pull` has fetched" in unknown.stderr
+    assert shell.hub.asked == []
+    assert shell.run("pull", "org/tiny-v3").returncode == 0
+    asked = len(shell.hub.asked)
+    told = answer(shell.run("models", "org/tiny-v3", "--json"))
+    assert (told["name"], told["family"]) == ("org/tiny-v3", "deepseek_v3")
+    assert len(shell.hub.asked) == asked
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [("tests", "on this machine already"), ("nothing", "no name of a model on a")]
 )

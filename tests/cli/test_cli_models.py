@@ -41,14 +41,15 @@ def test_list(capsys: Capture) -> None:
     assert "DeepSeek-Prover-V2-7B: not compared with the released config.json: rope_scaling" in shown
 
 
-@pytest.mark.parametrize("columns", [40, 70, 80, 100, 120])
+@pytest.mark.parametrize("columns", [40, 60, 70, 80, 100, 120])
 def test_narrow_terminals_get_fewer_columns(columns: int, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()[: len(published()) + 1]
-    if columns >= 70:
+    if columns >= 60:
         assert not any("…" in line for line in lines), "nothing is cut off"
-        assert all(word in lines[0] for word in ("model", "total", "int4", "fits here as"))
+        assert all(word in lines[0] for word in ("model", "total", "fits here as"))
+    assert ("int4" in lines[0]) == (columns >= 70)
     assert all(len(line) <= columns for line in lines)
 
 
@@ -121,7 +122,7 @@ def test_a_training_preset(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "config.json: cannot be read: No such file"),
+        (None, "has no config.json; a model folder holds that beside"),
         ("{", "config.json: is no valid JSON"),
         ("[]", "config.json: holds no JSON object"),
         ('{"model_type": "gpt2"}', "model_type 'gpt2' is not supported; supported are llama, "),
@@ -136,6 +137,26 @@ def test_bad_folders(content: str | None, reason: str, tmp_path: Path, capsys: C
         (tmp_path / "config.json").write_text(content)
     assert main(["models", str(tmp_path)]) == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("inside", "reason"),
+    [
+        ("model-q8.gguf", "give the file itself: {}/model-q8.gguf"),
+        ("one/config.json", "folders in it have: {}/one"),
+        ("x.safetensors.incomplete", "a download into it is not finished"),
+    ],
+)
+def test_folders_that_are_no_model_but_near_one(inside: str, reason: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / inside).parent.mkdir(exist_ok=True)
+    (tmp_path / inside).touch()
+    assert main(["models", str(tmp_path)]) == 2
+    assert reason.format(tmp_path) in capsys.readouterr().err
+
+
+def test_v4_is_named(capsys: Capture) -> None:
+    assert main(["models", "deepseek-ai/DeepSeek-V4-Flash"]) == 2
+    assert "is DeepSeek-V4 or later" in capsys.readouterr().err
 
 
 def test_unknown_name_and_help() -> None:

@@ -41,6 +41,7 @@ def serving(*args: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def test_what_it_prints_works(model_folder: Path) -> None:
     with serving(str(model_folder), "--port", "0", "--dtype", "int8", "--threads", "1") as (process, printed):
         assert f"deepwell {__version__} serves tiny-v3: int8, {native.isa()}, 1 threads" in printed
+        assert ", prompt format deepseek-v3\n" in printed
         page = re.search(r"^page +(\S+)$", printed, re.M)
         curl = re.search(r"^try +(curl .*)$", printed, re.M)
         assert page
@@ -95,3 +96,11 @@ def test_a_broken_model_is_one_sentence(broken: str, model_folder: Path, tmp_pat
     assert done.returncode == 2
     assert broken in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["serve", "chat"])
+def test_a_format_whose_tokens_the_model_lacks_is_refused_at_once(model_folder: Path, command: str) -> None:
+    done = deepwell(command, str(model_folder), "--chat-format", "deepseek-v4", "--threads", "1")
+    assert done.returncode == 2
+    assert "deepseek-v4 needs <｜latest_reminder｜>" in done.stderr
+    assert "those whose tokens it has are deepseek-llm, deepseek-coder, deepseek-v2.5, " in done.stderr

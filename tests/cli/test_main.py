@@ -49,6 +49,13 @@ def test_help_of_a_command_teaches(command: str, capsys: pytest.CaptureFixture[s
         assert " ".join(option.help.rstrip(".").split()) in shown
 
 
+def test_help_takes_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["help", "convert"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: deepwell convert ")
+
+
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sreve"]) == 2
     assert capsys.readouterr().err.startswith("deepwell: 'sreve' is not a command; commands are serve, ")

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from deepwell.engine.engine import AsyncEngine, EngineConfig
 from deepwell.server import Server, ServerLimits, Service, create_app
+from deepwell.weights.tokenizer import Tokenizer
 from fakes import EOS, FakeRunner, reply, tiny_tokenizer
 
 MODEL = "deepwell-test"
@@ -39,12 +40,13 @@ def make_service(
     *,
     limits: ServerLimits | None = None,
     aliases: tuple[str, ...] = (),
+    tokenizer: Tokenizer = T,
     **config: Any,
 ) -> Service:
     """A service of the name MODEL with a context of CONTEXT tokens."""
     runner = runner or FakeRunner(context=CONTEXT)
-    engine = AsyncEngine(runner, T, EngineConfig(**{"drain_seconds": 0.5, **config}))
-    return Service(engine, T, MODEL, runner.context, aliases=aliases, limits=limits or ServerLimits())
+    engine = AsyncEngine(runner, tokenizer, EngineConfig(**{"drain_seconds": 0.5, **config}))
+    return Service(engine, tokenizer, MODEL, runner.context, aliases=aliases, limits=limits or ServerLimits())
 
 
 def chat(content: str = "Hi", **fields: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from starlette.testclient import TestClient
 from test_chat_completions import events
 
 from deepwell.server import ServerLimits
-from fakes import FakeRunner
+from fakes import EOS, FakeRunner, reply
 
 TEXT = "A deep well, 深 🐳"
 IDS = T.encode(TEXT)
@@ -60,6 +61,18 @@ def test_suffix_fills_the_middle() -> None:
     begin, hole, end = (T.special(f"<｜fim▁{name}｜>") for name in ("begin", "hole", "end"))
     expected = (BOS, begin, *T.encode("def f("), hole, *T.encode("): pass"), end)
     assert seen_by(text="def f(", suffix="): pass") == expected
+
+
+def test_the_end_of_the_text_ends_it_where_the_tokenizer_names_the_end_of_a_turn() -> None:
+    coder = copy.copy(T)
+    coder.eos = (T.special("<|EOT|>") or 0,)
+    hole_filled, end = T.special("<｜fim▁end｜>") or 0, T.special(EOS) or 0
+    said = reply((*T.encode("first"), end, *T.encode("second")), after=hole_filled)
+    service = make_service(FakeRunner(context=CONTEXT, next_token=said), tokenizer=coder)
+    with client_of(service) as client:
+        body = client.post("/v1/completions", json=prompt("a", suffix="b", max_tokens=20)).json()
+    (choice,) = body["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("first", "stop")
 
 
 def test_stream_agrees_with_the_whole() -> None:

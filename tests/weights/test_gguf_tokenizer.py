@@ -184,5 +184,5 @@ def test_qwen_composes_characters(tmp_path: Path) -> None:
 
 def test_the_chat_template_is_kept_as_text(tmp_path: Path) -> None:
     _, file = gguf_files.save("llama", tmp_path)
-    assert GgufCheckpoint(file).chat_template == "{{ bos_token }}"
+    assert GgufCheckpoint(file).tokenizer().template == "{{ bos_token }}"
     assert GgufCheckpoint(file).tokenizer().special(BOS) == 0

@@ -113,10 +113,10 @@ def test_a_lone_surrogate_is_refused() -> None:
     ("content", "reason"),
     [
         (None, "not found"),
-        (b"", "not valid JSON"),
-        (b'{"model": {', "not valid JSON"),
-        (b"\xff\xfe", "not valid JSON"),
-        (b"[1]", "must hold a JSON object"),
+        (b"", "no valid JSON"),
+        (b'{"model": {', "no valid JSON"),
+        (b"\xff\xfe", "no valid JSON"),
+        (b"[1]", "holds no JSON object"),
         (b"{}", "byte-level"),
         (b'{"decoder": {"type": "ByteLevel"}}', "model"),
         (b'{"decoder": {"type": "ByteLevel"}, "model": {"vocab": {}, "merges": []}}', "empty"),
@@ -137,14 +137,14 @@ def test_a_broken_file_is_named_with_its_reason(tmp_path: Path, content: bytes |
 def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.json").open("wb") as file:
         file.truncate(MAX_TOKENIZER_BYTES + 1)
-    with pytest.raises(CheckpointError, match="more than the"):
+    with pytest.raises(CheckpointError, match="larger than the"):
         Tokenizer.load(tmp_path)
 
 
 def test_a_broken_config_is_named(tmp_path: Path) -> None:
     write_tiny_tokenizer(tmp_path)
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"generation_config\.json: not valid JSON"):
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: is no valid JSON"):
         Tokenizer.load(tmp_path)
 
 

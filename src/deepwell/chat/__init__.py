@@ -1,7 +1,7 @@
 """Conversations and texts as token ids, and token ids as answers: one renderer and one reader per prompt format."""
 
 from deepwell.chat.conversation import Conversation, Message, Role, Tool, ToolCall
-from deepwell.chat.fim import fills_gaps, render_fim, render_text
+from deepwell.chat.fim import fills_gaps, render_fim, render_text, text_ends
 from deepwell.chat.formats import FORMATS, detect, find_format
 from deepwell.chat.render import end_ids, render_chat
 
@@ -19,4 +19,5 @@ __all__ = [
     "render_chat",
     "render_fim",
     "render_text",
+    "text_ends",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deepwell.chat.formats.base import EOS
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -29,6 +30,12 @@ def render_fim(prefix: str, suffix: str, tokenizer: Tokenizer) -> tuple[int, ...
         raise RequestError("this model has no fill-in-the-middle tokens, so suffix is not allowed", "suffix")
     begin, hole, end = marks
     return (*_bos(tokenizer), begin, *tokenizer.encode(prefix), hole, *tokenizer.encode(suffix), end)
+
+
+def text_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens that end a text besides those the tokenizer names: Coder V1's instruct models name the end of a turn."""
+    end = tokenizer.special(EOS.spelling)
+    return () if end is None or end in tokenizer.eos else (end,)
 
 
 def fills_gaps(tokenizer: Tokenizer) -> bool:

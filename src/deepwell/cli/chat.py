@@ -42,10 +42,13 @@ def run(options: ChatOptions) -> int:
     model = load(options)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     terminal = sys.stdin.isatty()
+    conversation = Conversation(model, options)
     if terminal:
         _edit_lines()
-        console.print(f"{model.name}: {describe(model)}. /help lists the commands.", style="dim")
-    conversation = Conversation(model, options)
+        console.print(
+            f"{model.name}: {describe(model)}, prompt format {conversation.format}. /help lists the commands.",
+            style="dim",
+        )
     with kept_packed(model, options):
         for text in messages(terminal):
             try:
@@ -77,6 +80,11 @@ class Conversation:
         self.think(options.thinking)
         self._core = EngineCore(model.runner, model.tokenizer, engine_config(options))
         self._asked = 0
+
+    @property
+    def format(self) -> str:
+        """The name of the prompt format."""
+        return self._format.name
 
     @property
     def messages(self) -> list[Message]:

@@ -67,7 +67,9 @@ def _check_place(options: ConvertOptions, target: Target) -> None:
     out = options.out
     if not options.source.exists():
         raise ConfigError(f"{options.source} does not exist")
-    if not out.name or not out.absolute().parent.is_dir():
+    if not out.name:
+        raise ConfigError(f"{out} has no name of its own; name the file or folder to write")
+    if not out.absolute().parent.is_dir():
         raise ConfigError(f"{out}: the folder {out.absolute().parent} does not exist")
     if out.exists() and out.samefile(options.source):
         raise ConfigError(f"{out} is the source itself")

@@ -6,7 +6,7 @@ import sys
 
 import msgspec
 
-from deepwell.chat import render_fim, render_text
+from deepwell.chat import render_fim, render_text, text_ends
 from deepwell.cli.model import engine_config, load, sampling_of
 from deepwell.cli.terminal import show
 from deepwell.engine import EngineCore, FinishReason, Request, Usage
@@ -31,9 +31,10 @@ def run(options: GenerateOptions) -> int:
     else:
         tokens = render_fim(prompt, options.fim_suffix, model.tokenizer)
     core = EngineCore(model.runner, model.tokenizer, engine_config(options))
+    sampling = msgspec.structs.replace(sampling_of(options), stop_token_ids=text_ends(model.tokenizer))
     texts: list[str] = []
     last = None
-    for last in core.generate(Request(id="generate", prompt=tokens, sampling=sampling_of(options))):
+    for last in core.generate(Request(id="generate", prompt=tokens, sampling=sampling)):
         texts.append(last.text)
         if not options.json:
             show(last.text)

@@ -40,6 +40,8 @@ def _run(args: list[str]) -> int:
     from deepwell.cli import parser
     from deepwell.cli.commands import GROUPS
 
+    if args[:1] == ["help"] and args[1:]:
+        args = [*args[1:], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):
         print(parser.overview())
         return 0 if args else EXIT_USAGE

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from deepwell.chat import detect, find_format
+from deepwell.chat import FORMATS, detect, find_format
+from deepwell.chat.formats.base import lacks
 from deepwell.cli.hub import located
 from deepwell.engine import EngineConfig, SamplingParams
 from deepwell.engine.load import LoadedModel, load_model
 from deepwell.engine.pack_cache import PackCache, cache_folder, storing
+from deepwell.errors import ConfigError
 from deepwell.ops import native
 from deepwell.options import ChatFormat, EngineOptions, SamplingOptions
 
@@ -67,10 +69,18 @@ def slowness(isa: str, available: Sequence[str]) -> str | None:
 def format_name(model: LoadedModel, wanted: ChatFormat) -> str:
     """The prompt format that is forced, or else the one that the model shows.
 
-    CheckpointError if it is the model's own template, and that cannot be used.
+    CheckpointError if it is the model's own template, and that cannot be used. ConfigError if the one that is forced
+    needs tokens that the model lacks.
     """
-    forced = wanted != "auto"
-    format = find_format(wanted, model.tokenizer) if forced else detect(model.tokenizer, model.config.family)
+    if wanted == "auto":
+        return detect(model.tokenizer, model.config.family).name
+    format = find_format(wanted, model.tokenizer)
+    if missing := lacks(format, model.tokenizer):
+        fitting = ", ".join(name for name, other in FORMATS.items() if not lacks(other, model.tokenizer))
+        raise ConfigError(
+            f"--chat-format {wanted} needs {' and '.join(missing)}, and this model's tokenizer has no such token; "
+            f"those whose tokens it has are {fitting}"
+        )
     return format.name
 
 

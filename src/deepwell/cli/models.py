@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from deepwell.cli.hub import fetched
 from deepwell.engine.fit import Fit, ModelReport, report
 from deepwell.engine.machine import free_memory, inspect_machine
 from deepwell.engine.pack import label, storages
-from deepwell.errors import CheckpointError
 from deepwell.model.config import from_hugging_face
 from deepwell.model.presets import PRESETS
 from deepwell.model.published import find_published, published, unknown_model
 from deepwell.options import ModelsOptions
-from deepwell.weights.checkpoint import read_json
+from deepwell.weights.checkpoint import read_config
 from deepwell.weights.source import open_source
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SAME_SIZE = {"int8": "int8, Q8_0", "int4": "int4, Q4_0", "q6_k": "Q6_K", "q4_k": "Q4_K"}
 _LISTED = ("bfloat16", "int8", "int4")
-_LEAVING = ("int8", "context", "bfloat16", "of MHA", "active", "KV/token")
+_LEAVING = ("int8", "context", "bfloat16", "of MHA", "active", "KV/token", "int4", "total")
 _UNLIMITED = 200
 """Characters of a line where it does not go to a terminal."""
 
@@ -51,25 +51,31 @@ def released(free: int) -> Iterator[ModelReport]:
 
 
 def inspect(name: str, free: int) -> ModelReport:
-    """A released model by name, a training preset, a checkpoint folder (its config.json alone), a GGUF or packed file.
+    """A checkpoint folder (its config.json alone), a GGUF or packed file, a released model by name, a training preset,
+    or a hub's model that was fetched before.
 
     ConfigError or CheckpointError says what is wrong with `name` or with what it names.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        raw = read_json(path / "config.json")
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{path / 'config.json'}: holds no JSON object")
-        return report(path.resolve().name, from_hugging_face(raw), free)
-    if path.is_file():
-        source = open_source(path)
-        kept = (label(source, "auto"), storages(source, "auto"))
-        return report(path.name, source.config, free, kept=kept)
+    if (told := _at(Path(name).expanduser(), free)) is not None:
+        return told
     if (model := find_published(name)) is not None:
         return report(model.name, model.config, free, published_as=model.stored, unchecked=model.unchecked)
     if name in PRESETS:
         return report(name, PRESETS[name], free)
+    if (place := fetched(Path(name))) is not None and (told := _at(place, free, name)) is not None:
+        return told
     raise unknown_model(name)
+
+
+def _at(path: Path, free: int, named: str = "") -> ModelReport | None:
+    """What lies at a place of this machine; None if there is nothing."""
+    if path.is_dir():
+        return report(named or path.resolve().name, from_hugging_face(read_config(path)), free)
+    if path.is_file():
+        source = open_source(path)
+        kept = (label(source, "auto"), storages(source, "auto"))
+        return report(named or path.name, source.config, free, kept=kept)
+    return None
 
 
 def _listing(reports: list[ModelReport], width: int) -> Table:

@@ -39,7 +39,7 @@ def run(options: ServeOptions) -> int:
     )
 
     def announce(address: str) -> None:
-        print(welcome(address, service.model, model), flush=True)
+        print(welcome(address, service.model, model, service.format.name), flush=True)
 
     with kept_packed(model, options):
         serve(service, options.host, options.port, announce)
@@ -47,15 +47,18 @@ def run(options: ServeOptions) -> int:
     return 0
 
 
-def welcome(address: str, name: str, model: LoadedModel) -> str:
-    """What the terminal shows once requests are answered. `address` has no slash at its end."""
+def welcome(address: str, name: str, model: LoadedModel, format: str) -> str:
+    """What the terminal shows once requests are answered.
+
+    `address` has no slash at its end; `format` is the prompt format of chats.
+    """
     for everywhere, local in _EVERYWHERE.items():
         address = address.replace(everywhere, local)
     body = {"model": name, "prompt": EXAMPLE_PROMPT, "max_tokens": 48, "temperature": 0}
     curl = f"curl {address}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
     return "\n".join(
         [
-            f"deepwell {__version__} serves {name}: {describe(model)}",
+            f"deepwell {__version__} serves {name}: {describe(model)}, prompt format {format}",
             f"loaded in {model.seconds:.2f} s, ready {process_seconds():.2f} s after the start; Ctrl-C stops",
             "",
             f"page  {address}/",

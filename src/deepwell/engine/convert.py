@@ -13,7 +13,7 @@ import msgspec
 from deepwell.engine.pack import DType, label, pack, storages
 from deepwell.errors import ConfigError
 from deepwell.model.accounting import account
-from deepwell.weights.checkpoint import Checkpoint, read_json
+from deepwell.weights.checkpoint import Checkpoint, read_config
 from deepwell.weights.encode import fits
 from deepwell.weights.gguf_checkpoint import GgufCheckpoint
 from deepwell.weights.gguf_folder import folder_files
@@ -178,7 +178,7 @@ def _folder_type(tensor: Outgoing, base: str, *, forced: bool) -> str:
 
 def _rewritten(source: Checkpoint, dtype: str) -> dict[str, bytes]:
     """config.json, saying what the weights have become."""
-    raw: dict[str, Any] = dict(read_json(source.path / "config.json"))
+    raw: dict[str, Any] = dict(read_config(source.path))
     raw.pop("quantization_config", None)
     raw["dtype" if "dtype" in raw else "torch_dtype"] = dtype
     return {"config.json": msgspec.json.format(msgspec.json.encode(raw), indent=2)}

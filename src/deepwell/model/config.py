@@ -218,61 +218,6 @@ def check_config(config: ModelConfig) -> None:
         raise ConfigError("the attention's scale or its rotation's frequencies are not finite numbers")
 
 
-def to_hugging_face(config: ModelConfig, *, bos: int, eos: int, dtype: str = "float32") -> dict[str, Any]:
-    """The config.json of a deepseek_v3 model, in the older keys that every reader understands.
-
-    `dtype` is what plain transformers computes in, whatever the weights are stored in.
-    """
-    if config.family != "deepseek_v3" or config.mla is None or config.rope.kind != "default":
-        raise ConfigError(f"only deepseek_v3 models without rope scaling are written, not {config.family}")
-    raw: dict[str, Any] = {
-        "architectures": ["DeepseekV3ForCausalLM"],
-        "model_type": "deepseek_v3",
-        "dtype": dtype,
-        "vocab_size": config.vocab,
-        "hidden_size": config.hidden,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.heads,
-        "intermediate_size": config.inter,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.eps,
-        "rope_theta": config.rope.theta,
-        "max_position_embeddings": config.context,
-        "q_lora_rank": config.mla.q_lora,
-        "kv_lora_rank": config.mla.kv_lora,
-        "qk_nope_head_dim": config.mla.nope,
-        "qk_rope_head_dim": config.mla.rope,
-        "v_head_dim": config.mla.value,
-        "num_nextn_predict_layers": config.mtp_layers,
-        "tie_word_embeddings": config.tied,
-        "attention_bias": config.attention_bias,
-        "bos_token_id": bos,
-        "eos_token_id": eos,
-    }
-    return raw | _moe_keys(config)
-
-
-def _moe_keys(config: ModelConfig) -> dict[str, Any]:
-    if config.moe is None:
-        return {"first_k_dense_replace": config.layers}
-    moe, routing = config.moe, config.moe.routing
-    return {
-        "first_k_dense_replace": moe.first_dense,
-        "moe_layer_freq": 1,
-        "moe_intermediate_size": moe.inter,
-        "n_routed_experts": routing.experts,
-        "n_shared_experts": moe.shared,
-        "num_experts_per_tok": routing.top_k,
-        "n_group": routing.n_group,
-        "topk_group": routing.topk_group,
-        "scoring_func": routing.scoring,
-        "topk_method": routing.method,
-        "norm_topk_prob": routing.normalize,
-        "routed_scaling_factor": routing.scale,
-    }
-
-
 def _context(keys: _Keys) -> int:
     return keys.count("max_position_embeddings", 2048)
 

@@ -45,9 +45,12 @@ def find_published(name: str) -> Published | None:
 
 def unknown_model(name: str) -> ConfigError:
     """What to say when `name` is neither a released model nor a path."""
+    if "deepseek-v4" in name.lower():
+        return ConfigError(f"{name!r} is DeepSeek-V4 or later, whose weights Deepwell cannot run yet")
     close = get_close_matches(name.lower(), published(), 3, 0.5)
     hint = f"did you mean {' or '.join(published()[c].name for c in close)}? " if close else ""
-    return ConfigError(f"{name!r} is no released model and no path; {hint}`deepwell models` lists all")
+    fetched = "; of a hub's models, it tells of those that `deepwell pull` has fetched" if "/" in name else ""
+    return ConfigError(f"{name!r} is no released model and no path; {hint}`deepwell models` lists all{fetched}")
 
 
 _VARIANT = re.compile(r"-(base|chat|instruct|rl|sft)(?=-|$)")

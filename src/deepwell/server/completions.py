@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepwell.chat import render_fim, render_text
+from deepwell.chat import render_fim, render_text, text_ends
 from deepwell.engine.types import Delta, TokenLogprob
 from deepwell.errors import RequestError
 from deepwell.server.answers import finish_of, respond
@@ -34,7 +34,8 @@ async def completions(request: Request) -> Response:
     max_tokens = max_tokens_of(asked.max_tokens, len(tokens), "prompt", service)
     prompt_logprobs = asked.logprobs if asked.echo else None
     head = service.head(asked.model)
-    stream = service.submit(head, tokens, sampling_of(asked, max_tokens, asked.logprobs, prompt_logprobs))
+    ends = text_ends(service.tokenizer)
+    stream = service.submit(head, tokens, sampling_of(asked, max_tokens, asked.logprobs, prompt_logprobs, ends))
     writer = TextWriter(
         head,
         service.tokenizer.token_bytes,

@@ -272,11 +272,9 @@ def _check_result(message: Message, where: str, open_calls: dict[str, int], resu
 def _check_answered(open_calls: dict[str, int], results: dict[str, Message], where: str) -> None:
     missing = [id for id in open_calls if id not in results]
     if missing:
-        place = "end" if where == "messages" else "go on"
+        continues = "end" if where == "messages" else "goes on"
         raise RequestError(
-            f"{where} {place}{'s' * (place == 'go on')} before tool messages answered every call; missing: "
-            f"{_listed(missing)}",
-            where,
+            f"{where} {continues} before tool messages answered every call; missing: {_listed(missing)}", where
         )
 
 

@@ -27,6 +27,7 @@ EFFORTS = {
     "high": "high",
     "xhigh": "xhigh",
     "max": "max",
+    "ultra": "max",
 }
 """What `reasoning_effort` may say, and what that means to a prompt format; None turns thinking off."""
 

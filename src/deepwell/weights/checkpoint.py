@@ -19,29 +19,22 @@ from deepwell.model.config import ModelConfig, from_hugging_face
 from deepwell.model.params import Param, param_specs
 from deepwell.weights.block_fp8 import block_format, pair
 from deepwell.weights.chunks import chunks
-from deepwell.weights.explain import AGAIN, decided_by, no_weights, stranger
+from deepwell.weights.explain import AGAIN, decided_by, no_config, no_weights, stranger
+from deepwell.weights.json_files import read_json, read_object
 from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.safetensors import Tensor, read
 from deepwell.weights.tokenizer import Tokenizer
 
-MAX_JSON_BYTES = 64 << 20
 _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8", "F8_E5M2": "float8"}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def read_json(file: Path, limit: int = MAX_JSON_BYTES) -> Any:
-    """A parsed JSON file. CheckpointError if it is missing, larger than `limit` bytes, or broken."""
-    try:
-        with file.open("rb") as stream:
-            raw = stream.read(limit + 1)
-    except OSError as e:
-        raise CheckpointError(f"{file}: cannot be read: {e.strerror or e}") from e
-    if len(raw) > limit:
-        raise CheckpointError(f"{file}: is larger than the {limit} bytes allowed")
-    try:
-        return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
-        raise CheckpointError(f"{file}: is no valid JSON: {e}") from e
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed config.json of a model folder. CheckpointError if there is none, or none that is an object."""
+    file = folder / "config.json"
+    if not file.exists():
+        raise CheckpointError(f"{folder}: {no_config(folder)}")
+    return read_object(file)
 
 
 class Checkpoint:
@@ -60,9 +53,7 @@ class Checkpoint:
             )
         self.folder = self.path = folder
         self.is_blocks = False
-        raw = read_json(folder / "config.json")
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{folder / 'config.json'}: holds no JSON object")
+        raw = read_config(folder)
         self.config: ModelConfig = from_hugging_face(raw)
         self.tensors = pair(_open(folder), block_format(folder / "config.json", raw))
         self.params = param_specs(self.config)

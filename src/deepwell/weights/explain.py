@@ -75,6 +75,17 @@ def stranger(tensor: str, config: ModelConfig) -> str:
     return ": config.json is of another model, or of another version of this one"
 
 
+def no_config(folder: Path) -> str:
+    """What a folder without config.json holds instead."""
+    if unfinished(folder):
+        return f"has no config.json, and a download into it is not finished; {AGAIN}"
+    if found := sorted(file for kind in ("*.gguf", "*.deepwell") for file in folder.glob(kind)):
+        return f"has no config.json; give the file itself: {found[0]}"
+    if inner := sorted(file.parent for file in folder.glob("*/config.json")):
+        return f"has no config.json, but folders in it have: {', '.join(map(str, inner[:4]))}"
+    return "has no config.json; a model folder holds that beside its *.safetensors and tokenizer.json"
+
+
 def no_weights(folder: Path) -> str:
     """What a folder without model.safetensors and without its index holds instead."""
     if unfinished(folder):

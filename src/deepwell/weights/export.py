@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from deepwell.model.config import ModelConfig, to_hugging_face
+from deepwell.model.config import ModelConfig
+from deepwell.model.config_json import config_json
 from deepwell.model.params import param_specs
 
 
@@ -36,7 +37,7 @@ def export(
         for source, piece in zip(param.sources, rows.chunk(len(param.sources)), strict=True):
             tensors[source] = piece.clone().contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _write(folder / "config.json", to_hugging_face(config, bos=bos, eos=eos))
+    _write(folder / "config.json", config_json(config, bos=bos, eos=eos, dtype="float32"))
     _write(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos})
 
 

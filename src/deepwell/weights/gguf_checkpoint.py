@@ -110,12 +110,6 @@ class GgufCheckpoint:
         """All keys of the file, as `GgufFile` has them."""
         return self._file.metadata
 
-    @property
-    def chat_template(self) -> str | None:
-        """The Jinja text that the file brings for conversations, None if it has none."""
-        text = self._file.metadata.get("tokenizer.chat_template")
-        return text if isinstance(text, str) else None
-
     def tokenizer(self) -> Tokenizer:
         return tokenizer_from(self._file)
 

@@ -42,7 +42,7 @@ def _tokenizer_config(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str,
         "pad_token": _spelling(source, padding if isinstance(padding, int) else None),
         "clean_up_tokenization_spaces": False,
         "model_max_length": source.config.context,
-        "chat_template": source.chat_template,
+        "chat_template": tokenizer.template,
     }
     # no opening token is said as null, which `Tokenizer.load` understands
     return {key: value for key, value in named.items() if value is not None or key == "bos_token"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
 from deepwell.errors import CheckpointError
-from deepwell.weights.checkpoint import read_json
 from deepwell.weights.gguf_tokenizer import SPLITS
+from deepwell.weights.json_files import read_object
 from deepwell.weights.tokenizer import Tokenizer
 
 _NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5
@@ -21,7 +21,6 @@ _PROBE = (
     "  def f(a_b):\r\n\treturn [a, *b] # …“quoted”—dash (x)!? \U0001f433\U0001f680 e\u0301 １２３，。end  \n \n  x   "
 )
 """Text that each way of splitting cuts differently."""
-_MOST_TEMPLATE = 1 << 20
 
 
 def tokenizer_metadata(folder: Path, vocab: int) -> dict[str, Any]:
@@ -30,7 +29,7 @@ def tokenizer_metadata(folder: Path, vocab: int) -> dict[str, Any]:
     CheckpointError if it splits text in a way that GGUF has no name for.
     """
     tokenizer = Tokenizer.load(folder)
-    document = read_json(folder / "tokenizer.json")
+    document = read_object(folder / "tokenizer.json")
     if tokenizer.vocab_size > vocab:
         raise CheckpointError(
             f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only {vocab}; "
@@ -59,8 +58,8 @@ def tokenizer_metadata(folder: Path, vocab: int) -> dict[str, Any]:
     keys |= {f"ggml.{key}_token_id": id for key, id in zip(("eos", "eot", "eom"), ends, strict=False)}
     if padding is not None:
         keys["ggml.padding_token_id"] = padding
-    if (template := chat_template(folder, named)) is not None:
-        keys["chat_template"] = template
+    if tokenizer.template is not None:
+        keys["chat_template"] = tokenizer.template
     return {f"tokenizer.{key}": value for key, value in keys.items()}
 
 
@@ -94,17 +93,5 @@ def _splitter(expressions: Sequence[str]) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def chat_template(folder: Path, named: Mapping[str, Any]) -> str | None:
-    """The Jinja text of a folder's conversations: a file of its own, or in tokenizer_config.json."""
-    file = folder / "chat_template.jinja"
-    if file.is_file() and file.stat().st_size <= _MOST_TEMPLATE:
-        return file.read_text("utf-8")
-    template = named.get("chat_template")
-    if isinstance(template, list):  # several with names
-        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
-
-
 def _optional(file: Path) -> dict[str, Any]:
-    found = read_json(file) if file.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    return read_object(file) if file.is_file() else {}

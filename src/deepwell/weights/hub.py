@@ -20,8 +20,8 @@ import msgspec
 
 from deepwell.errors import DeepwellError, HubError
 from deepwell.model.config import from_hugging_face
-from deepwell.weights.checkpoint import read_json
 from deepwell.weights.hub_files import CONFIG, INDEX, Reference, check_name, choose, is_commit, parse, shards
+from deepwell.weights.json_files import read_json, read_object
 
 if TYPE_CHECKING:
     from deepwell.weights.hub_http import Entry, Listing, Remote
@@ -219,10 +219,7 @@ class _Download:
 
     def _check_config(self, snapshot: Path) -> None:
         """A model that is not supported is refused before its weights are fetched."""
-        config = read_json(snapshot / CONFIG)
-        if not isinstance(config, dict):
-            raise HubError(f"{self._reference}: {CONFIG} holds no JSON object")
-        from_hugging_face(config)
+        from_hugging_face(read_object(snapshot / CONFIG))
 
     def _fetch(self, names: list[str]) -> None:
         """All of these, several at a time; the first failure ends it."""

@@ -10,6 +10,7 @@ import msgspec
 import tokenizers
 
 from deepwell.errors import CheckpointError, RequestError
+from deepwell.weights.json_files import read_object
 
 MAX_TOKENIZER_BYTES = 64 << 20
 MAX_CONFIG_BYTES = 4 << 20
@@ -32,7 +33,7 @@ class Tokenizer:
 
     `vocab_size` is one more than the largest token id. `bos` is the token that opens a sequence, None if the model
     has none; `eos` are the tokens that end an answer. Ids that the vocabulary leaves out have no bytes. `template` is
-    the Jinja text that came with the model for conversations, untrusted.
+    the Jinja text that came with the model for conversations, untrusted; None if there is none or a blank one.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Tokenizer:
         self.vocab_size = max(ids) + 1
         self.bos = bos
         self.eos = tuple(eos)
-        self.template = template
+        self.template = template if template and template.strip() else None
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -155,20 +156,7 @@ def is_text(added: str) -> bool:
 
 def _read_json(path: Path, limit: int) -> dict[str, Any] | None:
     """The object in a JSON file, None if there is no file. Raises CheckpointError if it is broken or over `limit`."""
-    try:
-        size = path.stat().st_size
-        if size > limit:
-            raise CheckpointError(f"{path}: {size} bytes, more than the {limit} bytes allowed")
-        document = msgspec.json.decode(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object, found {type(document).__name__}")
-    return document
+    return read_object(path, limit) if path.exists() else None
 
 
 class _Added(msgspec.Struct):

@@ -61,6 +61,12 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     model_types: tuple[str, ...] = ()
 
 
+def lacks(format: Format, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The template tokens that `format` cannot do without and `tokenizer` does not have."""
+    needed = (mark for mark in format.marks if mark not in (BOS, EOS) and not mark.may_be_text)
+    return tuple(mark.spelling for mark in needed if tokenizer.special(mark.spelling) is None)
+
+
 def splice(layout: Layout, format: str, tokenizer: Tokenizer) -> Iterator[int]:
     """The ids of a layout: all texts between two tokens are encoded at once."""
     known = (_as_text(part, tokenizer) for part in layout)

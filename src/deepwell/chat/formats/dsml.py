@@ -88,11 +88,15 @@ def must_call(conversation: Conversation) -> bool:
 
 
 def thinks(conversation: Conversation, by_habit: bool) -> bool:
-    """Whether the answer begins with a thought. A demanded call rules it out, and the effort "none"."""
+    """Whether the answer begins with a thought. A demanded call rules it out, and the effort "none".
+
+    A thought to continue asks for it where nothing else says a word.
+    """
     if must_call(conversation):
         return False
+    last = conversation.messages[-1]
     if conversation.thinking is None:
-        return by_habit and conversation.effort != "none"
+        return (by_habit or (in_thought(last) and bool(last.reasoning))) and conversation.effort != "none"
     return conversation.thinking
 
 

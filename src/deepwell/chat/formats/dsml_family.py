@@ -13,10 +13,11 @@ DSML_FORMATS = (DEEPSEEK_V41, DEEPSEEK_V4, DEEPSEEK_V32)
 
 
 def dsml_format(tokenizer: Tokenizer, model_type: str | None = None) -> Format | None:
-    """The one that the `model_type` of config.json names or, where that is unknown, the tokens; None for others.
+    """The one that the `model_type` of config.json names or, where that names none, the tokens; None for others.
 
     Only for a checkpoint without a template: V3.2-Exp has the model_type of V3.2 and the template of V3.1.
     """
-    if model_type is not None:
-        return next((f for f in DSML_FORMATS if model_type in f.model_types), None)
-    return next((f for f in DSML_FORMATS if all(tokenizer.special(m.spelling) is not None for m in f.marks)), None)
+    named = next((f for f in DSML_FORMATS if model_type in f.model_types), None)
+    return named or next(
+        (f for f in DSML_FORMATS if all(tokenizer.special(m.spelling) is not None for m in f.marks)), None
+    )

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from deepwell.chat.conversation import Conversation, Message
 from deepwell.chat.formats.base import BLANK_LINE, BOS, EOS, Format, Layout, Token
 from deepwell.chat.formats.calls import check_roles
+from deepwell.chat.reading import PlainReader, Reader
+from deepwell.weights.tokenizer import Tokenizer
 
 EOT = Token("<|EOT|>")
 ROLES = ("system", "user", "assistant")
@@ -67,6 +69,16 @@ def _coder(conversation: Conversation) -> Layout:
         yield "### Response:\n"
 
 
-DEEPSEEK_LLM = Format(name="deepseek-llm", marks=(BOS, EOS), layout=_deepseek_llm)
-DEEPSEEK_CODER = Format(name="deepseek-coder", marks=(EOT,), layout=_coder, ends=(EOT,))
-PLAIN = Format(name="plain", marks=(), layout=_plain)
+def _after_colon(conversation: Conversation, tokenizer: Tokenizer) -> Reader:
+    """Of an answer that begins with the blank which stands between "Assistant:" and what it says."""
+    return PlainReader(first="" if conversation.messages[-1].content and conversation.messages[-1].prefix else " ")
+
+
+def _before_end(conversation: Conversation, tokenizer: Tokenizer) -> Reader:
+    """Of an answer that ends with the line break before `<|EOT|>`."""
+    return PlainReader(last="\n")
+
+
+DEEPSEEK_LLM = Format(name="deepseek-llm", marks=(BOS, EOS), layout=_deepseek_llm, reader=_after_colon)
+DEEPSEEK_CODER = Format(name="deepseek-coder", marks=(EOT,), layout=_coder, reader=_before_end, ends=(EOT, EOS))
+PLAIN = Format(name="plain", marks=(), layout=_plain, reader=_after_colon)

@@ -129,6 +129,7 @@ def _reader(style: _Style, conversation: Conversation, tokenizer: Tokenizer) -> 
         tokenizer,
         thinking=thinking,
         thinks=style.thinks,
+        offered=bool(offered(conversation)),
         continues=last.prefix and bool(last.reasoning or last.content),
         called=called if forced(conversation) else None,
     )

@@ -97,6 +97,7 @@ def _reader(conversation: Conversation, tokenizer: Tokenizer) -> Reader:
     return CallReader(
         tokenizer,
         thinking=thinks,
+        offered=bool(offered(conversation)),
         continues=last.prefix and bool(last.reasoning or last.content),
         called=called if forced(conversation) else None,
     )

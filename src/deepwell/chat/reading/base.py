@@ -54,10 +54,25 @@ class Reader(Protocol):
 
 
 class PlainReader:
-    """Everything is content; special tokens do not show."""
+    """Everything is content, but for one `first` and one `last` character that the layout puts around it.
+
+    Special tokens do not show.
+    """
+
+    def __init__(self, first: str = "", last: str = "") -> None:
+        self._first, self._last = first, last
+        self._held = ""
 
     def push(self, marked: Iterable[Marked]) -> Iterator[Piece]:
-        return (Content(part) for part in marked if isinstance(part, str) and part)
+        for part in marked:
+            if not isinstance(part, str) or not part:
+                continue
+            text = self._held + (part.removeprefix(self._first) if self._first else part)
+            self._first = ""
+            self._held = self._last if self._last and text.endswith(self._last) else ""
+            text = text[: len(text) - len(self._held)]
+            if text:
+                yield Content(text)
 
     def finish(self) -> Iterator[Piece]:
         return iter(())

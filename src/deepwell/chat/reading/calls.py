@@ -46,20 +46,23 @@ class CallReader:
         thinking: bool = False,
         thinks: bool = True,
         calls: bool = True,
+        offered: bool = True,
         continues: bool = False,
         called: Sequence[str] | None = None,
     ) -> None:
         """How the prompt ended: in an open thought (`thinking`), in the middle of a message that the answer
         `continues`, in an open call, of which it gave the texts and tokens in `called`.
 
-        `thinks` False is for models that have no thoughts, `calls` False for those that call no tools.
+        `thinks` False is for models that have no thoughts, `calls` False for those that call no tools. Where none is
+        `offered`, a call is content, as it was written.
         """
         spellings = [THINK, END_THINK] if thinks else []
         spellings += [CALLS, END_CALLS, CALL, SEP, END_CALL, *OUTPUTS] if calls else []
         self._marks = Marks(tokenizer, spellings)
+        self._offered = offered
         self._state: _State = _Thought(gap=not continues) if thinking else _Said(gap=False)
         if called is not None:
-            self._state = _Call(called)
+            self._state = _Call(offered, called)
 
     def push(self, marked: Iterable[Marked]) -> Iterator[Piece]:
         for part in self._marks.push(marked):
@@ -87,7 +90,7 @@ class CallReader:
         if spelling == END_THINK:
             return _Said(gap=True) if thinking else None
         if spelling == CALL:
-            return _Call()
+            return _Call(self._offered)
         return _Said(gap=True) if spelling in (CALLS, END_CALLS, END_CALL) else None
 
 
@@ -128,9 +131,13 @@ class _Thought:
 
 
 class _Call:
-    """A call: its head up to the separator, then its body. `given` is what the prompt wrote of it already."""
+    """A call: its head up to the separator, then its body. `given` is what the prompt wrote of it already.
 
-    def __init__(self, given: Sequence[str] | None = None) -> None:
+    One of tools that were not `offered` is no call.
+    """
+
+    def __init__(self, offered: bool, given: Sequence[str] | None = None) -> None:
+        self._offered = offered
         self._head = ""
         self._body: str | None = None
         self._passing: type[CallArguments | Content] | None = None
@@ -168,7 +175,7 @@ class _Call:
             yield Content(last)
         if self._passing is not None:
             return
-        call = _begun(self._head, (self._body or "").rstrip(_LAST))
+        call = _begun(self._head, (self._body or "").rstrip(_LAST)) if self._offered else None
         if call is not None and _is_object(call[1]):
             yield CallBegin(call[0])
             yield CallArguments(call[1])
@@ -178,7 +185,7 @@ class _Call:
     def _decide(self) -> Iterator[Piece]:
         """Of a long call, see whether it can be one; the answer depends on its first characters alone."""
         body = self._body or ""
-        if len(body) > HELD and (begun := _begun(self._head, body[:HOPELESS])) is not None:
+        if self._offered and len(body) > HELD and (begun := _begun(self._head, body[:HOPELESS])) is not None:
             self._passing = CallArguments
             self._body = begun[1] + body[HOPELESS:]
             yield CallBegin(begun[0])
