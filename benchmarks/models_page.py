@@ -74,7 +74,7 @@ VERIFIED: Mapping[str, str] = {
     "deepseek-v3": _TEMPLATE + " (not the list of tools)",
     "deepseek-r1": _TEMPLATE + " (not the list of tools)",
     "deepseek-r1-0528": _TEMPLATE + " (not the list of tools)",
-    "deepseek-v3.1": _TEMPLATE,
+    "deepseek-v3.1": _TEMPLATE + " (the list of tools: its model card)",
     "deepseek-v3.2": "DeepSeek's encoder, prompts and answers",
     "deepseek-v4": "deepseek-recipe, prompts, ids and answers",
     "deepseek-v4.1": "deepseek-recipe, prompts, ids and answers",
