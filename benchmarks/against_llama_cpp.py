@@ -34,12 +34,12 @@ for folder in ("tests", "tests/model", "tests/weights"):
 
 import gguf_files  # noqa: E402
 
-from deepwell.engine.load import CacheDType, NativeRunner  # noqa: E402
+from deepwell.loading.load import CacheDType, NativeRunner  # noqa: E402
 from deepwell.model.decoder import Decoder  # noqa: E402
 from deepwell.ops.base import Batch  # noqa: E402
 from deepwell.ops.torch_ops import TorchOps  # noqa: E402
 from deepwell.weights import embedded_path  # noqa: E402
-from deepwell.weights.gguf_checkpoint import GgufCheckpoint  # noqa: E402
+from deepwell.weights.gguf.checkpoint import GgufCheckpoint  # noqa: E402
 from deepwell.weights.tokenizer import Tokenizer  # noqa: E402
 
 Logits = NDArray[np.float64]

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from against_llama_cpp import gguf_files
 
-from deepwell.engine.convert import prepare
+from deepwell.loading.convert import prepare
 from deepwell.weights import embedded_path
 
 seeded = gguf_files.seeded

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from against_llama_cpp import LlamaCpp, gguf_files
 
-from deepwell.engine.convert import prepare
-from deepwell.engine.load import NativeRunner
+from deepwell.loading.convert import prepare
+from deepwell.loading.load import NativeRunner
 from deepwell.ops.base import Batch
 from deepwell.weights import embedded_path
 from deepwell.weights.source import Source, open_source

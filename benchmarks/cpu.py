@@ -24,8 +24,8 @@ from deepwell.bench.cells import Plan
 from deepwell.bench.chart import amount, amount_unit, draw
 from deepwell.bench.compare import Comparison, Row, Score, compare
 from deepwell.bench.engines import Deepwell, find_peer
-from deepwell.engine.machine import default_threads, inspect_machine
 from deepwell.errors import DeepwellError
+from deepwell.loading.machine import default_threads, inspect_machine
 
 SHAPES = {
     "v2lite": "DeepSeek-V2-Lite: 15.7 B parameters, 2.45 B active, latent attention, 64 experts",

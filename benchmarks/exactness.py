@@ -23,8 +23,8 @@ import cases  # noqa: E402
 import seeded  # noqa: E402
 
 from deepwell.engine.core import EngineCore  # noqa: E402
-from deepwell.engine.load import NativeRunner  # noqa: E402
 from deepwell.engine.types import Request, SamplingParams  # noqa: E402
+from deepwell.loading.load import NativeRunner  # noqa: E402
 from deepwell.ops.base import Batch  # noqa: E402
 from deepwell.weights.checkpoint import Checkpoint  # noqa: E402
 from fakes import tiny_tokenizer  # noqa: E402

@@ -25,7 +25,7 @@ from transformers import __version__ as transformers_version
 
 from deepwell.chat import FORMATS
 from deepwell.model.published import Published, published
-from deepwell.weights.gguf_config import ARCHITECTURES
+from deepwell.weights.gguf.config import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "models.md"

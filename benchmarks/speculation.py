@@ -12,8 +12,8 @@ import time
 from statistics import median
 
 from deepwell.engine import EngineConfig, EngineCore, Request, SamplingParams
-from deepwell.engine.load import LoadedModel, load_model
-from deepwell.engine.speculate import Mode
+from deepwell.engine.speculation.speculator import Mode
+from deepwell.loading.load import LoadedModel, load_model
 
 WAYS: list[tuple[Mode, int]] = [("off", 1), ("lookup", 3), ("mtp", 1), ("mtp", 3), ("auto", 3)]
 ROUNDS, TOKENS = 3, 256

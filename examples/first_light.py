@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepwell.engine.core import EngineCore
-from deepwell.engine.load import load_model
 from deepwell.engine.types import Request, SamplingParams
+from deepwell.loading.load import load_model
 from deepwell.weights import embedded_path
 
 PROMPTS = ("def read_lines(path):\n    ", "import os\nimport sys\n\nclass ", '"""Utilities for working with dates')

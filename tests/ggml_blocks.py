@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deepwell.weights.ggml_types import GgmlType
+from deepwell.weights.gguf.ggml_types import GgmlType
 
 Blocks = NDArray[np.uint8]
 

@@ -12,7 +12,7 @@ from deepwell.bench import limits
 from deepwell.bench.limits import measure_limits, prefill_ops
 from deepwell.cli import doctor
 from deepwell.cli.main import main
-from deepwell.engine.machine import inspect_machine
+from deepwell.loading.machine import inspect_machine
 from deepwell.model.accounting import account
 from deepwell.model.config import from_hugging_face
 from deepwell.model.params import param_specs

@@ -24,9 +24,9 @@ from deepwell.chat import Conversation as Talk
 from deepwell.chat.reading import Piece
 from deepwell.cli.chat import Conversation, _obey, messages
 from deepwell.engine import EngineCore, Request, SamplingParams
-from deepwell.engine.load import LoadedModel, load_model
 from deepwell.engine.types import Delta
 from deepwell.errors import RequestError
+from deepwell.loading.load import LoadedModel, load_model
 from deepwell.options import ChatOptions
 from fakes import FakeRunner, reply, tiny_tokenizer
 from toy_format import END_THINK, EOS, THINK, TOY, called, ids

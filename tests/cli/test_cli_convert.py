@@ -15,8 +15,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from deepwell.cli.main import EXIT_INTERRUPTED, main
-from deepwell.engine import convert
 from deepwell.errors import CheckpointError
+from deepwell.loading import convert
 from deepwell.weights.source import open_source
 
 Progress = Callable[[int, int], None]
@@ -175,7 +175,8 @@ def test_a_source_that_lacks_a_tensor(model_folder: Path, tmp_path: Path, capsys
 
 SLOW_WRITE = """
 import sys, time
-from deepwell.weights import gguf_writer, outgoing
+from deepwell.weights import outgoing
+from deepwell.weights.gguf import writer as gguf_writer
 encode = outgoing.encode
 def slow(kind, rows):
     print("writing", flush=True)

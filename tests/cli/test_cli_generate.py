@@ -16,7 +16,7 @@ from deepwell.chat import render_fim, render_text
 from deepwell.cli.main import main
 from deepwell.cli.terminal import visible
 from deepwell.engine import EngineCore, Request, SamplingParams
-from deepwell.engine.load import LoadedModel, load_model
+from deepwell.loading.load import LoadedModel, load_model
 
 
 @pytest.fixture(scope="module")

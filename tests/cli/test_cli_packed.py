@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType
 from deepwell.cli import model
 from deepwell.cli.main import main
 from deepwell.cli.model import kept_packed, load
-from deepwell.engine import pack_cache
+from deepwell.loading import pack_cache
 from deepwell.options import ChatOptions
 
 

@@ -15,7 +15,7 @@ from deepwell.bench import limits
 from deepwell.cli import doctor
 from deepwell.cli.main import main
 from deepwell.cli.model import slowness
-from deepwell.engine import machine
+from deepwell.loading import machine
 from deepwell.model.accounting import account
 from deepwell.model.config import from_hugging_face
 from deepwell.ops import native

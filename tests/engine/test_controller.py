@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from deepwell.engine.controller import TRIAL, WARM_UP, Controller
+from deepwell.engine.speculation.controller import TRIAL, WARM_UP, Controller
 
 Speed = Callable[[str, int], tuple[int, float]]
 """(arm, step) to the step's tokens and seconds."""

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepwell.engine import lookup
-from deepwell.engine.lookup import NGRAMS, LookupIndex
+from deepwell.engine.speculation import lookup
+from deepwell.engine.speculation.lookup import NGRAMS, LookupIndex
 
 
 def by_hand(tokens: list[int], count: int) -> tuple[int, ...]:

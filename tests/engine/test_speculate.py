@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deepwell.engine import Delta, EngineConfig, EngineCore, Request, SamplingParams
 from deepwell.engine.scheduler import SequenceState
-from deepwell.engine.speculate import Mode
+from deepwell.engine.speculation.speculator import Mode
 from deepwell.errors import ConfigError
 from fake_further import FakeFurther
 from fakes import EOS, FakeRunner, reply, tiny_tokenizer

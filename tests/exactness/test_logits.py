@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from op_backends import packed_batch
 
 from deepwell.engine.core import EngineCore
-from deepwell.engine.load import CacheDType, NativeRunner
 from deepwell.engine.types import Request, SamplingParams
+from deepwell.loading.load import CacheDType, NativeRunner
 from deepwell.model import Decoder, Param
 from deepwell.ops import native
 from deepwell.ops.base import Batch, MlaShape

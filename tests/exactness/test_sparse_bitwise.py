@@ -11,7 +11,7 @@ import sparse_reference
 from safetensors.torch import load_file, save_file
 
 from deepwell.engine.core import EngineConfig, EngineCore
-from deepwell.engine.load import NativeRunner
+from deepwell.loading.load import NativeRunner
 from deepwell.weights.checkpoint import Checkpoint
 from fakes import tiny_tokenizer
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from deepwell.engine.core import EngineConfig, EngineCore
-from deepwell.engine.load import NativeRunner
 from deepwell.engine.types import Request, SamplingParams
+from deepwell.loading.load import NativeRunner
 from deepwell.model.decoder import Decoder
 from deepwell.model.params import param_specs
 from deepwell.ops.base import Batch

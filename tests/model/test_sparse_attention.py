@@ -15,9 +15,9 @@ from op_backends import int32
 from records import record
 from safetensors.torch import load_file, save_file
 
-from deepwell.engine.load import NativeRunner
-from deepwell.engine.memory import block_bytes_of
 from deepwell.errors import CheckpointError, ConfigError
+from deepwell.loading.load import NativeRunner
+from deepwell.loading.memory import block_bytes_of
 from deepwell.model import Decoder, account, from_hugging_face
 from deepwell.ops.base import BLOCK_TOKENS, Batch
 from deepwell.ops.torch_ops import PagedTorchOps, TorchOps

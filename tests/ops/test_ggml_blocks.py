@@ -19,7 +19,7 @@ from op_backends import assert_close, int32, normal, packed, rows_batch
 from deepwell.ops import native
 from deepwell.ops.base import Routing
 from deepwell.ops.native import Matrix, Recorder, Storage
-from deepwell.weights.ggml_types import BY_NAME, GgmlType
+from deepwell.weights.gguf.ggml_types import BY_NAME, GgmlType
 from ggml_blocks import Blocks, random_blocks, random_weights
 
 GGML: dict[Storage, str] = {"int8": "q8_0", "int4": "q4_0"}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from transformers import PreTrainedModel
 
-from deepwell.weights.ggml_types import BY_NAME
+from deepwell.weights.gguf.ggml_types import BY_NAME
 from fakes import SPECIALS, tiny_tokenizer, write_tiny_tokenizer
 from ggml_blocks import random_weights
 

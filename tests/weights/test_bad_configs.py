@@ -10,8 +10,8 @@ import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepwell.engine.load import NativeRunner
 from deepwell.errors import CheckpointError, ConfigError, DeepwellError
+from deepwell.loading.load import NativeRunner
 from deepwell.ops.base import Batch
 from deepwell.weights.checkpoint import Checkpoint
 

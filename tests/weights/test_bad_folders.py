@@ -12,8 +12,8 @@ import seeded
 import torch
 from safetensors.torch import load_file, save_file
 
-from deepwell.engine.load import load_model
 from deepwell.errors import CheckpointError, ConfigError, DeepwellError
+from deepwell.loading.load import load_model
 from deepwell.weights import embedded_path
 from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.explain import decided_by

@@ -6,7 +6,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from deepwell.weights.encode import ENCODERS, encode, fits
-from deepwell.weights.ggml_types import BY_NAME
+from deepwell.weights.gguf.ggml_types import BY_NAME
 
 ROWS = np.random.default_rng(0).standard_normal((96, 512), np.float32) * np.float32(0.05)
 ROWS[3] = 0

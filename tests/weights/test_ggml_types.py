@@ -6,7 +6,7 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
-from deepwell.weights.ggml_types import BY_CODE, BY_NAME, TYPES, GgmlType, bits_per_value
+from deepwell.weights.gguf.ggml_types import BY_CODE, BY_NAME, TYPES, GgmlType, bits_per_value
 from ggml_blocks import random_blocks
 
 ROWS, BLOCKS = 7, 5

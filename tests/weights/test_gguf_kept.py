@@ -24,13 +24,13 @@ from op_backends import packed_batch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from deepwell.engine.load import NativeRunner
-from deepwell.engine.pack import pack, storages
 from deepwell.errors import CheckpointError
+from deepwell.loading.load import NativeRunner
+from deepwell.loading.pack import pack, storages
 from deepwell.model.decoder import Decoder
 from deepwell.ops import native
 from deepwell.ops.base import Batch
-from deepwell.weights.gguf_checkpoint import GgufCheckpoint
+from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from fakes import tiny_tokenizer
 
 Quantise = Callable[[str], Type]
@@ -230,7 +230,7 @@ def test_scales_that_are_not_finite_are_refused(tensor: str, value: float, tmp_p
 LOAD = """
 import resource, sys
 from pathlib import Path
-from deepwell.engine.load import NativeRunner
+from deepwell.loading.load import NativeRunner
 from deepwell.weights.source import open_source
 import numpy, msgspec
 

@@ -16,12 +16,12 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from safetensors.numpy import load_file
 
-from deepwell.engine.load import NativeRunner, load_model
 from deepwell.errors import CheckpointError
+from deepwell.loading.load import NativeRunner, load_model
 from deepwell.ops.base import Batch
 from deepwell.weights.checkpoint import Checkpoint
-from deepwell.weights.ggml_types import BY_NAME
-from deepwell.weights.gguf_checkpoint import GgufCheckpoint
+from deepwell.weights.gguf.checkpoint import GgufCheckpoint
+from deepwell.weights.gguf.ggml_types import BY_NAME
 from fakes import tiny_tokenizer, write_tiny_tokenizer
 
 BOUND = 1e-4

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from deepwell.errors import CheckpointError, ConfigError
 from deepwell.weights.checkpoint import Checkpoint
-from deepwell.weights.gguf import GgufFile, is_gguf
+from deepwell.weights.gguf.reader import GgufFile, is_gguf
 from deepwell.weights.source import open_source
 
 Q8_0 = GGMLQuantizationType.Q8_0
@@ -132,14 +132,14 @@ def test_no_file_and_an_empty_one(tmp_path: Path) -> None:
 
 def test_a_header_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies beyond the bytes allowed for a header is not read, however large the file is."""
-    monkeypatch.setattr("deepwell.weights.gguf.MAX_HEADER_BYTES", 4096)
+    monkeypatch.setattr("deepwell.weights.gguf.reader.MAX_HEADER_BYTES", 4096)
     (tmp_path / "x.gguf").write_bytes(whole([key("a", STRING, text("x" * 5000))], data=10_000))
     with pytest.raises(CheckpointError, match=r"metadata key a lies beyond the 4096 bytes allowed for metadata and"):
         GgufFile(tmp_path / "x.gguf")
 
 
 def test_items_of_all_arrays_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepwell.weights.gguf.MAX_ITEMS", 10)
+    monkeypatch.setattr("deepwell.weights.gguf.reader.MAX_ITEMS", 10)
     (tmp_path / "x.gguf").write_bytes(whole([key(n, ARRAY, array(U8, 6, bytes(6))) for n in "ab"]))
     with pytest.raises(CheckpointError, match="metadata key b has 6 items; all arrays together may have 10"):
         GgufFile(tmp_path / "x.gguf")

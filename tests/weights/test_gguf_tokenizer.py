@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepwell.chat import Conversation, Message, render_chat, render_text
-from deepwell.weights.gguf import GgufFile
-from deepwell.weights.gguf_checkpoint import GgufCheckpoint
-from deepwell.weights.gguf_tokenizer import SPLITS, tokenizer_from
+from deepwell.weights.gguf.checkpoint import GgufCheckpoint
+from deepwell.weights.gguf.reader import GgufFile
+from deepwell.weights.gguf.tokenizer import SPLITS, tokenizer_from
 from deepwell.weights.tokenizer import BYTE_ALPHABET, Tokenizer
 from fakes import BOS, EOS, SPECIALS, tiny_tokenizer
 

@@ -16,9 +16,9 @@ from hub_server import Asked, FakeHub, Fault
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
 from deepwell.errors import ConfigError, DeepwellError, HubError
-from deepwell.weights import hub as hub_module
-from deepwell.weights import hub_http
-from deepwell.weights.hub import Hub, locate
+from deepwell.weights.hub import download as hub_module
+from deepwell.weights.hub import http as hub_http
+from deepwell.weights.hub.download import Hub, locate
 
 CONFIG = {
     "model_type": "llama",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deepwell.errors import HubError
-from deepwell.weights.hub_files import Reference, Wanted, check_name, choose, parse, shards
+from deepwell.weights.hub.files import Reference, Wanted, check_name, choose, parse, shards
 
 FOLDER = ("config.json", "tokenizer.json", "model.safetensors")
 OTHERS = (

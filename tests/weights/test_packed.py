@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from deepwell import _native
-from deepwell.engine.convert import packed_size, write_packed
-from deepwell.engine.load import NativeRunner, load_model
-from deepwell.engine.pack import DType
 from deepwell.errors import CheckpointError, DeepwellError
+from deepwell.loading.convert import packed_size, write_packed
+from deepwell.loading.load import NativeRunner, load_model
+from deepwell.loading.pack import DType
 from deepwell.ops import native
 from deepwell.ops.base import Batch
 from deepwell.weights import embedded_path, packed

@@ -18,7 +18,7 @@ from deepwell.bench.engines import Deepwell, Engine
 from deepwell.bench.limits import int8_speed, read_speed
 from deepwell.bench.measure import Report, bound_of, fraction
 from deepwell.bench.process import Finished, RunFailed, run
-from deepwell.engine.machine import inspect_machine
+from deepwell.loading.machine import inspect_machine
 from deepwell.ops import native
 
 

@@ -10,7 +10,7 @@ from statistics import median
 
 import msgspec
 
-from deepwell.engine.machine import free_memory, inspect_machine
+from deepwell.loading.machine import free_memory, inspect_machine
 from deepwell.model.config import ModelConfig
 
 _READ_BYTES = 1 << 30

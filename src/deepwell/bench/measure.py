@@ -13,9 +13,9 @@ from deepwell import __version__
 from deepwell.bench.cells import READING_STEPS, SHORT_PROMPT, Cell, Plan
 from deepwell.bench.limits import int8_speed, prefill_ops, read_speed
 from deepwell.engine import EngineConfig, EngineCore, Request, SamplingParams
-from deepwell.engine.load import LoadedModel
-from deepwell.engine.machine import inspect_machine, resident_bytes
 from deepwell.errors import ConfigError, DeepwellError
+from deepwell.loading.load import LoadedModel
+from deepwell.loading.machine import inspect_machine, resident_bytes
 from deepwell.model.accounting import Accounting
 from deepwell.ops import native
 from deepwell.ops.base import BLOCK_TOKENS

@@ -15,8 +15,8 @@ from deepwell.bench.engines import Deepwell, find_peer
 from deepwell.bench.measure import Report, measure
 from deepwell.cli.hub import located
 from deepwell.cli.model import engine_config, load
-from deepwell.engine.machine import default_threads, inspect_machine
 from deepwell.errors import ConfigError
+from deepwell.loading.machine import default_threads, inspect_machine
 from deepwell.options import BenchOptions
 
 

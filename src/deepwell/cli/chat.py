@@ -19,9 +19,9 @@ from deepwell.chat.replay import Replay
 from deepwell.cli.model import describe, engine_config, format_name, kept_packed, load, sampling_of
 from deepwell.cli.terminal import show, visible
 from deepwell.engine import EngineCore, Request
-from deepwell.engine.load import LoadedModel
 from deepwell.engine.types import Delta
 from deepwell.errors import RequestError
+from deepwell.loading.load import LoadedModel
 from deepwell.options import ChatOptions, Thinking
 
 HELP = """\

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from deepwell.cli.hub import located
-from deepwell.engine.convert import Prepared, Target, prepare, target_of
 from deepwell.errors import ConfigError
+from deepwell.loading.convert import Prepared, Target, prepare, target_of
 from deepwell.options import ConvertOptions
 
 _OURS = ("*.json", "*.jinja", "*.safetensors", "LICENSE*", "merges.txt")

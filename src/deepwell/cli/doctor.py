@@ -16,7 +16,7 @@ from deepwell import __version__
 from deepwell.bench.limits import Limits, Rate, measure_limits
 from deepwell.cli.commands import GROUPS
 from deepwell.cli.parser import CONFIG_ENV
-from deepwell.engine.machine import Machine, default_threads, inspect_machine
+from deepwell.loading.machine import Machine, default_threads, inspect_machine
 from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, DoctorOptions, options_of
 
 _EXTRAS = ("train", "gpu", "cluster")

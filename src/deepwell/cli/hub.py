@@ -28,7 +28,7 @@ def located(model: Path | None, *, renew: bool = False) -> Path | None:
     if model is None or model.exists():
         return model
     # Imported here so that models of this machine cost nothing more.
-    from deepwell.weights.hub import locate
+    from deepwell.weights.hub.download import locate
 
     with _downloading() as report:
         return locate(model, report, renew=renew)
@@ -36,7 +36,7 @@ def located(model: Path | None, *, renew: bool = False) -> Path | None:
 
 def fetched(model: Path) -> Path | None:
     """Where a hub's model lies on this machine, if it was fetched before; nobody is asked."""
-    from deepwell.weights.hub import Hub, locate
+    from deepwell.weights.hub.download import Hub, locate
 
     try:
         place = locate(model, Bar(), msgspec.structs.replace(Hub.of_environment(), offline=True))

@@ -11,9 +11,9 @@ from deepwell.chat import FORMATS, detect, find_format
 from deepwell.chat.formats.base import lacks
 from deepwell.cli.hub import located
 from deepwell.engine import EngineConfig, SamplingParams
-from deepwell.engine.load import LoadedModel, load_model
-from deepwell.engine.pack_cache import PackCache, cache_folder, storing
 from deepwell.errors import ConfigError
+from deepwell.loading.load import LoadedModel, load_model
+from deepwell.loading.pack_cache import PackCache, cache_folder, storing
 from deepwell.ops import native
 from deepwell.options import ChatFormat, EngineOptions, SamplingOptions
 

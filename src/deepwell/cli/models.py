@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deepwell.cli.hub import fetched
-from deepwell.engine.fit import Fit, ModelReport, report
-from deepwell.engine.machine import free_memory, inspect_machine
-from deepwell.engine.pack import label, storages
+from deepwell.loading.fit import Fit, ModelReport, report
+from deepwell.loading.machine import free_memory, inspect_machine
+from deepwell.loading.pack import label, storages
 from deepwell.model.config import from_hugging_face
 from deepwell.model.presets import PRESETS
 from deepwell.model.published import find_published, published, unknown_model

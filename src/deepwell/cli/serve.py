@@ -9,8 +9,8 @@ import sys
 from deepwell import __version__
 from deepwell.cli.model import describe, format_name, kept_packed, load
 from deepwell.engine import AsyncEngine, EngineConfig
-from deepwell.engine.load import LoadedModel
-from deepwell.engine.machine import process_seconds
+from deepwell.loading.load import LoadedModel
+from deepwell.loading.machine import process_seconds
 from deepwell.options import ServeOptions
 from deepwell.server import Service, serve
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from deepwell.engine.detokenize import Detokenizer
 from deepwell.engine.sampling import Sampler, Scratch, largest, log_normalizer
 from deepwell.engine.scheduler import SequenceState
-from deepwell.engine.types import Delta, FinishReason, Marked, Request, TokenLogprob, Usage, join
-from deepwell.weights.tokenizer import Tokenizer
+from deepwell.engine.types import Delta, FinishReason, Request, TokenLogprob, Usage, join
+from deepwell.weights.tokenizer import Marked, Tokenizer
 
 
 class Answer:

@@ -16,11 +16,12 @@ from deepwell.engine.blocks import BlockPool
 from deepwell.engine.runner import Runner
 from deepwell.engine.sampling import Scratch
 from deepwell.engine.scheduler import Scheduler, SchedulerLimits, Segment, StepPlan
-from deepwell.engine.speculate import DRAFTERS, Kind, Mode, Speculator
+from deepwell.engine.speculation.speculator import DRAFTERS, Kind, Speculator
 from deepwell.engine.types import Delta, FinishReason, Request
 from deepwell.engine.validate import check_request
 from deepwell.errors import ConfigError, QueueFull, RequestError
 from deepwell.ops.base import BLOCK_TOKENS
+from deepwell.options import Speculate
 from deepwell.weights.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_waiting: int = 64
     drain_seconds: float = 5.0
     blocks: int | None = None
-    speculate: Mode = "off"
+    speculate: Speculate = "off"
     draft_tokens: int = 3
 
     def __post_init__(self) -> None:

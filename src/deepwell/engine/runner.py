@@ -41,7 +41,9 @@ class Runner(Protocol):
     context: int
     vocab_size: int
     fingerprint: bytes
-    further: Further | None
+
+    @property
+    def further(self) -> Further | None: ...
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Compute a step, extend the KV cache, and return logits_LV for the selected rows."""

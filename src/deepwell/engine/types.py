@@ -7,13 +7,12 @@ from typing import Literal
 
 import msgspec
 
+from deepwell.weights.tokenizer import Marked
+
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-
-Marked = str | int
-"""A piece of text, or the id of a special token that stands between two pieces."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

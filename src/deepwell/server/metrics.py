@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from deepwell.engine.engine import EngineStats
-from deepwell.engine.speculate import Kind
+from deepwell.engine.speculation.speculator import Kind
 from deepwell.engine.types import Delta, FinishReason, Usage
 
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)

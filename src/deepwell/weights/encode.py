@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepwell.weights.ggml_types import BY_NAME
+from deepwell.weights.gguf.ggml_types import BY_NAME
 
 F32 = NDArray[np.float32]
 Raw = NDArray[np.uint8]

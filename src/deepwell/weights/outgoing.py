@@ -19,8 +19,8 @@ from deepwell.model.params import Param
 from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.chunks import RELEASE_EVERY, chunks
 from deepwell.weights.encode import encode
-from deepwell.weights.ggml_types import BY_NAME, values_in
-from deepwell.weights.gguf_checkpoint import GgufCheckpoint, joined
+from deepwell.weights.gguf.checkpoint import GgufCheckpoint, joined
+from deepwell.weights.gguf.ggml_types import BY_NAME, values_in
 from deepwell.weights.source import Source
 
 Rows = NDArray[np.float32]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from deepwell.weights.ggml_types import BY_NAME
+from deepwell.weights.gguf.ggml_types import BY_NAME
 from deepwell.weights.outgoing import Outgoing
 
 INDEX = "model.safetensors.index.json"

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import Param
 from deepwell.weights.checkpoint import Checkpoint
-from deepwell.weights.gguf import is_gguf
-from deepwell.weights.gguf_checkpoint import GgufCheckpoint
+from deepwell.weights.gguf.checkpoint import GgufCheckpoint
+from deepwell.weights.gguf.reader import is_gguf
 from deepwell.weights.packed import PackedModel, is_packed
 from deepwell.weights.tokenizer import Tokenizer
 

@@ -16,6 +16,9 @@ MAX_TOKENIZER_BYTES = 64 << 20
 MAX_CONFIG_BYTES = 4 << 20
 MAX_TEMPLATE_BYTES = 1 << 18
 
+Marked = str | int
+"""A piece of text, or the id of a special token that stands between two pieces."""
+
 
 class TokenizerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that makes a `Tokenizer`; `plain` is the document of the tokenizers library, kept as it writes it."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from deepwell.engine.types import Marked as Marked
+from deepwell.weights.tokenizer import Marked as Marked
 
 
 class Reasoning(msgspec.Struct, frozen=True):

@@ -7,9 +7,9 @@ from typing import cast
 
 import msgspec
 
-from deepwell.engine.load import cache_dtype_for
-from deepwell.engine.memory import block_bytes_of, default_blocks, memory_need
 from deepwell.errors import ConfigError
+from deepwell.loading.load import cache_dtype_for
+from deepwell.loading.memory import block_bytes_of, default_blocks, memory_need
 from deepwell.model.accounting import account, file_bytes
 from deepwell.model.config import ModelConfig
 from deepwell.ops import native

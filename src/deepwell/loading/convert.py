@@ -10,17 +10,17 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from deepwell.engine.pack import DType, label, pack, storages
 from deepwell.errors import ConfigError
+from deepwell.loading.pack import DType, label, pack, storages
 from deepwell.model.accounting import account
 from deepwell.weights.checkpoint import Checkpoint, read_config
 from deepwell.weights.encode import fits
-from deepwell.weights.gguf_checkpoint import GgufCheckpoint
-from deepwell.weights.gguf_folder import folder_files
-from deepwell.weights.gguf_layout import as_gguf, gguf_type
-from deepwell.weights.gguf_metadata import architecture, model_metadata, rope_freqs
-from deepwell.weights.gguf_vocabulary import tokenizer_metadata
-from deepwell.weights.gguf_writer import gguf_size, write_gguf
+from deepwell.weights.gguf.checkpoint import GgufCheckpoint
+from deepwell.weights.gguf.folder import folder_files
+from deepwell.weights.gguf.layout import as_gguf, gguf_type
+from deepwell.weights.gguf.metadata import architecture, model_metadata, rope_freqs
+from deepwell.weights.gguf.vocabulary import tokenizer_metadata
+from deepwell.weights.gguf.writer import gguf_size, write_gguf
 from deepwell.weights.importance import read_importance
 from deepwell.weights.outgoing import Outgoing, as_hugging_face
 from deepwell.weights.packed import PackedWriter, Progress

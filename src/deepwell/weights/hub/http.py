@@ -22,7 +22,7 @@ from huggingface_hub.utils import get_session, httpx, parse_ratelimit_headers
 
 from deepwell import __version__
 from deepwell.errors import HubError
-from deepwell.weights.hub_files import Reference, is_commit
+from deepwell.weights.hub.files import Reference, is_commit
 
 MAX_LISTING_BYTES = 64 << 20
 MAX_WAIT = 120

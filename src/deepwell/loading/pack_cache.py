@@ -19,9 +19,9 @@ from typing import Any
 
 import msgspec
 
-from deepwell.engine.convert import packed_size
-from deepwell.engine.pack import DType, label, pack, storages
 from deepwell.errors import CheckpointError
+from deepwell.loading.convert import packed_size
+from deepwell.loading.pack import DType, label, pack, storages
 from deepwell.weights.importance import read_importance
 from deepwell.weights.packed import VERSION, PackedModel, PackedWriter
 from deepwell.weights.source import Source

@@ -8,12 +8,12 @@ import msgspec
 import pytest
 from safetensors.torch import load_file, save_file
 
-from deepwell.engine import load, machine
-from deepwell.engine.load import load_model
-from deepwell.engine.memory import check_memory, default_blocks, memory_need
-from deepwell.engine.pack import storage
-from deepwell.engine.speculate import Mode
+from deepwell.engine.speculation.speculator import Mode
 from deepwell.errors import CheckpointError, ConfigError
+from deepwell.loading import load, machine
+from deepwell.loading.load import load_model
+from deepwell.loading.memory import check_memory, default_blocks, memory_need
+from deepwell.loading.pack import storage
 from deepwell.model import account, preset
 from deepwell.model.config import MlaConfig, MoeConfig
 from deepwell.ops.base import Routing

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deepwell.weights.ggml_types import BY_NAME
+from deepwell.weights.gguf.ggml_types import BY_NAME
 from deepwell.weights.outgoing import Outgoing
 
 ALIGNMENT = 32

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from deepwell.model.config_json import config_json
-from deepwell.weights.gguf_checkpoint import GgufCheckpoint
+from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from deepwell.weights.tokenizer import Tokenizer
 
 _UNUSED = 5

@@ -19,18 +19,18 @@ from safetensors.torch import load_file, save_file
 from test_block_fp8 import publish
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deepwell.engine.convert import Target, prepare, target_of
-from deepwell.engine.load import NativeRunner
 from deepwell.errors import CheckpointError, ConfigError
+from deepwell.loading.convert import Target, prepare, target_of
+from deepwell.loading.load import NativeRunner
 from deepwell.model.config_json import config_json
 from deepwell.ops.base import Batch
 from deepwell.weights import embedded_path
 from deepwell.weights.checkpoint import Checkpoint
-from deepwell.weights.gguf_checkpoint import GgufCheckpoint
-from deepwell.weights.gguf_layout import as_gguf
-from deepwell.weights.gguf_metadata import architecture
-from deepwell.weights.gguf_tokenizer import SPLITS
-from deepwell.weights.gguf_vocabulary import split_name, tokenizer_metadata
+from deepwell.weights.gguf.checkpoint import GgufCheckpoint
+from deepwell.weights.gguf.layout import as_gguf
+from deepwell.weights.gguf.metadata import architecture
+from deepwell.weights.gguf.tokenizer import SPLITS
+from deepwell.weights.gguf.vocabulary import split_name, tokenizer_metadata
 from deepwell.weights.outgoing import as_hugging_face
 from deepwell.weights.source import Source, open_source
 from deepwell.weights.tokenizer import Tokenizer

@@ -15,14 +15,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from deepwell.engine.controller import Controller
-from deepwell.engine.further import FurtherDrafter
-from deepwell.engine.lookup import LookupIndex
 from deepwell.engine.runner import Further, Runner
 from deepwell.engine.scheduler import SequenceState, StepPlan
+from deepwell.engine.speculation.controller import Controller
+from deepwell.engine.speculation.lookup import LookupIndex
+from deepwell.engine.speculation.module import FurtherDrafter
 from deepwell.errors import ConfigError
+from deepwell.options import Speculate
 
-Mode = Literal["off", "lookup", "mtp", "auto"]
 Kind = Literal["lookup", "mtp"]
 DRAFTERS: tuple[Kind, ...] = get_args(Kind)
 
@@ -37,7 +37,7 @@ class Arm(msgspec.Struct, frozen=True):
 class Speculator:
     """Guesses for an engine's sequences, and what is needed to make them. `kind` is where the last ones came from."""
 
-    def __init__(self, mode: Mode, tokens: int, further: Further | None, blocks: int) -> None:
+    def __init__(self, mode: Speculate, tokens: int, further: Further | None, blocks: int) -> None:
         """Raises ConfigError for `mtp` without a module."""
         arms = _arms(mode, tokens, further is not None)
         self.kind: Kind = "lookup"
@@ -124,9 +124,9 @@ class Speculator:
         return index.draft(sequence.tokens, count)
 
 
-def _arms(mode: Mode, tokens: int, module: bool) -> list[Arm]:
-    if mode not in get_args(Mode):
-        raise ConfigError(f"speculate is {mode!r}; allowed are {', '.join(get_args(Mode))}")
+def _arms(mode: Speculate, tokens: int, module: bool) -> list[Arm]:
+    if mode not in get_args(Speculate):
+        raise ConfigError(f"speculate is {mode!r}; allowed are {', '.join(get_args(Speculate))}")
     if mode == "mtp" and not module:
         raise ConfigError("speculate is mtp, and this model has no multi-token prediction module; try lookup")
     if mode == "off":

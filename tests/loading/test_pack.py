@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from deepwell.engine.load import load_model
-from deepwell.engine.pack import pack, storages
 from deepwell.errors import CheckpointError, ConfigError
+from deepwell.loading.load import load_model
+from deepwell.loading.pack import pack, storages
 from deepwell.model.params import Param
 from deepwell.ops.base import MlaShape
 from deepwell.weights import embedded_path

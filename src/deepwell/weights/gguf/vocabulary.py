@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
 from deepwell.errors import CheckpointError
-from deepwell.weights.gguf_tokenizer import SPLITS
+from deepwell.weights.gguf.tokenizer import SPLITS
 from deepwell.weights.json_files import read_object
 from deepwell.weights.tokenizer import Tokenizer
 

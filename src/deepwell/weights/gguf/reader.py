@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from deepwell.errors import CheckpointError
 from deepwell.weights.explain import pointer
-from deepwell.weights.ggml_types import BY_CODE, NAMES, GgmlType, values_in
+from deepwell.weights.gguf.ggml_types import BY_CODE, NAMES, GgmlType, values_in
 from deepwell.weights.values import all_finite
 
 MAX_HEADER_BYTES = 128 << 20

@@ -18,10 +18,10 @@ from deepwell.errors import CheckpointError
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import Param, param_specs
 from deepwell.weights.chunks import chunks
-from deepwell.weights.ggml_types import values_in
-from deepwell.weights.gguf import GgufFile, GgufTensor
-from deepwell.weights.gguf_config import model_config
-from deepwell.weights.gguf_tokenizer import tokenizer_from
+from deepwell.weights.gguf.config import model_config
+from deepwell.weights.gguf.ggml_types import values_in
+from deepwell.weights.gguf.reader import GgufFile, GgufTensor
+from deepwell.weights.gguf.tokenizer import tokenizer_from
 from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.tokenizer import Tokenizer
 

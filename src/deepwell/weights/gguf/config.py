@@ -11,7 +11,7 @@ from deepwell.errors import CheckpointError
 from deepwell.model.config import MOST_CHOSEN, WIDEST_INDEX, IndexConfig, MlaConfig, ModelConfig, MoeConfig
 from deepwell.model.rope import RopeConfig, yarn_mscale
 from deepwell.ops.base import Routing
-from deepwell.weights.gguf import GgufFile, GgufTensor
+from deepwell.weights.gguf.reader import GgufFile, GgufTensor
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "deepseek", "deepseek2", "deepseek32")
 _WITH_MLA = ("deepseek2", "deepseek32")

@@ -7,10 +7,10 @@ import pytest
 import seeded
 from transformers import AutoModelForCausalLM
 
-from deepwell.engine import load
-from deepwell.engine.fit import PRECISIONS, fit, report
-from deepwell.engine.load import NativeRunner
-from deepwell.engine.memory import memory_need
+from deepwell.loading import load
+from deepwell.loading.fit import PRECISIONS, fit, report
+from deepwell.loading.load import NativeRunner
+from deepwell.loading.memory import memory_need
 from deepwell.model import from_hugging_face
 from deepwell.model.accounting import file_bytes
 from deepwell.model.published import find_published

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from deepwell.errors import CheckpointError
-from deepwell.weights.gguf import GgufFile
+from deepwell.weights.gguf.reader import GgufFile
 from deepwell.weights.tokenizer import BYTE_ALPHABET, Tokenizer, is_text
 
 _NORMAL, _UNUSED = 1, 5

@@ -14,8 +14,8 @@ from deepwell.model.params import Param
 from deepwell.ops import native
 from deepwell.ops.base import MlaShape
 from deepwell.weights.chunks import RELEASE_EVERY
-from deepwell.weights.ggml_types import BY_NAME
-from deepwell.weights.gguf_checkpoint import gguf_name
+from deepwell.weights.gguf.checkpoint import gguf_name
+from deepwell.weights.gguf.ggml_types import BY_NAME
 from deepwell.weights.importance import QUERY
 from deepwell.weights.quantize import quantise_int4
 from deepwell.weights.source import Source

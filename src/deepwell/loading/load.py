@@ -14,18 +14,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from deepwell.engine.machine import default_threads, free_memory, inspect_machine, limited_by_container
-from deepwell.engine.memory import check_memory, default_blocks, memory_need
-from deepwell.engine.pack import DType, label, pack, storage, storages
-from deepwell.engine.pack_cache import PackCache, Wanted
-from deepwell.engine.runner import Further
-from deepwell.engine.speculate import Mode
 from deepwell.errors import CheckpointError, ConfigError
+from deepwell.loading.machine import default_threads, free_memory, inspect_machine, limited_by_container
+from deepwell.loading.memory import check_memory, default_blocks, memory_need
+from deepwell.loading.pack import DType, label, pack, storage, storages
+from deepwell.loading.pack_cache import PackCache, Wanted
 from deepwell.model.accounting import Accounting, account
 from deepwell.model.config import ModelConfig
 from deepwell.model.decoder import Decoder
 from deepwell.ops import native
 from deepwell.ops.base import BLOCK_TOKENS, Batch, GqaShape
+from deepwell.options import Speculate
 from deepwell.weights import embedded_path
 from deepwell.weights.importance import read_importance
 from deepwell.weights.source import Source, open_source
@@ -104,14 +103,14 @@ class NativeRunner:
         self._plan = recorder.finish(decoder.logits(recorder, decoder.hidden(recorder)))
         widths = config.cache_widths(int(mtp))
         self._cache = native.Cache(widths, self.blocks, self.cache_dtype == "bfloat16")
-        self.further: Further | None = NativeFurther(decoder, self._cache) if mtp else None
+        self.further: NativeFurther | None = NativeFurther(decoder, self._cache) if mtp else None
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         return self._plan.run(batch, self._cache)
 
 
 class NativeFurther:
-    """The engine's `Further`: the decoder's plan once more, with its states, and the plans of its first module."""
+    """The prediction module: the decoder's plan once more, with its states, and the plans of its first module."""
 
     def __init__(self, decoder: Decoder, cache: native.Cache) -> None:
         recorder = native.Recorder()
@@ -140,7 +139,7 @@ def load_model(
     threads: int = 0,
     context: int = 0,
     blocks: int = 0,
-    speculate: Mode = "off",
+    speculate: Speculate = "off",
     importance: Path | None = None,
     cache: PackCache | None = None,
 ) -> LoadedModel:
@@ -191,7 +190,7 @@ def _from_copy(cache: PackCache, wanted: Wanted, make: Callable[[Wanted], Made])
         return None
 
 
-def _made(wanted: Wanted, *, cache_dtype: CacheDType, context: int, blocks: int, speculate: Mode) -> Made:
+def _made(wanted: Wanted, *, cache_dtype: CacheDType, context: int, blocks: int, speculate: Speculate) -> Made:
     source = wanted.source
     tokenizer = source.tokenizer()
     _check_tokenizer(tokenizer, source)
@@ -262,7 +261,7 @@ def cache_dtype_for(config: ModelConfig, asked: str, kept: native.Storage) -> Ca
     return "float32" if asked == "float32" else "bfloat16"
 
 
-def _wants_module(source: Source, dtype: DType, speculate: Mode) -> bool:
+def _wants_module(source: Source, dtype: DType, speculate: Speculate) -> bool:
     """`auto` takes the module where there is one and memory for it; `mtp` must have it."""
     if speculate == "mtp" and not source.further:
         raise ConfigError(f"speculate is mtp, and {source.path} has no multi-token prediction module; try lookup")

@@ -105,7 +105,7 @@ def _peak() -> int:
 
 
 def _load(source: str, dtype: str) -> dict[str, int]:
-    from deepwell.engine.load import NativeRunner
+    from deepwell.loading.load import NativeRunner
     from deepwell.ops import native
     from deepwell.weights.source import open_source
 
@@ -118,7 +118,7 @@ def _load(source: str, dtype: str) -> dict[str, int]:
 
 
 def _convert(source: str, out: str, dtype: str) -> dict[str, int]:
-    from deepwell.engine.convert import prepare, target_of
+    from deepwell.loading.convert import prepare, target_of
 
     before = _peak()
     prepared = prepare(Path(source), target_of(Path(out)), dtype)

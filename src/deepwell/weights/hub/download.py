@@ -20,11 +20,11 @@ import msgspec
 
 from deepwell.errors import DeepwellError, HubError
 from deepwell.model.config import from_hugging_face
-from deepwell.weights.hub_files import CONFIG, INDEX, Reference, check_name, choose, is_commit, parse, shards
+from deepwell.weights.hub.files import CONFIG, INDEX, Reference, check_name, choose, is_commit, parse, shards
 from deepwell.weights.json_files import read_json, read_object
 
 if TYPE_CHECKING:
-    from deepwell.weights.hub_http import Entry, Listing, Remote
+    from deepwell.weights.hub.http import Entry, Listing, Remote
 
 WORKERS = 4
 """Files fetched at a time."""
@@ -94,7 +94,7 @@ def locate(model: Path, report: Report, hub: Hub | None = None, *, renew: bool =
             f"{reference} is not in {hub.cache}, at least not all of it, and HF_HUB_OFFLINE forbids to fetch it; there "
             "is no such file or folder here either"
         )
-    from deepwell.weights.hub_http import Remote
+    from deepwell.weights.hub.http import Remote
 
     remote = Remote(hub.endpoint, hub.token, hub.timeout, report.note, hub.sleep)
     try:

@@ -9,7 +9,7 @@ import numpy as np
 
 from deepwell.errors import CheckpointError
 from deepwell.model.config import MlaConfig, ModelConfig
-from deepwell.weights.gguf_checkpoint import gguf_name
+from deepwell.weights.gguf.checkpoint import gguf_name
 from deepwell.weights.outgoing import Q_OR_K, Outgoing, Rows, paired
 
 _FALLBACK = {"q4_k": "q5_0", "q6_k": "q8_0"}

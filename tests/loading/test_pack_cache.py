@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepwell.engine import pack_cache
-from deepwell.engine.convert import packed_size
-from deepwell.engine.load import LoadedModel, load_model
-from deepwell.engine.pack import DType
-from deepwell.engine.pack_cache import PackCache, Wanted, cache_folder, storing
+from deepwell.loading import pack_cache
+from deepwell.loading.convert import packed_size
+from deepwell.loading.load import LoadedModel, load_model
+from deepwell.loading.pack import DType
+from deepwell.loading.pack_cache import PackCache, Wanted, cache_folder, storing
 from deepwell.ops.base import Batch
 from deepwell.weights import embedded_path
 from deepwell.weights.packed import PackedModel, PackedWriter
