@@ -6,6 +6,7 @@
 // [kv_heads][64][head_dim]; latent keeps [64][latent | rope]. bfloat16: kernels_cached.h states the layouts; rows are
 // rounded up to 32 values. Slots never written are never used.
 #pragma once
+#include <cstring>
 #include <vector>
 
 #include "common.h"
@@ -34,6 +35,18 @@ class Cache {
   size_t page_values(int layer) const { return static_cast<size_t>(kBlockTokens) * stride(widths_[layer]); }
   float* floats(int layer) const { return layers_[layer].floats(); }
   uint16_t* halves(int layer) const { return reinterpret_cast<uint16_t*>(layers_[layer].bytes()); }
+  // Bytes of a block: its pages of all layers, one after the other.
+  size_t block_bytes() const {
+    size_t n = 0;
+    for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) n += page_bytes(layer);
+    return n;
+  }
+  void read(int block, uint8_t* to) const { copy(block, [&](uint8_t* page, size_t n) { std::memcpy(to, page, n); to += n; }); }
+  void write(int block, const uint8_t* from, size_t bytes) {
+    require(bytes == block_bytes(), "a block of this cache has " + std::to_string(block_bytes()) + " bytes, not " +
+                                        std::to_string(bytes));
+    copy(block, [&](uint8_t* page, size_t n) { std::memcpy(page, from, n); from += n; });
+  }
   size_t nbytes() const {
     size_t n = 0;
     for (const Buffer& b : layers_) n += b.size();
@@ -42,6 +55,14 @@ class Cache {
 
  private:
   static constexpr size_t kHugeBytes = size_t{64} << 20;
+  size_t page_bytes(int layer) const { return page_values(layer) * (bfloat16_ ? 2 : 4); }
+  template <class F>
+  void copy(int block, F&& each) const {
+    require(block >= 0 && block < blocks_, "block " + std::to_string(block) + " is outside 0.." +
+                                               std::to_string(blocks_ - 1));
+    for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer)
+      each(layers_[layer].bytes() + page_bytes(layer) * block, page_bytes(layer));
+  }
   int stride(int width) const { return bfloat16_ ? static_cast<int>(round_up(width, 32)) : width; }
 
   std::vector<int> widths_;

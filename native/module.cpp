@@ -158,6 +158,15 @@ void bind_data(nb::module_& m) {
       .def_prop_ro("bfloat16", &Cache::bfloat16)
       .def_prop_ro("blocks", &Cache::blocks)
       .def_prop_ro("layer_widths", &Cache::layer_widths)
+      .def_prop_ro("block_bytes", &Cache::block_bytes)
+      .def("read", [](const Cache& cache, int block) {
+        std::vector<uint8_t> bytes(cache.block_bytes());
+        cache.read(block, bytes.data());
+        return nb::bytes(bytes.data(), bytes.size());
+      }, "block"_a, "The bytes of a block: its pages of all layers, one after the other.")
+      .def("write", [](Cache& cache, int block, const nb::bytes& bytes) {
+        cache.write(block, reinterpret_cast<const uint8_t*>(bytes.c_str()), bytes.size());
+      }, "block"_a, "bytes"_a, "Set a block to what `read` gave.")
       .def_prop_ro("nbytes", &Cache::nbytes);
   nb::class_<View>(m, "View")
       .def_ro("width", &View::width)

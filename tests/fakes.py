@@ -14,8 +14,11 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from deepwell.engine.runner import Further
+from deepwell.errors import ConfigError
+from deepwell.ops import native
 from deepwell.ops.base import BLOCK_TOKENS, Batch
+from deepwell.ops.paging import CacheGroup, Page
+from deepwell.ops.sampling import Ask, Chosen, SamplingRules
 from deepwell.weights.tokenizer import Tokenizer
 
 BOS = "<｜begin▁of▁sentence｜>"
@@ -77,7 +80,8 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 class FakeRunner:
-    """A paged model without weights. Its cache keeps (position, token) in the slot that a real one would use.
+    """A paged model without weights, the engine's `Backend`. Its cache keeps (position, token) in the slot that a real
+    one would use; what is asked of its logits is chosen by the native backend.
 
     Logits of a row are drawn from a hash of every (position, token) found *through the block table*, so a wrong page,
     an overwritten slot or a stale block changes the answer or is noted in `violations`. `next_token(context)` names
@@ -96,17 +100,41 @@ class FakeRunner:
         fail: Callable[[Batch], None] | None = None,
         nan_after: frozenset[int] = frozenset(),
         fingerprint: bytes = b"fake",
-        further: Further | None = None,
     ) -> None:
         self.vocab_size, self.blocks, self.context, self.fingerprint = vocab_size, blocks, context, fingerprint
         self.next_token, self.delay, self.fail, self.nan_after = next_token, delay, fail, nan_after
-        self.further = further
+        self.has_module = False
         self.slots = np.full((blocks, BLOCK_TOKENS, 2), -1, np.int64)
         self.violations: list[str] = []
         self.batches: list[Batch] = []
 
+    @property
+    def groups(self) -> tuple[CacheGroup, ...]:
+        return (CacheGroup(self.blocks),)
+
+    def sampler(self, rules: SamplingRules, prompt: Sequence[int]) -> native.Sampler:
+        return native.sampler(rules, self.vocab_size, prompt)
+
+    def step(self, batch: Batch, asks: Sequence[Ask], states: bool) -> tuple[list[Chosen], NDArray[np.float32] | None]:
+        """See Backend. The state of a row is (position, token)."""
+        chosen = native.choose(self.run(batch), asks)
+        return chosen, np.stack([batch.positions_T, batch.tokens_T], axis=1).astype(np.float32) if states else None
+
+    def predict(
+        self, batch: Batch, x_ND: NDArray[np.float32], again: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        raise AssertionError("this model has no prediction module")
+
+    def read_page(self, block: int) -> Page:
+        return Page(self.fingerprint, (2,), "int64", self.slots[block].tobytes())
+
+    def write_page(self, block: int, page: Page) -> None:
+        if (page.fingerprint, page.widths) != (self.fingerprint, (2,)):
+            raise ConfigError("the page is of another model")
+        self.slots[block] = np.frombuffer(page.data, np.int64).reshape(BLOCK_TOKENS, 2)
+
     def run(self, batch: Batch) -> NDArray[np.float32]:
-        """See Runner. Keeps every batch it was given in `batches`."""
+        """The logits of the batch's selected rows. Keeps every batch it was given in `batches`."""
         if self.delay:
             time.sleep(self.delay)
         self.batches.append(batch)
@@ -125,7 +153,8 @@ class FakeRunner:
         if len({*zip(pages_T.tolist(), slots_T.tolist(), strict=True)}) != len(pages_T):
             self.violations.append("two rows write one slot")
         same_T = np.diff(batch.sequence_T) == 0
-        if (np.diff(batch.positions_T)[same_T] != 1).any() or (np.diff(batch.sequence_T)[~same_T] != 1).any():
+        begins = [batch.sequence_T[0], *batch.sequence_T[1:][~same_T]]
+        if (np.diff(batch.positions_T)[same_T] != 1).any() or len(set(begins)) < len(begins):
             self.violations.append("rows of a sequence are not consecutive")
         self.slots[pages_T, slots_T, 0] = batch.positions_T
         self.slots[pages_T, slots_T, 1] = batch.tokens_T

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepwell.engine import Delta, EngineConfig, EngineCore, Request, SamplingParams
-from deepwell.engine.scheduler import SequenceState
+from deepwell.engine.sequence import SequenceState
+from deepwell.engine.speculation.speculator import PLAIN
 from deepwell.errors import ConfigError
 from deepwell.options import Speculate
-from fake_further import FakeFurther
+from fake_module import FakeModule
 from fakes import EOS, FakeRunner, reply, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -32,7 +33,7 @@ def talk(context: tuple[int, ...]) -> int | None:
 
 def make_runner(blocks: int = 256, context: int = 4096, **more: object) -> FakeRunner:
     runner = FakeRunner(blocks=blocks, context=context, next_token=talk, **more)
-    FakeFurther(runner)
+    FakeModule(runner)
     return runner
 
 
@@ -72,13 +73,21 @@ def serve(core: EngineCore, requests: Sequence[Request]) -> dict[str, Delta]:
 
 def check_sealed(core: EngineCore) -> None:
     """A sealed block of a live sequence holds exactly the sequence's tokens: no guess that was wrong."""
-    runner, pool = core._runner, core._pool
+    runner, pool = core._backend, core._steps.pools.pools[0]
     assert isinstance(runner, FakeRunner)
-    for sequence in core._scheduler.running:
-        for index, block in enumerate(sequence.blocks):
+    for sequence in core._steps.scheduler.running:
+        for index, block in enumerate(sequence.tables[0]):
             if block in pool._key_of:
                 held = sequence.tokens[index * 64 : index * 64 + 64]
                 assert runner.slots[block, :, 1].tolist() == held
+
+
+Drafts = Callable[[Sequence[tuple[SequenceState, int]]], dict[str, tuple[int, ...]]]
+
+
+def propose(core: EngineCore, drafts: Drafts) -> None:
+    """Guess so from now on, for each sequence that lacks its newest token alone, beside the most that it may take."""
+    core._drafts = lambda: drafts([(s, core._live[s.id].room - 1) for s in core._steps.ready])  # type: ignore[method-assign]
 
 
 def joined(deltas: list[Delta]) -> Delta:
@@ -182,7 +191,7 @@ def test_any_guesses_at_all(requests: list[Request], source: random.Random, most
             found[sequence.id] = tuple(draft)
         return found
 
-    core._speculator.drafts = drafts  # type: ignore[method-assign]
+    propose(core, drafts)
     answers = serve(core, requests)
     assert runner.violations == []
     for r in requests:
@@ -226,13 +235,10 @@ def test_an_untracked_prefix_gets_no_guesses_of_the_module() -> None:
     """Blocks computed without the module hold no pairs, so a sequence that starts from them is answered plainly."""
     runner = make_runner()
     core = make_core(runner, "mtp")
-    drafter = core._speculator._drafter
     r = request("a", prompt_of(1, 130), max_tokens=5, temperature=0.0, ignore_eos=True)
-    core._speculator._drafter = core._speculator._further = None
-    core._speculator.drafts = lambda ready: {}  # type: ignore[method-assign]
+    tracks, core._runner._tracks = core._runner._tracks, None
     serve(core, [r])
-    del core._speculator.drafts
-    core._speculator._drafter, core._speculator._further = drafter, runner.further
+    core._runner._tracks = tracks
     answer = serve(core, [Request(id="b", prompt=r.prompt, sampling=r.sampling)])["b"]
     assert answer.usage is not None
     assert (answer.usage.cached_tokens, answer.usage.drafted_tokens) == (128, 0)
@@ -258,9 +264,7 @@ def test_what_follows_an_end_is_dropped(sampling: dict, text: str | None, reason
     ids = [*say("deep well water", EOS), 50, 51]
     runner = FakeRunner(next_token=reply(ids, after=ASSISTANT))
     core = make_core(runner, "lookup")
-    core._speculator.drafts = (  # type: ignore[method-assign]
-        lambda ready: {s.id: tuple(ids[len(s.tokens) - 2 :][:room]) for s, room in ready}
-    )
+    propose(core, lambda ready: {s.id: tuple(ids[len(s.tokens) - 2 :][:room]) for s, room in ready})
     r = request("a", (30, ASSISTANT), **{"temperature": 0.0, "logprobs": 1} | sampling)
     answer = serve(core, [r])["a"]
     usage = answer.usage
@@ -279,7 +283,7 @@ def test_broken_logits_of_a_wrong_guess_harm_nobody() -> None:
     ids = say("deep well", EOS)
     runner = FakeRunner(next_token=reply(ids, after=ASSISTANT), nan_after=frozenset({poison}))
     core = make_core(runner, "lookup")
-    core._speculator.drafts = lambda ready: {s.id: (poison, 26) for s, _ in ready}  # type: ignore[method-assign]
+    propose(core, lambda ready: {s.id: (poison, 26) for s, _ in ready})
     answer = serve(core, [request("a", (30, ASSISTANT), temperature=0.0)])["a"]
     assert (answer.text, answer.finish_reason, answer.error) == ("deep well", "stop", None)
 
@@ -291,10 +295,11 @@ def test_broken_logits_of_a_right_guess_end_the_answer_where_they_would_without(
     for drafted in (False, True):
         runner = FakeRunner(next_token=reply(ids, after=ASSISTANT), nan_after=frozenset({poison}))
         core = make_core(runner, "lookup")
-        core._speculator.drafts = (  # type: ignore[method-assign]
+        propose(
+            core,
             lambda ready, drafted=drafted: {
                 s.id: tuple(ids[len(s.tokens) - 2 :][:room]) for s, room in ready if drafted
-            }
+            },
         )
         answers.append(serve(core, [request("a", (30, ASSISTANT), temperature=0.0)])["a"])
     assert answers[1].finish_reason == "error"
@@ -307,8 +312,8 @@ def test_a_failing_drafter_ends_the_guessing_and_nothing_else() -> None:
     r = request("a", prompt_of(1, 30), max_tokens=40, temperature=0.0, ignore_eos=True)
     runner = make_runner()
     core = make_core(runner, "mtp")
-    assert isinstance(runner.further, FakeFurther)
-    runner.further.predict = None  # type: ignore[assignment]
+    assert core._runner._tracks is not None
+    core._runner._tracks.guesses = None  # type: ignore[assignment]
     answer = serve(core, [r])["a"]
     assert_same(answer, plain(r))
     assert answer.usage is not None
@@ -344,16 +349,30 @@ def test_the_context_is_not_overrun() -> None:
 
 def test_waiting_pairs_go_through_the_module_in_batches() -> None:
     """While the module's guesses are not wanted, its cache is kept up at a fraction of the calls."""
-    runner = make_runner()
+    runner = FakeRunner(next_token=talk)
+    module = FakeModule(runner)
     core = make_core(runner, "mtp")
-    core._speculator._choose = lambda sequences: core._speculator._controller._arms[0]  # type: ignore[method-assign]
-    core._speculator._controller._arms = [msgspec.structs.replace(core._speculator._arm, kind=None)]
-    core._speculator._begins = lambda plan: True  # type: ignore[method-assign]
+    core._speculator.choose = lambda ready, followed: PLAIN  # type: ignore[method-assign]
     serve(core, [request("a", prompt_of(1, 30), max_tokens=1200, ignore_eos=True)])
-    further = runner.further
-    assert isinstance(further, FakeFurther)
-    assert further.rows == [512, 512]
+    assert module.rows == [29, 511, 511]
     assert runner.violations == []
+
+
+@pytest.mark.parametrize("budget", [64, 200, 512])
+def test_the_module_never_computes_more_rows_than_a_step_may(budget: int) -> None:
+    """A long prompt's pairs go through in the steps that read it, not all at once when its answer begins."""
+    runner = FakeRunner(next_token=talk)
+    module = FakeModule(runner)
+    core = make_core(runner, "mtp", token_budget=budget, step_ms=0)
+    prompts = [request(str(i), prompt_of(i, 1500), max_tokens=80, ignore_eos=True, temperature=0.0) for i in range(2)]
+    answers = serve(core, prompts)
+    assert max(module.rows) <= budget
+    assert sum(module.rows) >= 2 * 1499
+    assert runner.violations == []
+    for r in prompts:
+        assert_same(answers[r.id], plain(r))
+        assert answers[r.id].usage is not None
+        assert answers[r.id].usage.drafted_tokens > 10
 
 
 def test_a_mode_that_the_model_cannot_do_is_refused() -> None:

@@ -99,12 +99,11 @@ def test_the_module_predicts_what_the_decoder_says() -> None:
     """Native module against the decoder on torch, and the same bits in pieces as at once."""
     tokens = np.array(tokenizer().encode(CODE * 3)[:140], np.int32)
     last = len(tokens) - 1
-    further = build().further
-    assert further is not None
-    _, x_ND = further.run(one_sequence(tokens, 0, last))
-    logits, states = further.predict(one_sequence(tokens[1:], 0, last), x_ND)
+    runner = build()
+    _, x_ND = runner.run_with_states(one_sequence(tokens, 0, last))
+    logits, states = runner.module_logits(one_sequence(tokens[1:], 0, last), x_ND)
     pieces = [
-        further.predict(one_sequence(tokens[1:], a, b), x_ND[a:b])
+        runner.module_logits(one_sequence(tokens[1:], a, b), x_ND[a:b])
         for a, b in ((0, 50), (50, 51), (51, 128), (128, last))
     ]
     assert np.array_equal(np.concatenate([part for part, _ in pieces]), logits)
@@ -121,5 +120,5 @@ def test_the_module_predicts_what_the_decoder_says() -> None:
         _, again = decoder.predict_further(ops, own, following, again=True)
     assert np.abs(logits - wanted.numpy()).max() < 0.02
     assert np.abs(states - own.numpy()).max() < 0.02
-    repeated, _ = further.predict(one_sequence(tokens[1:], 0, last), states, again=True)
+    repeated, _ = runner.module_logits(one_sequence(tokens[1:], 0, last), states, again=True)
     assert np.abs(repeated - again.numpy()).max() < 0.05

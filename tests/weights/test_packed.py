@@ -180,13 +180,13 @@ def test_the_prediction_module_goes_with_the_model(tmp_path: Path) -> None:
     pages = np.zeros((1, 1), np.int32)
     batch = Batch(rows + 300, rows, np.zeros_like(rows), pages, rows)
     for model in (source, copy):
-        assert model.runner.further is not None
+        assert model.runner.has_module
     (logits, states), (got_logits, got_states) = (
-        m.runner.further.run(batch) for m in (source, copy) if m.runner.further
+        m.runner.run_with_states(batch) for m in (source, copy) if m.runner.has_module
     )
     assert np.array_equal(logits, got_logits)
     assert np.array_equal(states, got_states)
-    drafts, got = (m.runner.further.predict(batch, states)[0] for m in (source, copy) if m.runner.further)
+    drafts, got = (m.runner.module_logits(batch, states)[0] for m in (source, copy) if m.runner.has_module)
     assert np.array_equal(drafts, got)
 
 

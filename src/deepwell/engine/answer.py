@@ -1,34 +1,51 @@
-"""One live request: from rows of logits to the pieces of its answer."""
+"""One live request: what it asks of its rows of logits, and the pieces of its answer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from deepwell.engine.constraint import masks_of
 from deepwell.engine.detokenize import Detokenizer
-from deepwell.engine.sampling import Sampler, Scratch, largest, log_normalizer
-from deepwell.engine.scheduler import SequenceState
+from deepwell.engine.draws import uniform
+from deepwell.engine.scheduler import Segment
+from deepwell.engine.sequence import SequenceState
 from deepwell.engine.types import Delta, FinishReason, Request, TokenLogprob, Usage, join
+from deepwell.ops.sampling import Ask, Chosen, RowLogprob
 from deepwell.weights.tokenizer import Marked, Tokenizer
 
 
 class Answer:
-    """The sampler, the text and the log-probabilities of one request, beside its scheduled `sequence`."""
+    """The rules, the text and the log-probabilities of one request.
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, *, seed: int, capacity: int, scratch: Scratch) -> None:
-        """`seed` is used where the request names none. `capacity` bounds prompt and answer together, in tokens."""
+    `sampler` is the backend's state of its rules, `seed` is used where the request names none. `capacity` bounds prompt
+    and answer together, in tokens.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        sequence: SequenceState,
+        tokenizer: Tokenizer,
+        sampler: Any,
+        *,
+        seed: int,
+        capacity: int,
+        vocab_size: int,
+    ) -> None:
         sampling = request.sampling
-        self.request = request
-        self.sequence = SequenceState(request.id, request.prompt, sampling.prompt_logprobs is not None)
+        self.request, self._sequence = request, sequence
         self.generated = self.drafted = self.accepted = 0
         self._tokenizer = tokenizer
-        self._capacity = capacity
-        self._sampler = Sampler(sampling, seed, request.prompt, scratch)
+        self._capacity, self._vocab_size = capacity, vocab_size
+        self._sampler = sampler
+        self._seed = seed if sampling.seed is None else sampling.seed
         self._text = Detokenizer(sampling.stop)
-        self._ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else {*tokenizer.eos})
+        ignored = sampling.ignore_eos and request.constraint is None
+        self._ends = frozenset(sampling.stop_token_ids) | (frozenset() if ignored else {*tokenizer.eos})
         self._prompt_logprobs: list[TokenLogprob] = []
         if sampling.prompt_logprobs is not None:
             first = request.prompt[0]
@@ -37,45 +54,51 @@ class Answer:
     @property
     def room(self) -> int:
         """Tokens that may still come: the answer ends with the last of them at the latest."""
-        return min(self.request.sampling.max_tokens - self.generated, self._capacity - len(self.sequence.tokens))
+        return min(self.request.sampling.max_tokens, self._capacity - len(self.request.prompt)) - self.generated
 
-    def advance(self, rows_LV: NDArray[np.float32], first: int, draft: Sequence[int] = ()) -> Delta | None:
-        """Take the logits after positions `first`, `first` + 1, ...; the piece that they give, if any.
+    def ask(self, segment: Segment) -> Ask:
+        """What is wanted of the segment's rows of logits: scores of the prompt's tokens, and where the last known token
+        is among the rows, the next one, with the draft behind it verified. Raises ConstraintError."""
+        sampling, draft = self.request.sampling, segment.draft
+        first = segment.end - segment.wanted
+        known_end = segment.end - segment.drafted
+        scored = self.request.prompt[first + 1 : known_end + 1] if sampling.prompt_logprobs is not None else ()
+        choose = known_end == len(self.request.prompt) + self.generated and sampling.max_tokens > 0
+        return Ask(
+            sampler=self._sampler,
+            rows=segment.wanted,
+            score=scored,
+            choose=choose,
+            draft=draft if choose else (),
+            points=self._points(1 + len(draft)) if choose else (),
+            logprobs=sampling.logprobs,
+            score_logprobs=sampling.prompt_logprobs,
+            masks=self._masks(draft) if choose else None,
+        )
 
-        The last row may be the end of all known tokens; then a token is chosen and appended to the sequence. The rows
-        of a `draft` come after it. Each is used while the token chosen just before is the one that was guessed, so
-        the answer is what it would be without a draft. Raises FloatingPointError for logits that are not numbers.
+    def advance(self, segment: Segment, chosen: Chosen) -> Delta | None:
+        """Take what was chosen by the rows of a segment; the piece that it gives, if any.
+
+        Raises FloatingPointError for logits that were not numbers.
         """
-        # A NaN makes the maximum NaN, so one pass finds every kind of broken row.
-        sound_L = np.isfinite(rows_LV.max(axis=1))
-        known = len(rows_LV) - len(draft)
-        if not sound_L[:known].all():
+        if not chosen.sound:
             raise FloatingPointError("the model gave logits that are not numbers")
-        self._score(rows_LV[:known], first)
-        if first + known < len(self.sequence.tokens):
-            return None
-        if self.request.sampling.max_tokens == 0:
-            return self.end("length")
-        delta = self._choose(rows_LV[known - 1])
-        self.drafted += len(draft)
-        for row, guess in enumerate(draft, known):
-            if delta.token_ids[-1] != guess:
+        self._prompt_logprobs += map(self._logprob, chosen.scores)
+        if not chosen.tokens:
+            scored = segment.end == len(self.request.prompt) and self.request.sampling.max_tokens == 0
+            return self.end("length") if scored else None
+        deltas: list[Delta] = []
+        for place, token in enumerate(chosen.tokens):
+            self.generated += 1
+            deltas.append(self._piece(token, tuple(map(self._logprob, chosen.logprobs[place : place + 1]))))
+            self.accepted += segment.draft[place : place + 1] == (token,)
+            if deltas[-1].finish_reason is not None:
                 break
-            self.accepted += 1
-            # A broken row is computed again as that of a known token, and fails then as it would without a draft.
-            if delta.finish_reason is not None or not sound_L[row]:
-                break
-            delta = join((delta, self._choose(rows_LV[row])))
-        return msgspec.structs.replace(delta, usage=self.usage()) if draft and delta.finish_reason else delta
-
-    def _choose(self, logits_V: NDArray[np.float32]) -> Delta:
-        """The piece for the token chosen by a row, which is appended to the sequence."""
-        token = self._sampler.sample(logits_V)
-        self.sequence.tokens.append(token)
-        self.generated += 1
-        wanted = self.request.sampling.logprobs
-        logprobs = () if wanted is None else (self._logprob(logits_V, token, wanted),)
-        return self._piece(token, logprobs)
+        self.drafted += segment.drafted
+        delta = join(deltas) if len(deltas) > 1 else deltas[0]
+        if self.request.constraint is not None and delta.finish_reason is None:
+            self.request.constraint.accept(delta.token_ids)
+        return msgspec.structs.replace(delta, usage=self.usage()) if delta.finish_reason else delta
 
     def end(self, reason: FinishReason, error: str | None = None) -> Delta:
         """The last piece, with whatever text is still held."""
@@ -84,20 +107,11 @@ class Answer:
     def usage(self) -> Usage:
         return Usage(
             prompt_tokens=len(self.request.prompt),
-            cached_tokens=self.sequence.cached_tokens or 0,
+            cached_tokens=self._sequence.cached_tokens or 0,
             completion_tokens=self.generated,
             drafted_tokens=self.drafted,
             accepted_tokens=self.accepted,
         )
-
-    def _score(self, rows_LV: NDArray[np.float32], first: int) -> None:
-        """Log-probabilities of the prompt's tokens that the rows predict."""
-        wanted = self.request.sampling.prompt_logprobs
-        if wanted is None:
-            return
-        predicted = self.request.prompt[first + 1 : first + 1 + len(rows_LV)]
-        for logits_V, token in zip(rows_LV, predicted, strict=False):
-            self._prompt_logprobs.append(self._logprob(logits_V, token, wanted))
 
     def _piece(self, token: int, logprobs: tuple[TokenLogprob, ...]) -> Delta:
         """The piece for a new token. A token that ends the answer adds nothing to it."""
@@ -112,7 +126,7 @@ class Answer:
         reason: FinishReason | None = None
         if self._text.stopped:
             reason = "stop"
-        elif self.generated == self.request.sampling.max_tokens or len(self.sequence.tokens) >= self._capacity:
+        elif self.room <= 0:
             reason = "length"
         return self._delta(marked, (token,), logprobs, reason)
 
@@ -137,7 +151,17 @@ class Answer:
             error=error,
         )
 
-    def _logprob(self, logits_V: NDArray[np.float32], token: int, count: int) -> TokenLogprob:
-        norm = log_normalizer(logits_V)
-        top = tuple((int(id), float(logits_V[id]) - norm) for id in largest(logits_V, count))
-        return TokenLogprob(token, self._tokenizer.token_bytes(token), float(logits_V[token]) - norm, top)
+    def _points(self, count: int) -> tuple[float, ...]:
+        """Where the next tokens are drawn: they depend on the seed and each token's index alone."""
+        if self.request.sampling.temperature == 0.0:
+            return ()
+        return tuple(uniform(self._seed, self.generated + place) for place in range(count))
+
+    def _masks(self, draft: tuple[int, ...]) -> NDArray[np.uint32] | None:
+        constraint = self.request.constraint
+        if constraint is None:
+            return None
+        return masks_of(constraint.allowed(draft), self._ends, self._vocab_size)
+
+    def _logprob(self, row: RowLogprob) -> TokenLogprob:
+        return TokenLogprob(row.token, self._tokenizer.token_bytes(row.token), row.logprob, row.top)

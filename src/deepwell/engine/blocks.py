@@ -14,9 +14,12 @@ def root_key(fingerprint: bytes) -> bytes:
     return blake2b(fingerprint, digest_size=32, person=b"deepwell-kv").digest()
 
 
-def block_key(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """Key of a full block after the block with key `parent`: the same in every process and on every machine."""
-    return blake2b(parent + np.asarray(tokens, "<i4").tobytes(), digest_size=32).digest()
+def block_key(parent: bytes, tokens: Sequence[int], more: bytes = b"") -> bytes:
+    """Key of a full block after the block with key `parent`: the same in every process and on every machine.
+
+    `more` is what its content depends on besides the tokens: whose it is, the images that some tokens stand for.
+    """
+    return blake2b(parent + np.asarray(tokens, "<i4").tobytes() + more, digest_size=32).digest()
 
 
 class BlockPool:

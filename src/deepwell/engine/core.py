@@ -8,19 +8,17 @@ import time
 from collections.abc import Callable, Collection, Iterator
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from deepwell.engine.answer import Answer
-from deepwell.engine.blocks import BlockPool
-from deepwell.engine.runner import Runner
-from deepwell.engine.sampling import Scratch
-from deepwell.engine.scheduler import Scheduler, SchedulerLimits, Segment, StepPlan
+from deepwell.engine.runner import Backend, Runner
+from deepwell.engine.scheduler import SchedulerLimits, Segment, StepPlan, Tier
+from deepwell.engine.sequence import SequenceState
 from deepwell.engine.speculation.speculator import DRAFTERS, Kind, Speculator
-from deepwell.engine.types import Delta, FinishReason, Request
+from deepwell.engine.steps import Steps
+from deepwell.engine.types import Delta, FinishReason, Request, SamplingParams, Usage
 from deepwell.engine.validate import check_request
 from deepwell.errors import ConfigError, QueueFull, RequestError
-from deepwell.ops.base import BLOCK_TOKENS
+from deepwell.ops.sampling import Ask, Chosen, SamplingRules
 from deepwell.options import Speculate
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -30,7 +28,8 @@ _log = logging.getLogger(__name__)
 class EngineConfig(msgspec.Struct, frozen=True):
     """Limits of the engine.
 
-    `token_budget`: tokens computed per step. `max_running`: requests served together. `max_waiting`: requests that may
+    `token_budget`: tokens computed per step, at most. `step_ms`: how many milliseconds a step shall take, about, while
+    others wait for it; by what is measured, fewer tokens than the budget are then computed; 0 sets no aim. `max_running`: requests served together. `max_waiting`: requests that may
     wait for a place; `max_running` + `max_waiting` live ones are the most, and the next is refused. `drain_seconds`:
     how long live requests may go on after a stop. `blocks`: KV blocks used, None for all that the runner has.
     `speculate`: where guesses at the next tokens come from, and `draft_tokens` the most of them per answer and step;
@@ -38,6 +37,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     """
 
     token_budget: int = 512
+    step_ms: float = 250.0
     max_running: int = 64
     max_waiting: int = 64
     drain_seconds: float = 5.0
@@ -46,7 +46,14 @@ class EngineConfig(msgspec.Struct, frozen=True):
     draft_tokens: int = 3
 
     def __post_init__(self) -> None:
-        least = {"token_budget": 1, "max_running": 1, "max_waiting": 0, "drain_seconds": 0, "draft_tokens": 1}
+        least = {
+            "token_budget": 1,
+            "step_ms": 0,
+            "max_running": 1,
+            "max_waiting": 0,
+            "drain_seconds": 0,
+            "draft_tokens": 1,
+        }
         for field, low in least.items():
             if not getattr(self, field) >= low:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least {low}")
@@ -82,32 +89,41 @@ class EngineStats(msgspec.Struct, frozen=True):
         return self.finished["abort"]
 
 
+OnEnd = Callable[[Request, Usage, FinishReason], None]
+"""Told of every request that was admitted, once, when it ends: what it used, and why it ended."""
+
+
 class EngineCore:
     """Live requests, their blocks and the model. Not thread-safe: one caller at a time, `stats` excepted."""
 
     def __init__(
         self,
-        runner: Runner,
+        backend: Backend,
         tokenizer: Tokenizer,
         config: EngineConfig | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        on_end: OnEnd | None = None,
+        tier: Tier | None = None,
     ) -> None:
-        """`clock` gives seconds; it decides how long steps seem to take, and nothing about what they say."""
+        """`clock` gives seconds; it decides how long steps seem to take, and nothing about what they say. Blocks that
+        `tier` has are read from there instead of being computed."""
         self.config = config = config or EngineConfig()
-        blocks = runner.blocks if config.blocks is None else config.blocks
-        if not 1 <= blocks <= runner.blocks:
-            raise ConfigError(f"blocks is {blocks}; the runner has {runner.blocks}, and at least 1 is needed")
-        self._runner = runner
+        first, *others = backend.groups
+        blocks = first.blocks if config.blocks is None else config.blocks
+        if not 1 <= blocks <= first.blocks:
+            raise ConfigError(f"blocks is {blocks}; the runner has {first.blocks}, and at least 1 is needed")
+        groups = (msgspec.structs.replace(first, blocks=blocks), *others)
+        limits = SchedulerLimits(config.token_budget, config.max_running)
+        self._backend = backend
         self._tokenizer = tokenizer
-        self._pool = BlockPool(blocks, runner.fingerprint)
-        self._scheduler = Scheduler(self._pool, SchedulerLimits(config.token_budget, config.max_running))
-        self._capacity = min(runner.context, blocks * BLOCK_TOKENS)
-        self._scratch = Scratch(runner.vocab_size)
+        self._steps = Steps(groups, backend.fingerprint, limits, step_seconds=config.step_ms / 1000, tier=tier)
+        self._runner = Runner(backend, config.token_budget)
+        self._capacity = min(backend.context, self._steps.pools.capacity)
         self._clock = clock
-        self._speculator = Speculator(config.speculate, config.draft_tokens, runner.further, blocks)
+        self._on_end = on_end
+        self._tier = tier
+        self._speculator = Speculator(config.speculate, config.draft_tokens, backend.has_module)
         self._live: dict[str, Answer] = {}
-        self._steps = self._computed = self._prompt = self._cached = self._generated = 0
-        self._seconds = 0.0
         self._drafted: dict[Kind, int] = dict.fromkeys(DRAFTERS, 0)
         self._accepted: dict[Kind, int] = dict.fromkeys(DRAFTERS, 0)
         self._finished: dict[FinishReason, int] = dict.fromkeys(("stop", "length", "abort", "error"), 0)
@@ -119,7 +135,7 @@ class EngineCore:
 
     def check(self, request: Request, live: Collection[str]) -> None:
         """Raise RequestError or QueueFull unless the request may join the `live` ones. Any thread may call this."""
-        check_request(request, self._runner.vocab_size, self._capacity)
+        check_request(request, self._backend.vocab_size, self._capacity)
         if request.id in live:
             raise RequestError(f"a request with id {request.id!r} is live already", param="id")
         if len(live) >= self.config.max_running + self.config.max_waiting:
@@ -128,28 +144,41 @@ class EngineCore:
     def add(self, request: Request) -> None:
         """Queue a request. Raises RequestError or QueueFull."""
         self.check(request, self._live.keys())
-        seed = secrets.randbits(63)
-        answer = Answer(request, self._tokenizer, seed=seed, capacity=self._capacity, scratch=self._scratch)
-        self._live[request.id] = answer
-        self._scheduler.add(answer.sequence)
+        scores = request.sampling.prompt_logprobs is not None
+        sequence = SequenceState(request.id, request.prompt, scores, scope=request.scope, extras=request.extras)
+        self._live[request.id] = Answer(
+            request,
+            sequence,
+            self._tokenizer,
+            self._backend.sampler(rules_of(request.sampling), request.prompt),
+            seed=secrets.randbits(63),
+            capacity=self._capacity,
+            vocab_size=self._backend.vocab_size,
+        )
+        self._steps.add(sequence)
 
     def abort(self, id: str) -> Delta | None:
         """End a request and free its blocks; its last piece, None if it has ended already."""
-        answer = self._live.get(id)
-        return self._end(answer, answer.end("abort")) if answer else None
+        return self._end(id, self._live[id].end("abort")) if id in self._live else None
 
     def step(self) -> list[tuple[str, Delta]]:
         """Compute one step and return the pieces it gave, by request id."""
         if not self._live:
             return []
         begun = self._clock()
-        plan = self._scheduler.plan(self._drafts())
+        self._take_in(wait=False)
+        plan = self._steps.plan(self._drafts())
+        if self._tier is not None:
+            for fetch in plan.fetches:
+                self._tier.fetch(fetch)
+        if not plan.segments and self._steps.scheduler.fetching:
+            self._take_in(wait=True)
+            return []
         if not plan.segments:
             raise RuntimeError(f"the scheduler found no work for {len(self._live)} live requests")
         pieces = self._compute(plan)
-        self._steps += 1
         seconds = self._clock() - begun
-        self._seconds += seconds
+        self._steps.took(plan, seconds)
         self._speculator.learn(plan, sum(len(delta.token_ids) for _, delta in pieces), seconds)
         return pieces
 
@@ -165,19 +194,21 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """A snapshot; from another thread its numbers may be of neighbouring moments."""
+        scheduler, counts = self._steps.scheduler, self._steps.counts
+        pool = self._steps.pools.pools[0]
         return EngineStats(
-            running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
-            blocks_total=self._pool.blocks,
-            blocks_free=self._pool.free,
-            blocks_cached=self._pool.cached,
-            steps=self._steps,
-            step_seconds=self._seconds,
-            computed_tokens=self._computed,
-            prompt_tokens=self._prompt,
-            cached_tokens=self._cached,
-            generated_tokens=self._generated,
-            preemptions=self._scheduler.preemptions,
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            blocks_total=pool.blocks,
+            blocks_free=pool.free,
+            blocks_cached=pool.cached,
+            steps=counts.steps,
+            step_seconds=counts.seconds,
+            computed_tokens=counts.computed,
+            prompt_tokens=counts.prompt,
+            cached_tokens=counts.cached,
+            generated_tokens=counts.generated,
+            preemptions=scheduler.preemptions,
             drafted=dict(self._drafted),
             accepted=dict(self._accepted),
             finished=dict(self._finished),
@@ -185,77 +216,106 @@ class EngineCore:
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a block is leaked or a request is lost."""
-        self._scheduler.check_integrity()
-        scheduled = {s.id for s in (*self._scheduler.running, *self._scheduler.waiting)}
-        if scheduled != set(self._live):
-            raise AssertionError(f"scheduled {scheduled} differ from live {set(self._live)}")
+        self._steps.check_integrity()
+        if set(self._steps.live) != set(self._live):
+            raise AssertionError(f"sequences {set(self._steps.live)} differ from requests {set(self._live)}")
 
     def _drafts(self) -> dict[str, tuple[int, ...]]:
         """Guesses for the answers that wait for their next token only."""
-        ready = [s for s in self._scheduler.running if s.computed == len(s.tokens) - 1]
+        ready = self._steps.ready
         try:
-            return self._speculator.drafts([(s, self._live[s.id].room - 1) for s in ready])
+            arm = self._speculator.choose(ready, self._runner.followed)
+            if arm.kind != "mtp":
+                self._runner.catch_up()
+            if arm.kind is None:
+                return {}
+            wanted = [(s, min(arm.tokens, self._live[s.id].room - 1)) for s in ready]
+            if arm.kind == "lookup":
+                return self._speculator.look_up(wanted)
+            return self._runner.guesses({s.id: count for s, count in wanted})
         except Exception:
             _log.exception("guessing tokens failed; the engine goes on without")
             self._speculator.stop()
+            self._runner.stop_following()
             return {}
 
+    def _take_in(self, wait: bool) -> None:
+        """Write the pages that have arrived into their blocks; what did not come, or is of another model, is computed."""
+        scheduler = self._steps.scheduler
+        for fetch, pages in self._tier.arrived(wait) if self._tier is not None else ():
+            if not scheduler.awaits(fetch):
+                continue
+            count = 0
+            try:
+                for count, page in enumerate(pages, 1):  # noqa: B007
+                    self._runner.write_page(fetch.blocks[count - 1], page)
+            except ConfigError as error:
+                _log.warning("a cached page is of no use: %s", error)
+                count -= 1
+            scheduler.fetched(fetch, count)
+
     def _compute(self, plan: StepPlan) -> list[tuple[str, Delta]]:
+        asks, pieces = self._asks(plan)
+        plan = msgspec.structs.replace(plan, segments=tuple(s for s in plan.segments if s.id in self._live))
+        if not plan.segments:
+            return pieces
         try:
-            logits_LV = self._speculator.run(self._runner, plan)
-            expected = (sum(segment.wanted for segment in plan.segments), self._runner.vocab_size)
-            if logits_LV.shape != expected:
-                raise RuntimeError(f"logits have shape {logits_LV.shape}, expected {expected}")
+            chosen = self._runner.step(plan, asks, self._speculator.follows(len(plan.segments)))
         except Exception as error:
             _log.exception("a step of %d requests failed", len(plan.segments))
-            return [(segment.id, self._fail(segment.id, error)) for segment in plan.segments]
-        self._computed += plan.tokens
-        pieces: list[tuple[str, Delta]] = []
-        row = 0
+            return pieces + [(segment.id, self._fail(segment.id, error)) for segment in plan.segments]
         for segment in plan.segments:
-            rows_LV = logits_LV[row : row + segment.wanted]
-            row += segment.wanted
-            delta = self._advance(segment, rows_LV)
+            delta = self._advance(segment, chosen.get(segment.id))
             if delta is not None:
                 pieces.append((segment.id, delta))
-        self._speculator.observe(plan, {id: answer.sequence for id, answer in self._live.items()})
         return pieces
 
-    def _advance(self, segment: Segment, rows_LV: NDArray[np.float32]) -> Delta | None:
-        """Use one request's rows. Whatever goes wrong ends this request alone."""
+    def _asks(self, plan: StepPlan) -> tuple[dict[str, Ask], list[tuple[str, Delta]]]:
+        """What is wanted of the plan's rows, by request; and the ends of those that cannot go on."""
+        asks: dict[str, Ask] = {}
+        failed: list[tuple[str, Delta]] = []
+        for segment in plan.segments:
+            try:
+                if segment.wanted:
+                    asks[segment.id] = self._live[segment.id].ask(segment)
+            except Exception as error:
+                _log.exception("request %s failed", segment.id)
+                failed.append((segment.id, self._fail(segment.id, error)))
+        return asks, failed
+
+    def _advance(self, segment: Segment, chosen: Chosen | None) -> Delta | None:
+        """Use what one request's rows gave. Whatever goes wrong ends this request alone."""
         answer = self._live[segment.id]
         try:
             before = answer.accepted
-            delta = answer.advance(rows_LV, segment.start + len(segment.tokens) - segment.wanted, segment.draft)
-            self._scheduler.commit(answer.sequence, segment)
-            self._count(segment.drafted, answer.accepted - before)
+            delta = answer.advance(segment, chosen) if chosen is not None else None
+            self._steps.commit(segment, delta.token_ids if delta is not None else ())
         except Exception as error:
             _log.exception("request %s failed", segment.id)
             return self._fail(segment.id, error)
-        if delta is not None:
-            self._generated += len(delta.token_ids)
-            if delta.finish_reason is not None:
-                self._end(answer, delta)
+        if segment.drafted:
+            self._drafted[self._speculator.kind] += segment.drafted
+            self._accepted[self._speculator.kind] += answer.accepted - before
+        if delta is not None and delta.finish_reason is not None:
+            self._end(segment.id, delta)
         return delta
 
-    def _count(self, drafted: int, accepted: int) -> None:
-        if drafted:
-            kind = self._speculator.kind
-            self._drafted[kind] += drafted
-            self._accepted[kind] += accepted
-            self._computed -= drafted - accepted
-
     def _fail(self, id: str, error: Exception) -> Delta:
-        answer = self._live[id]
-        return self._end(answer, answer.end("error", f"{type(error).__name__}: {error}"), forget=True)
+        last = self._live[id].end("error", f"{type(error).__name__}: {error}")
+        return self._end(id, last, forget=True)
 
-    def _end(self, answer: Answer, last: Delta, forget: bool = False) -> Delta:
-        del self._live[answer.request.id]
-        self._scheduler.remove(answer.sequence, forget)
-        self._speculator.forget(answer.request.id)
+    def _end(self, id: str, last: Delta, forget: bool = False) -> Delta:
         assert last.finish_reason is not None
+        assert last.usage is not None
+        answer = self._live.pop(id)
+        self._steps.end(id, forget)
+        self._speculator.forget(id)
         self._finished[last.finish_reason] += 1
-        if answer.sequence.cached_tokens is not None:
-            self._prompt += answer.sequence.prompt_tokens
-            self._cached += answer.sequence.cached_tokens
+        if self._on_end is not None:
+            self._on_end(answer.request, last.usage, last.finish_reason)
         return last
+
+
+def rules_of(sampling: SamplingParams) -> SamplingRules:
+    """The part of a request's parameters that a backend's sampler keeps."""
+    return SamplingRules(**{field: getattr(sampling, field) for field in SamplingRules.__struct_fields__})

@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from deepwell.engine.core import EngineConfig, EngineCore, EngineStats
-from deepwell.engine.runner import Runner
+from deepwell.engine.runner import Backend
 from deepwell.engine.types import Delta, Request, Usage
 from deepwell.errors import EngineStopped
 from deepwell.weights.tokenizer import Tokenizer
@@ -80,9 +80,9 @@ class Stream:
 class AsyncEngine:
     """Many requests at once over one model. Every method but `stats` belongs to one event loop."""
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
+    def __init__(self, backend: Backend, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
-        self._core = EngineCore(runner, tokenizer, self.config)
+        self._core = EngineCore(backend, tokenizer, self.config)
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._streams: dict[str, Stream] = {}
         self._thread: threading.Thread | None = None

@@ -1,50 +1,121 @@
-"""What the engine asks of a model: logits for one step plan."""
+"""One step of a model: from a plan and the rules of its rows to tokens.
+
+`Backend` is what a model must offer; `Runner` keeps what outlives a step beside it: block tables, and the states that
+the multi-token prediction module guesses from. Logits and states never leave it.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepwell.engine.scheduler import StepPlan
+from deepwell.engine.speculation.module import ModuleTracks
+from deepwell.engine.tables import BlockTables, batch_of
 from deepwell.ops.base import Batch
+from deepwell.ops.paging import CacheGroup, Page
+from deepwell.ops.sampling import Ask, Chosen, SamplingRules
 
 
-class Further(Protocol):
-    """A model's multi-token prediction module, with a KV cache of its own in the same pages.
-
-    From a token's state and the token that follows it, it predicts the one after. N rows of a step, D hidden width.
-    """
-
-    def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """What `Runner.run` does; returns logits_LV and the states x_ND of all rows."""
-        ...
-
-    def predict(
-        self, batch: Batch, x_ND: NDArray[np.float32], again: bool = False
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The module over rows whose tokens are those that follow; returns logits_LV and the module's own states x_LD.
-
-        `again` says that x_ND are the module's own states instead of the model's.
-        """
-        ...
-
-
-class Runner(Protocol):
-    """A model with its KV cache of `blocks` pages. Called from one thread; may release the GIL.
+class Backend(Protocol):
+    """A model with its KV cache. Called from one thread; may release the GIL. N rows of a step, D hidden width.
 
     `context` is the longest sequence in tokens, `vocab_size` the width of the logits, `fingerprint` names the model
-    and cache layout (it salts the prefix hashes), `further` is its multi-token prediction module, None without one.
+    and cache layout (it salts the prefix hashes). `has_module` says that `predict` works: a multi-token prediction
+    module is there, with a cache layer of its own in the same pages.
     """
 
-    blocks: int
     context: int
     vocab_size: int
     fingerprint: bytes
 
     @property
-    def further(self) -> Further | None: ...
-
-    def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Compute a step, extend the KV cache, and return logits_LV for the selected rows."""
+    def groups(self) -> tuple[CacheGroup, ...]:
+        """The block tables that its layers share."""
         ...
+
+    @property
+    def has_module(self) -> bool: ...
+
+    def sampler(self, rules: SamplingRules, prompt: Sequence[int]) -> Any:
+        """The sampling state of one answer."""
+        ...
+
+    def step(
+        self, batch: Batch, asks: Sequence[Ask], states: bool
+    ) -> tuple[Sequence[Chosen], NDArray[np.float32] | None]:
+        """Compute the batch, extend the KV cache, and choose what is asked of the selected rows, in order. With
+        `states`, also the states x_ND of all rows."""
+        ...
+
+    def predict(
+        self, batch: Batch, x_ND: NDArray[np.float32], again: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The prediction module over rows whose tokens are those that follow; its guesses token_L and own states x_LD
+        of the selected rows. `again` says that x_ND are the module's own states instead of the model's."""
+        ...
+
+    def read_page(self, block: int) -> Page:
+        """The content of a block."""
+        ...
+
+    def write_page(self, block: int, page: Page) -> None:
+        """Set the content of a block. Raises ConfigError for a page of another model or layout."""
+        ...
+
+
+class Runner:
+    """Carries out plans over a backend."""
+
+    def __init__(self, backend: Backend, token_budget: int) -> None:
+        """`token_budget` bounds the rows of a step, the module's included."""
+        self.backend = backend
+        self._tables = BlockTables(len(backend.groups))
+        self._tracks: ModuleTracks | None = None
+        if backend.has_module:
+            self._tracks = ModuleTracks(backend.predict, self._tables, backend.groups[0].blocks, token_budget)
+
+    def step(self, plan: StepPlan, asks: Mapping[str, Ask], follow: bool = False) -> dict[str, Chosen]:
+        """Compute a plan and choose its tokens; `asks` has what is wanted of each segment that wants rows.
+
+        With `follow`, the sequences that begin in it can be guessed for later by the prediction module.
+        """
+        self._tables.update(plan)
+        tracks = self._tracks
+        if tracks is not None:
+            for id in plan.gone:
+                tracks.forget(id)
+        wanting = [segment for segment in plan.segments if segment.wanted]
+        states = tracks is not None and (follow or tracks.followed > 0)
+        batch = batch_of(plan.segments, self._tables)
+        chosen, x_ND = self.backend.step(batch, [asks[segment.id] for segment in wanting], states)
+        found = {segment.id: what for segment, what in zip(wanting, chosen, strict=True)}
+        if tracks is not None:
+            tracks.observe(plan, found, x_ND, follow)
+        return found
+
+    def followed(self, id: str) -> bool:
+        """Whether the prediction module can guess for a sequence that lacks its newest token alone."""
+        return self._tracks is not None and self._tracks.can_guess(id)
+
+    def guesses(self, wanted: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """Up to so many tokens that the prediction module guesses for each of these sequences."""
+        return self._tracks.guesses(wanted) if self._tracks is not None else {}
+
+    def catch_up(self) -> None:
+        """Put states that wait through the prediction module if they have become many."""
+        if self._tracks is not None:
+            self._tracks.catch_up()
+
+    def write_page(self, block: int, page: Page) -> None:
+        """Set the content of a block. Raises ConfigError for a page of another model or layout."""
+        self.backend.write_page(block, page)
+        if self._tracks is not None:
+            self._tracks.unknown(block)
+
+    def stop_following(self) -> None:
+        """Do without the prediction module from now on."""
+        self._tracks = None

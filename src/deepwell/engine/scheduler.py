@@ -8,59 +8,87 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import msgspec
-import numpy as np
 
-from deepwell.engine.blocks import BlockPool, block_key
-from deepwell.ops.base import BLOCK_TOKENS, Batch
+from deepwell.engine.groups import Pools
+from deepwell.engine.sequence import SequenceState
+from deepwell.ops.base import BLOCK_TOKENS
+from deepwell.ops.paging import Page
 
 
 class Segment(msgspec.Struct, frozen=True):
     """Consecutive tokens of one sequence to compute: `tokens` stand at positions from `start` on.
 
-    `blocks` is the block table that covers them. The last `wanted` rows give logits. The last `drafted` tokens are
-    guesses at what the answer will say, to be checked by the logits of the rows before them.
+    `blocks` are the entries that its block tables, one per cache group, have gained since its last segment; with
+    `fresh` its tables begin anew. The last `wanted` rows give logits. The last `drafted` tokens are guesses at what the
+    answer will say, to be checked by the logits of the rows before them.
     """
 
     id: str
     start: int
     tokens: tuple[int, ...]
-    blocks: tuple[int, ...]
+    blocks: tuple[tuple[int, ...], ...]
     wanted: int
     drafted: int = 0
+    fresh: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
 
     @property
     def draft(self) -> tuple[int, ...]:
         return self.tokens[len(self.tokens) - self.drafted :]
 
+    @property
+    def reads(self) -> bool:
+        """Whether it reads a prompt: more than the newest token and guesses."""
+        return len(self.tokens) > 1 + self.drafted
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """Blocks to be filled from a slower tier before sequence `id` can run: `blocks` of the first cache group under
+    `keys`, for its tokens from `start` on."""
+
+    id: str
+    start: int
+    blocks: tuple[int, ...]
+    keys: tuple[bytes, ...]
+
+
+class Tier(Protocol):
+    """A slower tier of the cache, which keeps pages under the keys of their blocks."""
+
+    def match(self, keys: Sequence[bytes]) -> int:
+        """How many of these blocks, from the first on, could be fetched. Reads nothing."""
+        ...
+
+    def fetch(self, fetch: Fetch) -> None:
+        """Begin to read. What was asked for arrives later, in any order."""
+        ...
+
+    def arrived(self, wait: bool) -> Sequence[tuple[Fetch, Sequence[Page]]]:
+        """Fetches that are over, each with the pages that were there, from its first on. With `wait`, for a moment
+        until there is one."""
+        ...
+
 
 class StepPlan(msgspec.Struct, frozen=True):
-    """All that crosses from the scheduler to the runner for one step."""
+    """All that crosses from the scheduler to the runner for one step: what is computed, and what has changed.
+
+    `gone` are the sequences that ended or gave way since the plan before; their tables may be forgotten. `fetches` are
+    to be begun; the scheduler wants to hear of each by `fetched`.
+    """
 
     segments: tuple[Segment, ...]
+    gone: tuple[str, ...] = ()
+    fetches: tuple[Fetch, ...] = ()
 
     @property
     def tokens(self) -> int:
         return sum(len(segment.tokens) for segment in self.segments)
-
-    def batch(self) -> Batch:
-        """The plan as arrays; unused entries of the block tables are 0."""
-        lengths = [len(segment.tokens) for segment in self.segments]
-        ends = np.cumsum(lengths)
-        pages = max(len(segment.blocks) for segment in self.segments)
-        table_SP = np.zeros((len(self.segments), pages), np.int32)
-        for row, segment in zip(table_SP, self.segments, strict=True):
-            row[: len(segment.blocks)] = segment.blocks
-        positions = [np.arange(s.start, s.start + n) for s, n in zip(self.segments, lengths, strict=True)]
-        selected = [np.arange(end - s.wanted, end) for s, end in zip(self.segments, ends, strict=True)]
-        return Batch(
-            tokens_T=np.concatenate([segment.tokens for segment in self.segments]).astype(np.int32),
-            positions_T=np.concatenate(positions).astype(np.int32),
-            sequence_T=np.repeat(np.arange(len(lengths)), lengths).astype(np.int32),
-            block_table_SP=table_SP,
-            selected_L=np.concatenate(selected).astype(np.int32),
-        )
 
 
 class SchedulerLimits(msgspec.Struct, frozen=True):
@@ -75,81 +103,69 @@ class SchedulerLimits(msgspec.Struct, frozen=True):
     scored_rows: int = BLOCK_TOKENS
 
 
-class SequenceState:
-    """One live request as the scheduler sees it."""
+class Part(msgspec.Struct):
+    """A segment in the making: the sequence's tokens up to `end`, and a draft behind them."""
 
-    def __init__(self, id: str, prompt: Sequence[int], score_prompt: bool) -> None:
-        self.id = id
-        self.prompt_tokens = len(prompt)
-        self.tokens = list(prompt)
-        self.computed = 0
-        # Logits after every position before this one have been taken, or are of no interest.
-        self.scored = 0 if score_prompt else len(prompt) - 1
-        self.blocks: list[int] = []
-        self.cached_tokens: int | None = None
-        self._keys: list[bytes] = []
-
-    def keys(self, count: int, root: bytes) -> list[bytes]:
-        """Chain keys of the first `count` full blocks."""
-        while len(self._keys) < count:
-            start = len(self._keys) * BLOCK_TOKENS
-            parent = self._keys[-1] if self._keys else root
-            self._keys.append(block_key(parent, self.tokens[start : start + BLOCK_TOKENS]))
-        return self._keys[:count]
+    sequence: SequenceState
+    end: int
+    draft: tuple[int, ...] = ()
 
 
 class Scheduler:
-    """Continuous batching over a block pool: first come, first served, the youngest gives way.
+    """Continuous batching over block pools: first come, first served, the youngest gives way.
 
     A sequence enters `running` when the blocks for all its known tokens are there, so that only growing answers can
     run out. Then the youngest running sequence is preempted: it gives its blocks back, keeps its tokens, returns to
     the front of the queue and is computed again later. The oldest can take everything, so it always moves on.
+
+    Sequences in `fetching` hold blocks that a slower tier is filling; they run when `fetched` says so.
     """
 
-    def __init__(self, pool: BlockPool, limits: SchedulerLimits) -> None:
-        self.pool = pool
+    def __init__(self, pools: Pools, limits: SchedulerLimits, tier: Tier | None = None) -> None:
+        self.pools = pools
         self.limits = limits
+        self._tier = tier
         self.waiting: deque[SequenceState] = deque()
         self.running: list[SequenceState] = []
+        self.fetching: dict[str, tuple[SequenceState, Fetch]] = {}
         self.preemptions = 0
+        self._gone: list[str] = []
+        self._fetches: list[Fetch] = []
 
     def add(self, sequence: SequenceState) -> None:
-        """Queue a sequence. It must fit into the pool alone."""
+        """Queue a sequence. It must fit into the pools alone."""
+        sequence.tables = self.pools.empty()
         self.waiting.append(sequence)
 
     def remove(self, sequence: SequenceState, forget: bool = False) -> None:
         """Take a sequence out, finished or not; with `forget`, what it computed is not offered to others."""
         if sequence in self.running:
             self.running.remove(sequence)
-        else:
+        elif self.fetching.pop(sequence.id, None) is None:
             self.waiting.remove(sequence)
-        if forget:
-            for block in sequence.blocks:
-                self.pool.forget(block)
-        self._release(sequence)
+        self._release(sequence, forget)
 
-    def plan(self, drafts: Mapping[str, Sequence[int]] | None = None) -> StepPlan:
-        """Choose the next step's tokens, taking blocks for them. Empty only when nothing is live.
+    def plan(self, drafts: Mapping[str, Sequence[int]] | None = None, budget: int | None = None) -> StepPlan:
+        """Choose the next step's tokens, at most `budget`, taking blocks for them. Empty only when nothing can run.
 
         `drafts` are guesses at the tokens that follow those known, by sequence; they get what known tokens leave over.
         """
-        budget, scored_rows = self.limits.token_budget, self.limits.scored_rows
-        segments: list[Segment] = []
-        place = 0
-        while budget > 0:
-            if place == len(self.running) and not self._admit():
+        budget = min(self.limits.token_budget, budget or self.limits.token_budget)
+        scored_rows = self.limits.scored_rows
+        parts: list[Part] = []
+        while budget > 0 and self._has(len(parts)):
+            sequence = self.running[len(parts)]
+            end = min(_end(sequence, budget, scored_rows), self.pools.end(sequence))
+            if not self._grow(sequence, end):
                 break
-            sequence = self.running[place]
-            if not self._grow(sequence):
-                break
-            segment = _segment(sequence, budget, scored_rows)
-            budget -= len(segment.tokens)
-            scored_rows -= max(0, segment.wanted - 1)
-            segments.append(segment)
-            place += 1
+            parts.append(Part(sequence, end))
+            budget -= end - sequence.computed
+            scored_rows -= max(0, _wanted(sequence, end) - 1)
         if drafts:
-            segments = self._with_drafts(segments, drafts, budget, scored_rows)
-        return StepPlan(segments=tuple(segments))
+            self._add_drafts(parts, drafts, budget, scored_rows)
+        gone, self._gone = self._gone, []
+        fetches, self._fetches = self._fetches, []
+        return StepPlan(tuple(map(_segment, parts)), tuple(gone), tuple(fetches))
 
     def commit(self, sequence: SequenceState, segment: Segment) -> None:
         """The tokens of `segment` are computed; seal the blocks that became full.
@@ -157,48 +173,78 @@ class Scheduler:
         Of a draft only what the sequence has taken over counts, short of its newest token. The slots of the others
         will be written again.
         """
-        end = segment.start + len(segment.tokens)
+        end = segment.end
         sequence.computed = min(end, max(end - segment.drafted, len(sequence.tokens) - 1))
         sequence.scored = max(sequence.scored, sequence.computed)
-        full = sequence.computed // BLOCK_TOKENS
-        keys = sequence.keys(full, self.pool.root)
-        for index in range(segment.start // BLOCK_TOKENS, full):
-            self.pool.seal(sequence.blocks[index], keys[index])
+        self.pools.seal(sequence, segment.start)
+
+    def awaits(self, fetch: Fetch) -> bool:
+        """Whether the blocks of a fetch are still to be filled: its sequence may have ended meanwhile."""
+        return fetch.id in self.fetching and self.fetching[fetch.id][1] is fetch
+
+    def fetched(self, fetch: Fetch, count: int) -> None:
+        """The first `count` blocks of an awaited fetch are filled; the sequence runs and computes the others."""
+        sequence, _ = self.fetching.pop(fetch.id)
+        sequence.computed = fetch.start + count * self.pools.groups[0].block_tokens
+        self.pools.seal(sequence, fetch.start)
+        self._run(sequence)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a block is lost, held by nobody known, or a sequence's numbers disagree."""
-        self.pool.check_integrity([sequence.blocks for sequence in self.running])
+        self.pools.check_integrity([*self.running, *(sequence for sequence, _ in self.fetching.values())])
         for sequence in self.waiting:
-            if sequence.blocks or sequence.computed:
+            if any(sequence.tables) or sequence.computed:
                 raise AssertionError(f"waiting sequence {sequence.id} holds blocks")
         for sequence in self.running:
-            if not sequence.computed <= len(sequence.tokens) <= len(sequence.blocks) * BLOCK_TOKENS + 1:
+            room = len(sequence.tables[0]) * self.pools.groups[0].block_tokens
+            if not sequence.computed <= len(sequence.tokens) <= room + 1:
                 raise AssertionError(f"running sequence {sequence.id} has tokens without blocks")
 
-    def _admit(self) -> bool:
-        """Move the head of the queue to `running` if there is a place and all its blocks; nobody overtakes it."""
-        if not self.waiting or len(self.running) >= self.limits.max_running:
-            return False
-        sequence = self.waiting[0]
-        reusable = sequence.scored // BLOCK_TOKENS
-        hits = self.pool.match(sequence.keys(reusable, self.pool.root))
-        missing = _blocks_for(len(sequence.tokens)) - len(hits)
-        if missing > self.pool.available(hits):
-            return False
-        self.pool.hold(hits)
-        sequence.blocks = hits + self.pool.allocate(missing)
-        sequence.computed = len(hits) * BLOCK_TOKENS
-        if sequence.cached_tokens is None:
-            sequence.cached_tokens = sequence.computed
-        self.running.append(self.waiting.popleft())
+    def _has(self, place: int) -> bool:
+        """Whether there is a running sequence number `place`, or one can be admitted to be it."""
+        while place == len(self.running):
+            if not self._admit():
+                return False
         return True
 
-    def _grow(self, sequence: SequenceState) -> bool:
-        """Give a sequence the block for its newest token, preempting the youngest; False if that was itself."""
-        while _blocks_for(len(sequence.tokens)) > len(sequence.blocks):
-            if self.pool.free:
-                sequence.blocks += self.pool.allocate(1)
-                continue
+    def _admit(self) -> bool:
+        """Take in the head of the queue if there is a place and all its blocks; nobody overtakes it."""
+        if not self.waiting or len(self.running) + len(self.fetching) >= self.limits.max_running:
+            return False
+        sequence = self.waiting[0]
+        hit = self.pools.match(sequence, sequence.scored)
+        if not self.pools.take(sequence, hit, len(sequence.tokens)):
+            return False
+        self.waiting.popleft()
+        sequence.computed = hit
+        sequence.told = [0] * len(sequence.tables)
+        if not self._fetch(sequence):
+            self._run(sequence)
+        return True
+
+    def _fetch(self, sequence: SequenceState) -> bool:
+        """Let the sequence wait for blocks behind its hits that a slower tier has; False if that has none."""
+        if self._tier is None:
+            return False
+        size = self.pools.groups[0].block_tokens
+        first = sequence.computed // size
+        keys = self.pools.keys(sequence, 0, sequence.scored // size)[first:]
+        if not (count := self._tier.match(keys)):
+            return False
+        blocks = tuple(sequence.tables[0][first : first + count])
+        fetch = Fetch(sequence.id, sequence.computed, blocks, tuple(keys[:count]))
+        self._fetches.append(fetch)
+        self.fetching[sequence.id] = sequence, fetch
+        return True
+
+    def _run(self, sequence: SequenceState) -> None:
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.computed
+        self.running.append(sequence)
+
+    def _grow(self, sequence: SequenceState, end: int) -> bool:
+        """Give a sequence the blocks for its next tokens, preempting the youngest; False if that was itself."""
+        while not self.pools.grow(sequence, len(sequence.tokens), end):
             victim = self.running.pop()
             self._release(victim)
             self.waiting.appendleft(victim)
@@ -207,57 +253,52 @@ class Scheduler:
                 return False
         return True
 
-    def _with_drafts(
-        self, segments: list[Segment], drafts: Mapping[str, Sequence[int]], budget: int, scored_rows: int
-    ) -> list[Segment]:
-        """The segments, lengthened by their drafts as far as budget, rows and free blocks go. Preempts nobody."""
-        longer: list[Segment] = []
-        for segment, sequence in zip(segments, self.running, strict=False):
-            end = segment.start + len(segment.tokens)
-            draft = drafts.get(segment.id, ()) if end == len(sequence.tokens) else ()
-            count = self._room(sequence, end, min(len(draft), budget, scored_rows))
+    def _add_drafts(
+        self, parts: list[Part], drafts: Mapping[str, Sequence[int]], budget: int, scored_rows: int
+    ) -> None:
+        """Lengthen parts by their drafts as far as budget, rows and free blocks go. Preempts nobody."""
+        for part in parts:
+            sequence = part.sequence
+            draft = drafts.get(sequence.id, ()) if part.end == len(sequence.tokens) else ()
+            count = min(len(draft), budget, scored_rows)
+            if count > 0:
+                self.pools.grow(sequence, part.end + count, part.end + count)
+                count = min(count, self.pools.room(sequence) - part.end)
             budget -= count
             scored_rows -= count
-            longer.append(_drafting(segment, sequence, draft[:count]) if count else segment)
-        return longer
+            part.draft = tuple(draft[:count])
 
-    def _room(self, sequence: SequenceState, end: int, count: int) -> int:
-        """How many of `count` more tokens have slots, once free blocks are taken for them."""
-        missing = _blocks_for(end + count) - len(sequence.blocks)
-        if missing > 0:
-            sequence.blocks += self.pool.allocate(min(missing, self.pool.free))
-        return min(count, len(sequence.blocks) * BLOCK_TOKENS - end)
-
-    def _release(self, sequence: SequenceState) -> None:
-        self.pool.release(sequence.blocks)
-        sequence.blocks = []
+    def _release(self, sequence: SequenceState, forget: bool = False) -> None:
+        if sequence.told is not None:
+            self._gone.append(sequence.id)
+        self.pools.release(sequence, forget)
         sequence.computed = 0
+        sequence.told = None
 
 
-def _blocks_for(tokens: int) -> int:
-    return -(-tokens // BLOCK_TOKENS)
-
-
-def _segment(sequence: SequenceState, budget: int, scored_rows: int) -> Segment:
-    """The next tokens of a running sequence, at most `budget`, with at most 1 + `scored_rows` rows of logits."""
+def _end(sequence: SequenceState, budget: int, scored_rows: int) -> int:
+    """Where the next tokens of a running sequence end: at most `budget`, with at most 1 + `scored_rows` of logits."""
     start = sequence.computed
-    end = min(len(sequence.tokens), start + budget, max(start, sequence.scored) + 1 + scored_rows)
+    return min(len(sequence.tokens), start + budget, max(start, sequence.scored) + 1 + scored_rows)
+
+
+def _wanted(sequence: SequenceState, end: int) -> int:
+    """Rows whose logits are wanted when tokens up to `end` are computed."""
+    return max(0, end - max(sequence.computed, sequence.scored))
+
+
+def _segment(part: Part) -> Segment:
+    """The part as a plan says it; the sequence's tables are told from here on."""
+    sequence, told = part.sequence, part.sequence.told
+    assert told is not None
+    blocks = tuple(tuple(table[known:]) for table, known in zip(sequence.tables, told, strict=True))
+    sequence.told = [len(table) for table in sequence.tables]
     return Segment(
         id=sequence.id,
-        start=start,
-        tokens=tuple(sequence.tokens[start:end]),
-        blocks=tuple(sequence.blocks[: _blocks_for(end)]),
-        wanted=max(0, end - max(start, sequence.scored)),
-    )
-
-
-def _drafting(segment: Segment, sequence: SequenceState, draft: Sequence[int]) -> Segment:
-    end = segment.start + len(segment.tokens) + len(draft)
-    return Segment(
-        id=segment.id,
-        start=segment.start,
-        tokens=(*segment.tokens, *draft),
-        blocks=tuple(sequence.blocks[: _blocks_for(end)]),
-        wanted=segment.wanted + len(draft),
-        drafted=len(draft),
+        start=sequence.computed,
+        tokens=(*sequence.tokens[sequence.computed : part.end], *part.draft),
+        blocks=blocks,
+        wanted=_wanted(sequence, part.end) + len(part.draft),
+        drafted=len(part.draft),
+        fresh=not any(told),
     )

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from deepwell.engine.constraint import Constraint
 from deepwell.weights.tokenizer import Marked
 
 MAX_TOP_LOGPROBS = 20
@@ -42,11 +43,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A prompt as token ids and how to continue it. `id` is unique among live requests."""
+    """A prompt as token ids and how to continue it. `id` is unique among live requests.
+
+    `constraint` bounds what may come next; it serves this request alone. `scope` says with whom the prefix cache is
+    shared: requests of one scope find each other's blocks. `extras` are (position, digest) of what stands behind a
+    token of the prompt, such as an image, and must be equal for a hit too.
+    """
 
     id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams
+    constraint: Constraint | None = None
+    scope: bytes = b""
+    extras: tuple[tuple[int, bytes], ...] = ()
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,6 +24,8 @@ from deepwell.model.config import ModelConfig
 from deepwell.model.decoder import Decoder
 from deepwell.ops import native
 from deepwell.ops.base import BLOCK_TOKENS, Batch, GqaShape
+from deepwell.ops.paging import CacheGroup, Page
+from deepwell.ops.sampling import Ask, Chosen, SamplingRules
 from deepwell.options import Speculate
 from deepwell.weights import embedded_path
 from deepwell.weights.importance import read_importance
@@ -55,7 +57,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
 
 
 class NativeRunner:
-    """The engine's `Runner` over the C++ backend: one recorded plan and one paged cache."""
+    """The engine's `Backend` in C++: one recorded plan, those of its prediction module, and one paged cache."""
 
     def __init__(
         self,
@@ -100,34 +102,64 @@ class NativeRunner:
             self.handles[param.key] = pack(source, param, self.kept[param.key], weighted)
             source.release()
         recorder, decoder = native.Recorder(), Decoder(config, self.handles)
-        self._plan = recorder.finish(decoder.logits(recorder, decoder.hidden(recorder)))
-        widths = config.cache_widths(int(mtp))
-        self._cache = native.Cache(widths, self.blocks, self.cache_dtype == "bfloat16")
-        self.further: NativeFurther | None = NativeFurther(decoder, self._cache) if mtp else None
-
-    def run(self, batch: Batch) -> NDArray[np.float32]:
-        return self._plan.run(batch, self._cache)
-
-
-class NativeFurther:
-    """The prediction module: the decoder's plan once more, with its states, and the plans of its first module."""
-
-    def __init__(self, decoder: Decoder, cache: native.Cache) -> None:
-        recorder = native.Recorder()
         x = decoder.hidden(recorder)
-        self._main = recorder.finish(decoder.logits(recorder, x), x)
-        self._first, self._again = (_module_plan(decoder, again) for again in (False, True))
-        self._cache = cache
+        self._plan = recorder.finish(decoder.logits(recorder, x), *([x] if mtp else ()))
+        self._module = [_module_plan(decoder, again) for again in ((False, True) if mtp else ())]
+        self.widths = tuple(config.cache_widths(int(mtp)))
+        self._cache = native.Cache(list(self.widths), self.blocks, self.cache_dtype == "bfloat16")
+        self._greedy = self.sampler(SamplingRules(temperature=0.0), ())
 
-    def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        logits_LV, x_ND = self._main.run_all(batch, self._cache)
-        return logits_LV, x_ND
+    @property
+    def groups(self) -> tuple[CacheGroup, ...]:
+        return (CacheGroup(self.blocks),)
+
+    @property
+    def has_module(self) -> bool:
+        return bool(self._module)
+
+    def sampler(self, rules: SamplingRules, prompt: Sequence[int]) -> native.Sampler:
+        return native.sampler(rules, self.vocab_size, prompt)
+
+    def step(
+        self, batch: Batch, asks: Sequence[Ask], states: bool
+    ) -> tuple[Sequence[Chosen], NDArray[np.float32] | None]:
+        chosen, further = self._plan.step(batch, self._cache, asks, states=states)
+        return chosen, further[0] if states else None
 
     def predict(
+        self, batch: Batch, x_ND: NDArray[np.float32], again: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        asks = [Ask(sampler=self._greedy, rows=1)] * len(batch.selected_L)
+        chosen, (x_LD,) = self._module[again].step(batch, self._cache, asks, [x_ND], states=True)
+        # a row that is not sound guesses anything: guesses are only ever guesses
+        return np.array([c.tokens[0] if c.tokens else 0 for c in chosen], np.int64), x_LD
+
+    def read_page(self, block: int) -> Page:
+        return Page(self.fingerprint, self.widths, self.cache_dtype, self._cache.read(block))
+
+    def write_page(self, block: int, page: Page) -> None:
+        here = Page(self.fingerprint, self.widths, self.cache_dtype, b"")
+        if msgspec.structs.replace(page, data=b"") != here:
+            raise ConfigError("the page is of another model, or of another layout of its cache")
+        try:
+            self._cache.write(block, page.data)
+        except ValueError as error:
+            raise ConfigError(f"the page is damaged: {error}") from None
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Compute the batch as `step` does, and return logits_LV of the selected rows: for evaluation and tests."""
+        return self._plan.run(batch, self._cache)
+
+    def run_with_states(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The same, with the states x_ND of all rows, for a model whose module is loaded."""
+        logits_LV, x_ND = self._plan.run_all(batch, self._cache)
+        return logits_LV, x_ND
+
+    def module_logits(
         self, batch: Batch, x_ND: NDArray[np.float32], again: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        plan = self._again if again else self._first
-        logits_LV, x_LD = plan.run_all(batch, self._cache, [np.ascontiguousarray(x_ND)])
+        """The prediction module's logits_LV and states x_LD, as `predict` chooses from: for tests."""
+        logits_LV, x_LD = self._module[again].run_all(batch, self._cache, [np.ascontiguousarray(x_ND)])
         return logits_LV, x_LD
 
 

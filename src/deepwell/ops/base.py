@@ -105,7 +105,8 @@ class Batch(msgspec.Struct, frozen=True):
     """The rows of one step and where their keys live. All int32.
 
     A sequence's rows are consecutive and its positions ascend by one. Token at position p of sequence s is kept in
-    slot p % 64 of page block_table_SP[s, p // 64]. `selected_L` lists the rows whose logits are wanted.
+    slot p % 64 of page block_table_SP[s, p // 64]; rows of the table that no token names mean nothing. `selected_L`
+    lists the rows whose logits are wanted. `more_tables` are those of further cache groups.
     """
 
     tokens_T: NDArray[np.int32]
@@ -113,6 +114,7 @@ class Batch(msgspec.Struct, frozen=True):
     sequence_T: NDArray[np.int32]
     block_table_SP: NDArray[np.int32]
     selected_L: NDArray[np.int32]
+    more_tables: tuple[NDArray[np.int32], ...] = ()
 
 
 class Ops(Protocol[A]):

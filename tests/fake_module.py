@@ -11,8 +11,8 @@ from deepwell.ops.base import BLOCK_TOKENS, Batch
 from fakes import FakeRunner
 
 
-class FakeFurther:
-    """Over a FakeRunner, whose `further` it becomes. The state of a row is (position, token).
+class FakeModule:
+    """The prediction module of a FakeRunner. The state of a row is (position, token).
 
     `predict` notes a violation in the runner where a row's state is not that of its position, or where the module's
     slots before it do not hold the pairs (token, next token) of the sequence. A block's last pair may be a foreign
@@ -23,32 +23,36 @@ class FakeFurther:
         self.runner, self.right = runner, right
         self.pairs = np.full((runner.blocks, BLOCK_TOKENS, 3), -1, np.int64)
         self.rows: list[int] = []
-        runner.further = self
-
-    def run(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        x_ND = np.stack([batch.positions_T, batch.tokens_T], axis=1).astype(np.float32)
-        return self.runner.run(batch), x_ND
+        runner.has_module = True
+        runner.predict = self.predict  # type: ignore[method-assign]
 
     def predict(
-        self, batch: Batch, x_ND: NDArray[np.float32], again: bool = False
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self, batch: Batch, x_ND: NDArray[np.float32], again: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         self.rows.append(len(x_ND))
         pages_T = batch.block_table_SP[batch.sequence_T, batch.positions_T // BLOCK_TOKENS]
         slots = pages_T, batch.positions_T % BLOCK_TOKENS
         self.pairs[slots] = np.stack([batch.positions_T, x_ND[:, 1].astype(np.int64), batch.tokens_T], axis=1)
         if not again and (x_ND[:, 0] != batch.positions_T).any():
             self.runner.violations.append("a state is not that of its position")
-        guesses = [self._guess(batch, int(row), again) for row in batch.selected_L]
-        logits_LV = np.eye(self.runner.vocab_size, dtype=np.float32)[guesses]
-        return logits_LV, np.stack([batch.positions_T + 1, batch.tokens_T], axis=1)[batch.selected_L].astype(np.float32)
+        ends = np.flatnonzero(np.diff(batch.sequence_T, append=-1))
+        for row in ends if not again else ():
+            self._check(self._pairs(batch, row), self._known(batch, row), int(batch.tokens_T[row]))
+        guesses = [self._guess(batch, int(row)) for row in batch.selected_L]
+        x_ND = np.stack([batch.positions_T + 1, batch.tokens_T], axis=1).astype(np.float32)
+        return np.array(guesses, np.int64), x_ND[batch.selected_L]
 
-    def _guess(self, batch: Batch, row: int, again: bool) -> int:
-        position = int(batch.positions_T[row])
-        pages = batch.block_table_SP[batch.sequence_T[row], : position // BLOCK_TOKENS + 1]
-        pairs = self.pairs[pages].reshape(-1, 3)[: position + 1]
-        known = self.runner.slots[pages].reshape(-1, 2)[: position + 1, 1]
-        if not again:
-            self._check(pairs, known, int(batch.tokens_T[row]))
+    def _pages(self, batch: Batch, row: int) -> NDArray[np.int32]:
+        return batch.block_table_SP[batch.sequence_T[row], : batch.positions_T[row] // BLOCK_TOKENS + 1]
+
+    def _pairs(self, batch: Batch, row: int) -> NDArray[np.int64]:
+        return self.pairs[self._pages(batch, row)].reshape(-1, 3)[: batch.positions_T[row] + 1]
+
+    def _known(self, batch: Batch, row: int) -> NDArray[np.int64]:
+        return self.runner.slots[self._pages(batch, row)].reshape(-1, 2)[: batch.positions_T[row] + 1, 1]
+
+    def _guess(self, batch: Batch, row: int) -> int:
+        pairs = self._pairs(batch, row)
         context = (*pairs[:, 1].tolist(), int(batch.tokens_T[row]))
         digest = hashlib.blake2b(np.asarray(context, np.int64).tobytes(), digest_size=8, key=b"guess").digest()
         chance = int.from_bytes(digest, "little") / 2**64
