@@ -83,6 +83,8 @@ struct IndexTaskOf {
 using IndexTask = IndexTaskOf<float>;
 using IndexCachedTask = IndexTaskOf<uint16_t>;
 
+constexpr int kChunk = 128;  // values of a row of logits that are weighed together
+
 struct Kernels {
   const char* name;
   // y[m][n] = sum over k of w[n][k] * x[m][k] (+ bias[n]) for the rows n of tiles [first, last).
@@ -112,6 +114,13 @@ struct Kernels {
   void (*mla_cached)(const CachedTask& task);
   void (*index_scores)(const IndexTask& task);
   void (*index_scores_cached)(const IndexCachedTask& task);
+  // Sampling; see kernels_sampling.h.
+  void (*chunk_peaks)(const float* x, int n, float* peaks);
+  void (*widen_chunk)(const float* x, int n, const uint32_t* allowed, double* out);
+  double (*chunk_peak)(const double* x);
+  double (*chunk_weights)(const double* x, double peak, double temperature, double* weights);
+  void (*chunk_sums)(const double* weights, int chunks, double limit, double* sums);
+  void (*chunk_at_least)(const double* x, double limit, uint64_t* bits);
 };
 
 }  // namespace deepwell

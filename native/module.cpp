@@ -9,6 +9,7 @@
 
 #include "isa.h"
 #include "limits.h"
+#include "module_sampling.h"
 #include "pool.h"
 #include "program.h"
 
@@ -78,36 +79,71 @@ nb::object dequantize(const Matrix& m, int index) {
   return out.array;
 }
 
-std::vector<nb::object> run(Program& program, const Ints& tokens, const Ints& positions, const Ints& sequence,
-                            const Table& table, const Ints& selected, const Cache& cache,
-                            const std::vector<Floats2>& inputs) {
+Batch batch_of(const Ints& tokens, const Ints& positions, const Ints& sequence, const Table& table,
+               const Ints& selected) {
   require(tokens.size() == positions.size() && tokens.size() == sequence.size(),
           "tokens, positions and sequence must have the same length");
-  const Batch batch{tokens.data(), positions.data(), sequence.data(), table.data(), selected.data(),
-                    static_cast<int>(tokens.size()), static_cast<int>(table.shape(0)),
-                    static_cast<int>(table.shape(1)), static_cast<int>(selected.size())};
+  return {tokens.data(), positions.data(), sequence.data(), table.data(), selected.data(),
+          static_cast<int>(tokens.size()), static_cast<int>(table.shape(0)),
+          static_cast<int>(table.shape(1)), static_cast<int>(selected.size())};
+}
+
+std::vector<const float*> inputs_of(const Program& program, const std::vector<Floats2>& inputs, size_t rows) {
   require(inputs.size() == program.inputs().size(), "the plan takes " + std::to_string(program.inputs().size()) +
           " inputs, not " + std::to_string(inputs.size()));
   std::vector<const float*> from;
   for (size_t i = 0; i < inputs.size(); ++i) {
     const int width = program.inputs()[i].width;
-    require(inputs[i].shape(0) == tokens.size() && static_cast<int>(inputs[i].shape(1)) == width,
+    require(inputs[i].shape(0) == rows && static_cast<int>(inputs[i].shape(1)) == width,
             "an input must have a row of " + std::to_string(width) + " columns for every token");
     from.push_back(inputs[i].data());
   }
-  const Output logits = new_array(selected.size(), program.logits_width());
-  std::vector<nb::object> results{logits.array};
+  return from;
+}
+
+// Room for the further results: appended to `results`.
+std::vector<float*> further_of(const Program& program, const Batch& batch, std::vector<nb::object>& results) {
   std::vector<float*> further;
   for (const View& v : program.further()) {
-    const Output out = new_array(v.selected ? selected.size() : tokens.size(), v.width);
+    const Output out = new_array(v.selected ? batch.wanted : batch.rows, v.width);
     further.push_back(out.data);
     results.push_back(out.array);
   }
+  return further;
+}
+
+std::vector<nb::object> run(Program& program, const Ints& tokens, const Ints& positions, const Ints& sequence,
+                            const Table& table, const Ints& selected, const Cache& cache,
+                            const std::vector<Floats2>& inputs) {
+  const Batch batch = batch_of(tokens, positions, sequence, table, selected);
+  const auto from = inputs_of(program, inputs, tokens.size());
+  const Output logits = new_array(selected.size(), program.logits_width());
+  std::vector<nb::object> results{logits.array};
+  const auto further = further_of(program, batch, results);
   {
     nb::gil_scoped_release release;
     program.run(batch, cache, logits.data, from, further);
   }
   return results;
+}
+
+std::pair<nb::list, std::vector<nb::object>> step(Program& program, const Ints& tokens, const Ints& positions,
+                                                  const Ints& sequence, const Table& table, const Ints& selected,
+                                                  const Cache& cache, const std::vector<Floats2>& inputs,
+                                                  const nb::sequence& given, bool states) {
+  const Batch batch = batch_of(tokens, positions, sequence, table, selected);
+  const auto from = inputs_of(program, inputs, tokens.size());
+  const int vocab = program.logits_width();
+  const Asks asks = asks_of(given, batch.wanted, vocab);
+  std::vector<nb::object> results;
+  const auto further = states ? further_of(program, batch, results) : std::vector<float*>{};
+  std::vector<Chosen> chosen;
+  {
+    nb::gil_scoped_release release;
+    program.step(batch, cache, from, further,
+                 [&](const float* logits) { chosen = choose(logits, vocab, asks.all); });
+  }
+  return {answers_of(chosen), std::move(results)};
 }
 
 void bind_data(nb::module_& m) {
@@ -212,6 +248,9 @@ void bind_program(nb::module_& m) {
       .def("select", &Program::select, "x"_a)
       .def("finish", &Program::finish, "logits"_a, "further"_a)
       .def_prop_ro("logits_width", &Program::logits_width)
+      .def("bytes", &Program::bytes, "rows"_a, "wanted"_a)
+      .def("step", &step, "tokens"_a.noconvert(), "positions"_a.noconvert(), "sequence"_a.noconvert(),
+           "block_table"_a.noconvert(), "selected"_a.noconvert(), "cache"_a, "inputs"_a, "asks"_a, "states"_a)
       .def("run", &run, "tokens"_a.noconvert(), "positions"_a.noconvert(), "sequence"_a.noconvert(),
            "block_table"_a.noconvert(), "selected"_a.noconvert(), "cache"_a, "inputs"_a);
 }
@@ -249,4 +288,5 @@ NB_MODULE(_native, m) {
   bind_limits(m);
   bind_data(m);
   bind_program(m);
+  bind_sampling(m);
 }

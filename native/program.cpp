@@ -399,19 +399,50 @@ void Program::check_cache(const Cache& cache) const {
   }
 }
 
-void Program::run(const Batch& batch, const Cache& cache, float* logits, const std::vector<const float*>& inputs,
-                  const std::vector<float*>& further) {
+void Program::check_step(const Batch& batch, const Cache& cache) const {
   logits_width();
   check_cache(cache);
   check(batch, vocabulary_, cache.blocks());
   for (int t = 0; t < batch.rows && !indexed_.empty(); ++t)
     require(batch.positions[t] < kMostPositions, "position " + number(batch.positions[t]) +
             " is beyond the " + number(kMostPositions) + " that an indexer can name");
+}
+
+size_t Program::arena_floats(int rows, int wanted) const {
+  return row_floats_ * rows + selected_floats_ * wanted;
+}
+
+size_t Program::bytes(int rows, int wanted) const {
+  require(rows >= 0 && wanted >= 0, "a step cannot have a negative number of rows");
+  return sizeof(float) * (arena_floats(rows, wanted) + static_cast<size_t>(logits_width()) * wanted);
+}
+
+void Program::run(const Batch& batch, const Cache& cache, float* logits, const std::vector<const float*>& inputs,
+                  const std::vector<float*>& further) {
+  check_step(batch, cache);
   require(inputs.size() == inputs_.size() && further.size() == further_.size(),
           "the plan has " + number(static_cast<int>(inputs_.size())) + " inputs and " +
               number(static_cast<int>(further_.size())) + " further results");
   std::lock_guard<std::mutex> lock(running_);
-  const size_t floats = row_floats_ * batch.rows + selected_floats_ * batch.wanted;
+  execute(batch, cache, logits, inputs, further);
+}
+
+void Program::step(const Batch& batch, const Cache& cache, const std::vector<const float*>& inputs,
+                   const std::vector<float*>& further, const std::function<void(const float*)>& use) {
+  check_step(batch, cache);
+  require(inputs.size() == inputs_.size() && (further.empty() || further.size() == further_.size()),
+          "the plan has " + number(static_cast<int>(inputs_.size())) + " inputs and " +
+              number(static_cast<int>(further_.size())) + " further results");
+  std::lock_guard<std::mutex> lock(running_);
+  const size_t needed = sizeof(float) * batch.wanted * static_cast<size_t>(logits_width());
+  if (step_logits_.size() < needed) step_logits_ = Buffer(needed, true);
+  execute(batch, cache, step_logits_.floats(), inputs, further);
+  use(step_logits_.floats());
+}
+
+void Program::execute(const Batch& batch, const Cache& cache, float* logits, const std::vector<const float*>& inputs,
+                      const std::vector<float*>& further) {
+  const size_t floats = arena_floats(batch.rows, batch.wanted);
   if (arena_.size() < floats * sizeof(float)) arena_ = Buffer(floats * sizeof(float), true);
 
   Step step{batch, cache, {}, {}};

@@ -4,6 +4,7 @@
 // rows whose logits are wanted. Recording methods check every width and return the view of the result. `finish` gives
 // each buffer a place in an arena, reusing the place of results that nobody reads any more. `run` executes a step.
 #pragma once
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -123,6 +124,11 @@ class Program {
   // recorded. Raises for a bad batch or a cache of another shape.
   void run(const Batch& batch, const Cache& cache, float* logits, const std::vector<const float*>& inputs = {},
            const std::vector<float*>& further = {});
+  // The same, with logits that belong to the plan: `use` sees them once. `further` may be empty.
+  void step(const Batch& batch, const Cache& cache, const std::vector<const float*>& inputs,
+            const std::vector<float*>& further, const std::function<void(const float* logits)>& use);
+  // Bytes that a step of `rows` tokens takes, `wanted` of them with logits; the largest one's are kept.
+  size_t bytes(int rows, int wanted) const;
 
  private:
   struct BufferPlan {
@@ -151,6 +157,10 @@ class Program {
   View code_buffer(int width, int count, bool selected);
   size_t place_buffers(bool selected);
   void check_cache(const Cache& cache) const;
+  void check_step(const Batch& batch, const Cache& cache) const;
+  size_t arena_floats(int rows, int wanted) const;
+  void execute(const Batch& batch, const Cache& cache, float* logits, const std::vector<const float*>& inputs,
+               const std::vector<float*>& further);
 
   const uint64_t id_;
   std::vector<BufferPlan> buffers_;
@@ -163,7 +173,7 @@ class Program {
   int logits_ = -1;
   std::vector<View> inputs_, further_;
   size_t row_floats_ = 0, selected_floats_ = 0;  // arena floats per row of each kind
-  Buffer arena_;
+  Buffer arena_, step_logits_;
   std::mutex running_;
 };
 

@@ -28,7 +28,7 @@ compile() { # shellcheck disable=SC2086
   else $cxx "${flags[@]}" ${CXXFLAGS:-} -c "$1.cpp" -o "$objects/${1//\//_}.o"; fi
 }
 linked=() jobs=()
-for source in tests/main tests/checks tests/products tests/rows tests/attention "${sources[@]}"; do
+for source in tests/main tests/checks tests/products tests/rows tests/sampling tests/attention "${sources[@]}"; do
   if [ -n "$library" ] && [[ $source != tests/* ]]; then linked+=("$library/$source.cpp.o"); continue; fi
   compile "$source" & jobs+=($!)
   linked+=("$objects/${source//\//_}.o")

@@ -49,6 +49,7 @@ class Checks {
   // Bytes of every instruction set against the expected ones.
   void check_bytes(const std::string& name, const std::vector<uint8_t>& expected,
                    const std::function<void(const Kernels&, uint8_t*)>& run);
+  const Kernels& plain() const { return *sets_[0]; }
   int failures() const { return failures_; }
   int done() const { return done_; }
 
@@ -62,5 +63,6 @@ class Checks {
 void check_products(Checks& checks);
 void check_rows(Checks& checks);
 void check_attention(Checks& checks);
+void check_sampling(Checks& checks);
 
 }  // namespace deepwell

@@ -30,6 +30,7 @@ int run(int argc, char** argv) {
   const auto sets = plain_first();
   deepwell::Checks checks(sets);
   deepwell::check_rows(checks);
+  deepwell::check_sampling(checks);
   deepwell::check_attention(checks);
   deepwell::check_products(checks);
   std::string names;

@@ -17,6 +17,8 @@ def set_threads(n: int) -> None: ...
 def read_bandwidth(bytes: int, rounds: int) -> list[float]: ...
 def peak(kind: str, rounds: int) -> tuple[str, list[float]] | None: ...
 def exp(x: NDArray[np.float32]) -> NDArray[np.float32]: ...
+def exp_double(x: NDArray[np.float64]) -> list[float]: ...
+def log(x: float) -> float: ...
 def checksum(bytes: NDArray[np.uint8]) -> int: ...
 
 class MappedFile:
@@ -78,6 +80,28 @@ class View:
     def width(self) -> int: ...
     @property
     def selected(self) -> bool: ...
+
+Logprob = tuple[int, float, tuple[tuple[int, float], ...]]
+Answer = tuple[tuple[int, ...], tuple[Logprob, ...], tuple[Logprob, ...], bool]
+
+class Sampler:
+    def __init__(
+        self,
+        vocab: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        min_p: float,
+        presence: float,
+        frequency: float,
+        repetition: float,
+        bias: Sequence[tuple[int, float]],
+        prompt: Sequence[int],
+    ) -> None: ...
+    @property
+    def vocab(self) -> int: ...
+
+def choose(logits: NDArray[np.float32], asks: Sequence[Any]) -> list[Answer]: ...
 
 class Program:
     def __init__(self) -> None: ...
@@ -145,3 +169,16 @@ class Program:
         cache: Cache,
         inputs: Sequence[NDArray[np.float32]],
     ) -> list[NDArray[np.float32]]: ...
+    def step(
+        self,
+        tokens: NDArray[Any],
+        positions: NDArray[Any],
+        sequence: NDArray[Any],
+        block_table: NDArray[Any],
+        selected: NDArray[Any],
+        cache: Cache,
+        inputs: Sequence[NDArray[np.float32]],
+        asks: Sequence[Any],
+        states: bool,
+    ) -> tuple[list[Answer], list[NDArray[np.float32]]]: ...
+    def bytes(self, rows: int, wanted: int) -> int: ...

@@ -16,15 +16,16 @@ instruction set gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepwell import _native
-from deepwell._native import Cache, Matrix, View, available_isas, isa, set_isa, set_threads, threads
+from deepwell._native import Cache, Matrix, Sampler, View, available_isas, isa, set_isa, set_threads, threads
 from deepwell.ops.base import Batch, GqaShape, IndexShape, MlaShape, Rotation, Routing
+from deepwell.ops.sampling import Ask, Chosen, RowLogprob, SamplingRules
 
 __all__ = [
     "Cache",
@@ -32,10 +33,13 @@ __all__ = [
     "Matrix",
     "Plan",
     "Recorder",
+    "Sampler",
     "Storage",
     "Vector",
     "available_isas",
+    "choose",
     "isa",
+    "sampler",
     "set_isa",
     "set_threads",
     "threads",
@@ -104,6 +108,43 @@ class KvB:
             self.v_b.fill(head + i, 0, np.ascontiguousarray(w[self.nope :]))
 
 
+def sampler(rules: SamplingRules, vocab: int, prompt: Sequence[int]) -> Sampler:
+    """The state of one request for `Ask`: its rules, and the tokens seen so far.
+
+    `choose` and `Plan.step` change it. The prompt matters to the repetition penalty alone. Raises ValueError for rules
+    out of range and for tokens, of the bias or the prompt, outside the vocabulary.
+    """
+    return Sampler(
+        vocab,
+        rules.temperature,
+        rules.top_p,
+        rules.top_k,
+        rules.min_p,
+        rules.presence_penalty,
+        rules.frequency_penalty,
+        rules.repetition_penalty,
+        list(rules.logit_bias.items()),
+        prompt,
+    )
+
+
+def choose(logits_LV: NDArray[np.float32], asks: Sequence[Ask]) -> list[Chosen]:
+    """Answer each ask by its rows. Raises ValueError, and changes nothing, for asks that do not fit the logits."""
+    return _chosen(_native.choose(logits_LV, asks))
+
+
+def _chosen(answers: Iterable[_native.Answer]) -> list[Chosen]:
+    return [
+        Chosen(
+            tokens,
+            tuple(RowLogprob(*one) for one in logprobs),
+            tuple(RowLogprob(*one) for one in scores),
+            sound,
+        )
+        for tokens, logprobs, scores, sound in answers
+    ]
+
+
 class Plan:
     """A recorded decoder step. One call runs it; calls take turns."""
 
@@ -126,6 +167,33 @@ class Plan:
         return self._program.run(
             b.tokens_T, b.positions_T, b.sequence_T, b.block_table_SP, b.selected_L, cache, list(inputs)
         )
+
+    def step(
+        self,
+        batch: Batch,
+        cache: Cache,
+        asks: Sequence[Ask],
+        inputs: Sequence[NDArray[np.float32]] = (),
+        states: bool = False,
+    ) -> tuple[list[Chosen], list[NDArray[np.float32]]]:
+        """Extend the cache by the batch's tokens and answer the asks, whose rows are the selected ones.
+
+        The logits never leave C++. With `states`, the further results are given back too, else an empty list. Raises
+        ValueError for a bad batch or bad asks; then nothing was computed and no sampler changed.
+        """
+        b = batch
+        answers, further = self._program.step(
+            b.tokens_T, b.positions_T, b.sequence_T, b.block_table_SP, b.selected_L, cache, list(inputs), asks, states
+        )
+        return _chosen(answers), further
+
+    def bytes(self, rows: int, wanted: int) -> int:
+        """Memory that `step` takes for `rows` tokens, `wanted` of them with logits: intermediate results and logits.
+
+        It is allocated by the first step that needs it and kept for the next. Weights and cache are not part of it, nor
+        is what is given back to Python.
+        """
+        return self._program.bytes(rows, wanted)
 
 
 class Recorder:
