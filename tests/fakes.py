@@ -103,7 +103,7 @@ class FakeRunner:
     ) -> None:
         self.vocab_size, self.blocks, self.context, self.fingerprint = vocab_size, blocks, context, fingerprint
         self.next_token, self.delay, self.fail, self.nan_after = next_token, delay, fail, nan_after
-        self.has_module = False
+        self.has_draft_head = False
         self.slots = np.full((blocks, BLOCK_TOKENS, 2), -1, np.int64)
         self.violations: list[str] = []
         self.batches: list[Batch] = []

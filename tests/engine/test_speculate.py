@@ -15,7 +15,7 @@ from deepwell.engine.sequence import SequenceState
 from deepwell.engine.speculation.speculator import PLAIN
 from deepwell.errors import ConfigError
 from deepwell.options import Speculate
-from fake_module import FakeModule
+from fake_draft_head import FakeDraftHead
 from fakes import EOS, FakeRunner, reply, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -33,7 +33,7 @@ def talk(context: tuple[int, ...]) -> int | None:
 
 def make_runner(blocks: int = 256, context: int = 4096, **more: object) -> FakeRunner:
     runner = FakeRunner(blocks=blocks, context=context, next_token=talk, **more)
-    FakeModule(runner)
+    FakeDraftHead(runner)
     return runner
 
 
@@ -236,9 +236,9 @@ def test_an_untracked_prefix_gets_no_guesses_of_the_module() -> None:
     runner = make_runner()
     core = make_core(runner, "mtp")
     r = request("a", prompt_of(1, 130), max_tokens=5, temperature=0.0, ignore_eos=True)
-    tracks, core._runner._tracks = core._runner._tracks, None
+    tracks, core._runner._draft_head = core._runner._draft_head, None
     serve(core, [r])
-    core._runner._tracks = tracks
+    core._runner._draft_head = tracks
     answer = serve(core, [Request(id="b", prompt=r.prompt, sampling=r.sampling)])["b"]
     assert answer.usage is not None
     assert (answer.usage.cached_tokens, answer.usage.drafted_tokens) == (128, 0)
@@ -312,8 +312,20 @@ def test_a_failing_drafter_ends_the_guessing_and_nothing_else() -> None:
     r = request("a", prompt_of(1, 30), max_tokens=40, temperature=0.0, ignore_eos=True)
     runner = make_runner()
     core = make_core(runner, "mtp")
-    assert core._runner._tracks is not None
-    core._runner._tracks.guesses = None  # type: ignore[assignment]
+    assert core._runner._draft_head is not None
+    core._runner._draft_head.guesses = None  # type: ignore[assignment]
+    answer = serve(core, [r])["a"]
+    assert_same(answer, plain(r))
+    assert answer.usage is not None
+    assert answer.usage.drafted_tokens == 0
+
+
+@pytest.mark.parametrize("length", [30, 900])
+def test_a_draft_head_that_fails_while_it_looks_on_harms_nobody(length: int) -> None:
+    r = request("a", prompt_of(1, length), max_tokens=40, temperature=0.0, ignore_eos=True)
+    core = make_core(make_runner(), "mtp")
+    assert core._runner._draft_head is not None
+    core._runner._draft_head._predict = None  # type: ignore[assignment]
     answer = serve(core, [r])["a"]
     assert_same(answer, plain(r))
     assert answer.usage is not None
@@ -350,7 +362,7 @@ def test_the_context_is_not_overrun() -> None:
 def test_waiting_pairs_go_through_the_module_in_batches() -> None:
     """While the module's guesses are not wanted, its cache is kept up at a fraction of the calls."""
     runner = FakeRunner(next_token=talk)
-    module = FakeModule(runner)
+    module = FakeDraftHead(runner)
     core = make_core(runner, "mtp")
     core._speculator.choose = lambda ready, followed: PLAIN  # type: ignore[method-assign]
     serve(core, [request("a", prompt_of(1, 30), max_tokens=1200, ignore_eos=True)])
@@ -362,7 +374,7 @@ def test_waiting_pairs_go_through_the_module_in_batches() -> None:
 def test_the_module_never_computes_more_rows_than_a_step_may(budget: int) -> None:
     """A long prompt's pairs go through in the steps that read it, not all at once when its answer begins."""
     runner = FakeRunner(next_token=talk)
-    module = FakeModule(runner)
+    module = FakeDraftHead(runner)
     core = make_core(runner, "mtp", token_budget=budget, step_ms=0)
     prompts = [request(str(i), prompt_of(i, 1500), max_tokens=80, ignore_eos=True, temperature=0.0) for i in range(2)]
     answers = serve(core, prompts)

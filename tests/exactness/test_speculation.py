@@ -101,9 +101,9 @@ def test_the_module_predicts_what_the_decoder_says() -> None:
     last = len(tokens) - 1
     runner = build()
     _, x_ND = runner.run_with_states(one_sequence(tokens, 0, last))
-    logits, states = runner.module_logits(one_sequence(tokens[1:], 0, last), x_ND)
+    logits, states = runner.draft_logits(one_sequence(tokens[1:], 0, last), x_ND)
     pieces = [
-        runner.module_logits(one_sequence(tokens[1:], a, b), x_ND[a:b])
+        runner.draft_logits(one_sequence(tokens[1:], a, b), x_ND[a:b])
         for a, b in ((0, 50), (50, 51), (51, 128), (128, last))
     ]
     assert np.array_equal(np.concatenate([part for part, _ in pieces]), logits)
@@ -120,5 +120,5 @@ def test_the_module_predicts_what_the_decoder_says() -> None:
         _, again = decoder.predict_further(ops, own, following, again=True)
     assert np.abs(logits - wanted.numpy()).max() < 0.02
     assert np.abs(states - own.numpy()).max() < 0.02
-    repeated, _ = runner.module_logits(one_sequence(tokens[1:], 0, last), states, again=True)
+    repeated, _ = runner.draft_logits(one_sequence(tokens[1:], 0, last), states, again=True)
     assert np.abs(repeated - again.numpy()).max() < 0.05

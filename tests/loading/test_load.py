@@ -128,12 +128,12 @@ def without_module(folder: Path) -> Path:
 
 @pytest.mark.parametrize(("speculate", "loaded"), [("off", False), ("lookup", False), ("mtp", True), ("auto", True)])
 def test_the_prediction_module_is_loaded_where_it_may_be_used(speculate: Speculate, loaded: bool) -> None:
-    assert (load_model(blocks=2, speculate=speculate).runner.has_module) == loaded
+    assert (load_model(blocks=2, speculate=speculate).runner.has_draft_head) == loaded
 
 
 def test_a_model_without_its_prediction_module(tmp_path: Path) -> None:
     folder = without_module(tmp_path / "model")
-    assert load_model(folder, blocks=2, speculate="auto").runner.has_module is False
+    assert load_model(folder, blocks=2, speculate="auto").runner.has_draft_head is False
     with pytest.raises(ConfigError, match="has no multi-token prediction module; try lookup"):
         load_model(folder, speculate="mtp")
 

@@ -80,7 +80,7 @@ def test_a_copy_holds_the_prediction_module_even_if_it_was_not_loaded(model: Pat
     load_and_store(model, cache)
     copy = load_model(model, dtype="int8", blocks=2, context=64, speculate="mtp", cache=cache)
     assert copy.uncached is None
-    assert copy.runner.has_module
+    assert copy.runner.has_draft_head
 
 
 def test_moving_a_model_keeps_its_copy(model: Path, cache: PackCache) -> None:

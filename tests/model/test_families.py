@@ -245,9 +245,9 @@ def test_prediction_module(seed: int, tmp_path: Path) -> None:
     model.tensors |= {f"{prefix}.{own}.weight": model.tensors[f"{main}.weight"] for own, main in copies.items()}
     publish(model, tmp_path)
     runner = NativeRunner(Checkpoint(tmp_path), "float32", blocks=4, mtp=True)
-    assert runner.has_module
+    assert runner.has_draft_head
     logits, states = runner.run_with_states(whole(tokens[:-1]))
     check("V3, R1", "float64 formula", logits, model.logits(tokens[:-1]))
     following = whole(tokens[1:])
-    got, _ = runner.module_logits(following, states)
+    got, _ = runner.draft_logits(following, states)
     check("MTP", "float64 formula", got, wanted)

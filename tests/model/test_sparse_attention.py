@@ -99,9 +99,9 @@ def test_the_prediction_module_has_an_indexer_of_its_own(tmp_path: Path) -> None
     assert trace.margin > MARGIN
     assert len(trace.chosen) == 4
     runner = NativeRunner(Checkpoint(tmp_path), "float32", blocks=8, mtp=True)
-    assert runner.has_module
+    assert runner.has_draft_head
     _, states = runner.run_with_states(whole(tokens[:-1]))
-    got, _ = runner.module_logits(whole(tokens[1:]), states)
+    got, _ = runner.draft_logits(whole(tokens[1:]), states)
     assert np.abs(got - logits).max() < BOUND
 
 

@@ -180,13 +180,13 @@ def test_the_prediction_module_goes_with_the_model(tmp_path: Path) -> None:
     pages = np.zeros((1, 1), np.int32)
     batch = Batch(rows + 300, rows, np.zeros_like(rows), pages, rows)
     for model in (source, copy):
-        assert model.runner.has_module
+        assert model.runner.has_draft_head
     (logits, states), (got_logits, got_states) = (
-        m.runner.run_with_states(batch) for m in (source, copy) if m.runner.has_module
+        m.runner.run_with_states(batch) for m in (source, copy) if m.runner.has_draft_head
     )
     assert np.array_equal(logits, got_logits)
     assert np.array_equal(states, got_states)
-    drafts, got = (m.runner.module_logits(batch, states)[0] for m in (source, copy) if m.runner.has_module)
+    drafts, got = (m.runner.draft_logits(batch, states)[0] for m in (source, copy) if m.runner.has_draft_head)
     assert np.array_equal(drafts, got)
 
 

@@ -18,7 +18,7 @@ from deepwell.ops.sampling import Ask, Chosen, RowLogprob
 from deepwell.weights.tokenizer import Marked, Tokenizer
 
 
-class Answer:
+class AnswerState:
     """The rules, the text and the log-probabilities of one request.
 
     `sampler` is the backend's state of its rules, `seed` is used where the request names none. `capacity` bounds prompt

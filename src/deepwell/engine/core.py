@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
-from deepwell.engine.answer import Answer
+from deepwell.engine.answer import AnswerState
 from deepwell.engine.runner import Backend, Runner
 from deepwell.engine.scheduler import SchedulerLimits, Segment, StepPlan, Tier
 from deepwell.engine.sequence import SequenceState
@@ -28,12 +28,12 @@ _log = logging.getLogger(__name__)
 class EngineConfig(msgspec.Struct, frozen=True):
     """Limits of the engine.
 
-    `token_budget`: tokens computed per step, at most. `step_ms`: how many milliseconds a step shall take, about, while
-    others wait for it; by what is measured, fewer tokens than the budget are then computed; 0 sets no aim. `max_running`: requests served together. `max_waiting`: requests that may
-    wait for a place; `max_running` + `max_waiting` live ones are the most, and the next is refused. `drain_seconds`:
-    how long live requests may go on after a stop. `blocks`: KV blocks used, None for all that the runner has.
-    `speculate`: where guesses at the next tokens come from, and `draft_tokens` the most of them per answer and step;
-    no answer depends on either.
+    `token_budget`: tokens computed per step, at most. `step_ms`: about how many milliseconds a step may take while
+    others wait for it, 0 for no aim: by what was measured, fewer tokens are then computed. `max_running`: requests
+    served together. `max_waiting`: requests that may wait for a place; `max_running` + `max_waiting` live ones are the
+    most, and the next is refused. `drain_seconds`: how long live requests may go on after a stop. `blocks`: KV blocks
+    used, None for all that the runner has. `speculate`: where guesses at the next tokens come from, and `draft_tokens`
+    the most of them per answer and step; no answer depends on either.
     """
 
     token_budget: int = 512
@@ -122,8 +122,8 @@ class EngineCore:
         self._clock = clock
         self._on_end = on_end
         self._tier = tier
-        self._speculator = Speculator(config.speculate, config.draft_tokens, backend.has_module)
-        self._live: dict[str, Answer] = {}
+        self._speculator = Speculator(config.speculate, config.draft_tokens, backend.has_draft_head)
+        self._live: dict[str, AnswerState] = {}
         self._drafted: dict[Kind, int] = dict.fromkeys(DRAFTERS, 0)
         self._accepted: dict[Kind, int] = dict.fromkeys(DRAFTERS, 0)
         self._finished: dict[FinishReason, int] = dict.fromkeys(("stop", "length", "abort", "error"), 0)
@@ -146,7 +146,7 @@ class EngineCore:
         self.check(request, self._live.keys())
         scores = request.sampling.prompt_logprobs is not None
         sequence = SequenceState(request.id, request.prompt, scores, scope=request.scope, extras=request.extras)
-        self._live[request.id] = Answer(
+        self._live[request.id] = AnswerState(
             request,
             sequence,
             self._tokenizer,
@@ -240,18 +240,18 @@ class EngineCore:
             return {}
 
     def _take_in(self, wait: bool) -> None:
-        """Write the pages that have arrived into their blocks; what did not come, or is of another model, is computed."""
+        """Write the pages that have arrived into their blocks; what did not come, or is of no use, is computed."""
         scheduler = self._steps.scheduler
         for fetch, pages in self._tier.arrived(wait) if self._tier is not None else ():
             if not scheduler.awaits(fetch):
                 continue
             count = 0
             try:
-                for count, page in enumerate(pages, 1):  # noqa: B007
-                    self._runner.write_page(fetch.blocks[count - 1], page)
+                for block, page in zip(fetch.blocks, pages, strict=False):
+                    self._runner.write_page(block, page)
+                    count += 1
             except ConfigError as error:
                 _log.warning("a cached page is of no use: %s", error)
-                count -= 1
             scheduler.fetched(fetch, count)
 
     def _compute(self, plan: StepPlan) -> list[tuple[str, Delta]]:

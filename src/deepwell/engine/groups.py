@@ -18,8 +18,8 @@ class Pools:
     """The block pools of all groups, and the rules that hold over them together."""
 
     def __init__(self, groups: tuple[CacheGroup, ...], fingerprint: bytes) -> None:
-        """Raises ConfigError unless the first group looks back to the beginning, which bounds how long sequences get, and
-        the others have blocks for what they look back to."""
+        """Raises ConfigError unless the first group looks back to the beginning, which bounds how long sequences get,
+        and the others have blocks for what they look back to."""
         if not groups or groups[0].reach is not None:
             raise ConfigError("the first cache group must look back to the beginning")
         for group in groups:

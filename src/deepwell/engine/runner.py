@@ -6,6 +6,7 @@ the multi-token prediction module guesses from. Logits and states never leave it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,18 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.engine.scheduler import StepPlan
-from deepwell.engine.speculation.module import ModuleTracks
+from deepwell.engine.speculation.draft_head import DraftHead
 from deepwell.engine.tables import BlockTables, batch_of
 from deepwell.ops.base import Batch
 from deepwell.ops.paging import CacheGroup, Page
 from deepwell.ops.sampling import Ask, Chosen, SamplingRules
+
+_log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
     """A model with its KV cache. Called from one thread; may release the GIL. N rows of a step, D hidden width.
 
     `context` is the longest sequence in tokens, `vocab_size` the width of the logits, `fingerprint` names the model
-    and cache layout (it salts the prefix hashes). `has_module` says that `predict` works: a multi-token prediction
+    and cache layout (it salts the prefix hashes). `has_draft_head` says that `predict` works: a multi-token prediction
     module is there, with a cache layer of its own in the same pages.
     """
 
@@ -38,7 +41,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def has_module(self) -> bool: ...
+    def has_draft_head(self) -> bool: ...
 
     def sampler(self, rules: SamplingRules, prompt: Sequence[int]) -> Any:
         """The sampling state of one answer."""
@@ -74,9 +77,9 @@ class Runner:
         """`token_budget` bounds the rows of a step, the module's included."""
         self.backend = backend
         self._tables = BlockTables(len(backend.groups))
-        self._tracks: ModuleTracks | None = None
-        if backend.has_module:
-            self._tracks = ModuleTracks(backend.predict, self._tables, backend.groups[0].blocks, token_budget)
+        self._draft_head: DraftHead | None = None
+        if backend.has_draft_head:
+            self._draft_head = DraftHead(backend.predict, self._tables, backend.groups[0].blocks, token_budget)
 
     def step(self, plan: StepPlan, asks: Mapping[str, Ask], follow: bool = False) -> dict[str, Chosen]:
         """Compute a plan and choose its tokens; `asks` has what is wanted of each segment that wants rows.
@@ -84,38 +87,42 @@ class Runner:
         With `follow`, the sequences that begin in it can be guessed for later by the prediction module.
         """
         self._tables.update(plan)
-        tracks = self._tracks
-        if tracks is not None:
+        head = self._draft_head
+        if head is not None:
             for id in plan.gone:
-                tracks.forget(id)
+                head.forget(id)
         wanting = [segment for segment in plan.segments if segment.wanted]
-        states = tracks is not None and (follow or tracks.followed > 0)
+        states = head is not None and (follow or head.followed > 0)
         batch = batch_of(plan.segments, self._tables)
         chosen, x_ND = self.backend.step(batch, [asks[segment.id] for segment in wanting], states)
         found = {segment.id: what for segment, what in zip(wanting, chosen, strict=True)}
-        if tracks is not None:
-            tracks.observe(plan, found, x_ND, follow)
+        if head is not None:
+            try:
+                head.observe(plan, found, x_ND, follow)
+            except Exception:
+                _log.exception("the draft head failed; the engine goes on without")
+                self.stop_following()
         return found
 
     def followed(self, id: str) -> bool:
         """Whether the prediction module can guess for a sequence that lacks its newest token alone."""
-        return self._tracks is not None and self._tracks.can_guess(id)
+        return self._draft_head is not None and self._draft_head.can_guess(id)
 
     def guesses(self, wanted: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Up to so many tokens that the prediction module guesses for each of these sequences."""
-        return self._tracks.guesses(wanted) if self._tracks is not None else {}
+        return self._draft_head.guesses(wanted) if self._draft_head is not None else {}
 
     def catch_up(self) -> None:
         """Put states that wait through the prediction module if they have become many."""
-        if self._tracks is not None:
-            self._tracks.catch_up()
+        if self._draft_head is not None:
+            self._draft_head.catch_up()
 
     def write_page(self, block: int, page: Page) -> None:
         """Set the content of a block. Raises ConfigError for a page of another model or layout."""
         self.backend.write_page(block, page)
-        if self._tracks is not None:
-            self._tracks.unknown(block)
+        if self._draft_head is not None:
+            self._draft_head.unknown(block)
 
     def stop_following(self) -> None:
         """Do without the prediction module from now on."""
-        self._tracks = None
+        self._draft_head = None

@@ -104,7 +104,7 @@ class NativeRunner:
         recorder, decoder = native.Recorder(), Decoder(config, self.handles)
         x = decoder.hidden(recorder)
         self._plan = recorder.finish(decoder.logits(recorder, x), *([x] if mtp else ()))
-        self._module = [_module_plan(decoder, again) for again in ((False, True) if mtp else ())]
+        self._draft_head = [_draft_head_plan(decoder, again) for again in ((False, True) if mtp else ())]
         self.widths = tuple(config.cache_widths(int(mtp)))
         self._cache = native.Cache(list(self.widths), self.blocks, self.cache_dtype == "bfloat16")
         self._greedy = self.sampler(SamplingRules(temperature=0.0), ())
@@ -114,8 +114,8 @@ class NativeRunner:
         return (CacheGroup(self.blocks),)
 
     @property
-    def has_module(self) -> bool:
-        return bool(self._module)
+    def has_draft_head(self) -> bool:
+        return bool(self._draft_head)
 
     def sampler(self, rules: SamplingRules, prompt: Sequence[int]) -> native.Sampler:
         return native.sampler(rules, self.vocab_size, prompt)
@@ -130,7 +130,7 @@ class NativeRunner:
         self, batch: Batch, x_ND: NDArray[np.float32], again: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         asks = [Ask(sampler=self._greedy, rows=1)] * len(batch.selected_L)
-        chosen, (x_LD,) = self._module[again].step(batch, self._cache, asks, [x_ND], states=True)
+        chosen, (x_LD,) = self._draft_head[again].step(batch, self._cache, asks, [x_ND], states=True)
         # a row that is not sound guesses anything: guesses are only ever guesses
         return np.array([c.tokens[0] if c.tokens else 0 for c in chosen], np.int64), x_LD
 
@@ -155,11 +155,11 @@ class NativeRunner:
         logits_LV, x_ND = self._plan.run_all(batch, self._cache)
         return logits_LV, x_ND
 
-    def module_logits(
+    def draft_logits(
         self, batch: Batch, x_ND: NDArray[np.float32], again: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The prediction module's logits_LV and states x_LD, as `predict` chooses from: for tests."""
-        logits_LV, x_LD = self._module[again].run_all(batch, self._cache, [np.ascontiguousarray(x_ND)])
+        logits_LV, x_LD = self._draft_head[again].run_all(batch, self._cache, [np.ascontiguousarray(x_ND)])
         return logits_LV, x_LD
 
 
@@ -303,7 +303,7 @@ def _wants_module(source: Source, dtype: DType, speculate: Speculate) -> bool:
     return memory_need(source.config, "float32", mtp=True, kept=kept).weights <= free_memory(inspect_machine())
 
 
-def _module_plan(decoder: Decoder, again: bool) -> native.Plan:
+def _draft_head_plan(decoder: Decoder, again: bool) -> native.Plan:
     """States and the tokens that follow them in; logits_LV and the module's states x_LD out."""
     recorder = native.Recorder()
     x = recorder.input(decoder.config.hidden)

@@ -80,7 +80,7 @@ class Track:
         return tokens, x_ND[:count]
 
 
-class ModuleTracks:
+class DraftHead:
     """Tracks of the sequences that are followed, and which slots of the module's cache hold true pairs."""
 
     def __init__(self, predict: Predict, tables: BlockTables, blocks: int, most_rows: int) -> None:

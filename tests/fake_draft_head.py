@@ -11,7 +11,7 @@ from deepwell.ops.base import BLOCK_TOKENS, Batch
 from fakes import FakeRunner
 
 
-class FakeModule:
+class FakeDraftHead:
     """The prediction module of a FakeRunner. The state of a row is (position, token).
 
     `predict` notes a violation in the runner where a row's state is not that of its position, or where the module's
@@ -23,7 +23,7 @@ class FakeModule:
         self.runner, self.right = runner, right
         self.pairs = np.full((runner.blocks, BLOCK_TOKENS, 3), -1, np.int64)
         self.rows: list[int] = []
-        runner.has_module = True
+        runner.has_draft_head = True
         runner.predict = self.predict  # type: ignore[method-assign]
 
     def predict(
