@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from op_backends import NATIVE_BACKENDS, int32, normal, packed, packed_batch
+from op_backends import NATIVE_BACKENDS, int32, moe, normal, packed, packed_batch
 from test_invariance import ALL_AT_ONCE, CACHE_WIDTHS, MLA, small_model, step, weights
 
 from deepwell import _native
@@ -192,7 +192,7 @@ def test_wrong_routings_are_refused(routing: Routing, bias: int | None, message:
     gate_up, down = (packed(normal(0, *s), "int4") for s in ((8, 6, 16), (8, 16, 3)))
     vector = native.vector(normal(0, bias)) if bias else None
     with pytest.raises(ValueError, match=message):
-        record(lambda o, x: o.moe(x, router, vector, gate_up, down, routing, 0))
+        record(lambda o, x: moe(o, x, router, vector, gate_up, down, routing))
 
 
 def test_a_finished_plan_takes_no_more_operations() -> None:
