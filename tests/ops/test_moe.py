@@ -220,7 +220,7 @@ class RankDispatcher:
         arranged_N, sizes, order_M, shape = sent.origin
         leaving = sent.rows[arranged_N.argsort()].split(sizes)
         came = torch.cat(self.exchange(self.rank, list(leaving)))
-        return came[order_M.argsort()].view(*shape, -1)
+        return came[order_M.argsort()].unflatten(0, shape)
 
 
 def layer_on_ranks(ranks: int, x: Tensor, cuts: list[int], w: dict[str, Tensor], routing: Routing) -> list[Tensor]:

@@ -136,8 +136,8 @@ class Dispatcher(Protocol[A]):
     """Where the rows of experts go. Ranks that hold a part of the experts each swap this and nothing else.
 
     Both calls may exchange rows with other ranks, so every rank makes them in the same order: layer by layer, `send`
-    then `bring_back`, also with no rows of its own. Tokens are ordered by rank: then the rows of an expert are those, in
-    the order, that they would be if one rank had all tokens, and so are their bits.
+    then `bring_back`, also with no rows of its own. Tokens are ordered by rank: then an expert has the rows, in the
+    order, that it would have if one rank had all tokens, and so the bits.
     """
 
     def send(self, x: A, routes: Routes[A]) -> Sent[A]:

@@ -54,7 +54,7 @@ class LocalDispatcher:
         order_M, shape = sent.origin
         back_M = torch.empty_like(order_M)
         back_M[order_M] = torch.arange(order_M.numel(), device=order_M.device)
-        return sent.rows[back_M].view(*shape, -1)
+        return sent.rows[back_M].unflatten(0, shape)
 
 
 class TorchOps:
