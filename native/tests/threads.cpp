@@ -98,6 +98,8 @@ void demand(bool good, const char* what) {
   std::abort();
 }
 
+void pause(int milliseconds) { std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds)); }
+
 struct Deed {
   const char* name;
   std::function<void()> once;
@@ -151,13 +153,23 @@ void run(double seconds) {
       {{"runs of one plan", [&] { same(first, false); }},
        {"of it again", [&] { same(first, false); }},
        {"of another", [&] { same(second, true); }},
-       {"recordings", [&] { Program p; record(p, weights), same(p, false); }},
-       {"pieces of work", [&] { hand_out(1 + count.fetch_add(1) % 9); }},
-       {"matrices", [&] { pack(values); }},
+       {"recordings", [&] {
+          Program p;
+          record(p, weights);
+          same(p, false);
+        }},
+       {"pieces of work", [&] {
+          hand_out(1 + count.fetch_add(1) % 9);
+          pause(1);  // or the plans would hardly have a turn
+        }},
+       {"matrices", [&] {
+          pack(values);
+          pause(1);
+        }},
        {"numbers of threads", [&] {
           set_threads(1 + count.fetch_add(1) % 4);
           set_isa(isa());
-          std::this_thread::sleep_for(std::chrono::milliseconds(3));
+          pause(20);
         }}},
       seconds);
   std::printf("threads: %s\n", said.c_str());
