@@ -137,13 +137,16 @@ class Float64Ops:
     def _keep(self, layer: int, rows: Array) -> list[Array]:
         """Store each row, then give back, per row, what its sequence has kept up to and including it."""
         b = self.batch
-        slots = [
-            [(layer, int(b.block_table_SP[s, p // BLOCK_TOKENS]), p % BLOCK_TOKENS) for p in range(end + 1)]
-            for s, end in zip(b.sequence_T, b.positions_T, strict=True)
-        ]
-        for row, past in zip(rows, slots, strict=True):
-            self.cache[past[-1]] = row
-        return [np.stack([self.cache[slot] for slot in past]) for past in slots]
+
+        def slot(s: int, p: int) -> tuple[int, int, int]:
+            return layer, int(b.block_table_SP[s, p // BLOCK_TOKENS]), p % BLOCK_TOKENS
+
+        places = list(zip(b.sequence_T.tolist(), b.positions_T.tolist(), strict=True))
+        for row, (s, p) in zip(rows, places, strict=True):
+            self.cache[slot(s, p)] = row
+        lasts = dict(places)  # positions ascend
+        past = {s: np.stack([self.cache[slot(s, p)] for p in range(last + 1)]) for s, last in lasts.items()}
+        return [past[s][: p + 1] for s, p in places]
 
 
 class RoundedOps(Float64Ops):

@@ -303,18 +303,25 @@ def test_the_environment_forces_an_instruction_set() -> None:
 
 def test_interrupts_reach_python_and_the_process_ends_cleanly() -> None:
     code = """
-import os, signal, sys
-sys.path[:0] = %r
-from test_native import Model
-model = Model()
-model.run()
+import os, signal
+import numpy as np
+from deepwell.ops import native
+from deepwell.ops.base import Batch
+matrix = native.Matrix(1, 256, 256, "float32")
+matrix.fill(0, 0, np.ones((256, 256), np.float32))
+recorder = native.Recorder()
+plan = recorder.finish(recorder.linear(recorder.select(recorder.embed(matrix)), matrix))
+rows = np.arange(64, dtype=np.int32)
+step = Batch(rows, rows, 0 * rows, np.zeros((1, 1), np.int32), rows)
+native.set_threads(2)
+plan.run(step, native.Cache([], 1))
 try:
     os.kill(os.getpid(), signal.SIGINT)
-    while True: model.run()
+    while True: plan.run(step, native.Cache([], 1))
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
-    result = run_python(code % [os.path.dirname(__file__)])
+    result = run_python(code)
     assert (result.returncode, result.stdout) == (0, "interrupted\n"), result.stderr
 
 
