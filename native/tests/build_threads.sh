@@ -9,7 +9,7 @@ objects=$out.objects
 mkdir -p "$objects"
 
 flags=(-std=c++17 -O1 -gline-tables-only -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized -ffp-contract=off
-  -fno-math-errno -pthread -fsanitize=thread)
+  -fno-math-errno -Wno-unused-function -pthread -fsanitize=thread)
 if ! $cxx --version | grep -q clang; then flags[2]=-g1; fi
 linked=() jobs=()
 for source in tests/threads tests/checks program batch dense attention index experts routing matrix blocks memory pool \
