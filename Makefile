@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
 FUZZ_SECONDS ?= 30
+TSAN_SECONDS ?= 15
 # Where torch comes from, for development only: the package index's own wheels for Linux bring gigabytes of CUDA
 # libraries. Give the address of an index of CPU wheels here (TORCH_INDEX=https://...) to do without them.
 TORCH_INDEX ?=
@@ -23,7 +24,7 @@ SECONDS_SINCE = $$(( $$(date +%s) - start ))
 export CXX
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format types contract kernels arm pytest fuzz web web-check bench bench-kernels docs clean
+.PHONY: help serve test lint format types contract kernels arm pytest tsan fuzz web web-check bench bench-kernels docs clean
 
 define CHECK_COMPILER
 @command -v $(firstword $(CXX)) > /dev/null || { echo "Deepwell compiles its kernels, and there is no C++17 compiler here: install g++ (Debian: apt-get install g++) or name yours with CXX=..." >&2; exit 1; }
@@ -88,6 +89,14 @@ fuzz: build/fuzz/native ## fuzz the native backend for a while under sanitizers 
 build/fuzz/native: $(shell find native -name '*.cpp' -o -name '*.h' -o -name build.sh)
 	@command -v clang++-16 clang++ > /dev/null || .ci/packages clang
 	@mkdir -p build/fuzz; native/fuzz/build.sh $@
+
+tsan: build/tsan/threads ## plans, pool and packing on many threads for a while under ThreadSanitizer (TSAN_SECONDS=15)
+	@start=$$(date +%s); fixed=$$(setarch -R true 2> /dev/null && echo setarch -R); \
+	$$fixed build/tsan/threads $(TSAN_SECONDS) && echo "== tsan: $(SECONDS_SINCE) s"
+
+build/tsan/threads: $(shell find native -name '*.cpp' -o -name '*.h' -o -name build_threads.sh)
+	$(CHECK_COMPILER)
+	@mkdir -p build/tsan; native/tests/build_threads.sh $@
 
 format: $(VENV)/.dev ## let ruff format and repair what it can
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "instructions.h"
 
@@ -347,7 +348,6 @@ void Program::finish(View logits, const std::vector<View>& further) {
   BufferPlan& b = buffers_[logits.buffer];
   require(logits.selected, "the logits must be of the selected rows: call select first");
   require(logits.width == b.width, "the logits must be a whole result, not a part of one");
-  require(vocabulary_ > 0, "a plan needs an embedding");
   logits_ = logits.buffer;
   b.stride = b.width;
   for (const View& v : further) buffers_[v.buffer].last = static_cast<int>(instructions_.size());
@@ -402,7 +402,7 @@ void Program::check_cache(const Cache& cache) const {
 void Program::check_step(const Batch& batch, const Cache& cache) const {
   logits_width();
   check_cache(cache);
-  check(batch, vocabulary_, cache.blocks());
+  check(batch, vocabulary_ > 0 ? vocabulary_ : std::numeric_limits<int>::max(), cache.blocks());
   for (int t = 0; t < batch.rows && !indexed_.empty(); ++t)
     require(batch.positions[t] < kMostPositions, "position " + number(batch.positions[t]) +
             " is beyond the " + number(kMostPositions) + " that an indexer can name");

@@ -169,7 +169,7 @@ class Program {
   std::vector<LayerUse> layers_;
   std::vector<int> indexed_;  // buffers of chosen positions
   std::vector<Encoding> encodings_;  // buffers are written once, so a row is coded once
-  int vocabulary_ = 0;
+  int vocabulary_ = 0;  // 0: nothing is embedded, and tokens may be any
   int logits_ = -1;
   std::vector<View> inputs_, further_;
   size_t row_floats_ = 0, selected_floats_ = 0;  // arena floats per row of each kind

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepwell.ops.base import BLOCK_TOKENS, Batch, GqaShape, IndexShape, MlaShape, Rotation, Routing
+from deepwell.ops.base import BLOCK_TOKENS, Batch, GqaShape, IndexShape, MlaShape, Rotation, Routes, Routing, Sent
 
 Array = NDArray[np.float64]
 Cache = dict[tuple[int, int, int], Array]
@@ -104,24 +104,28 @@ class Float64Ops:
         gate, up = np.split(self.linear(x, gate_up, bias), 2, axis=-1)
         return gate / (1 + np.exp(-gate)) * up
 
-    def moe(
-        self,
-        x: Array,
-        router: Array,
-        bias: Array | None,
-        gate_up: Array,
-        down: Array,
-        routing: Routing,
-        layer: int,
-        shared: tuple[Array, Array] | None = None,
+    def route(self, x: Array, router: Array, bias: Array | None, routing: Routing, layer: int) -> Routes[Array]:
+        rows = np.array([choose(row @ router.T, bias, routing) for row in x])
+        return Routes(rows[..., 0].astype(int), rows[..., 1], routing.experts)
+
+    def dispatch(self, x: Array, routes: Routes[Array]) -> Sent[Array]:
+        tokens, slots = routes.chosen.shape
+        places = sorted(np.ndindex(tokens, slots), key=lambda place: (routes.chosen[place], place[0]))
+        counts = [int((routes.chosen == e).sum()) for e in range(routes.experts)]
+        return Sent(x[[t for t, _ in places]], counts, places)
+
+    def experts(self, sent: Sent[Array], gate_up: Array, down: Array) -> Sent[Array]:
+        numbers = [e for e, count in enumerate(sent.counts) for _ in range(count)]
+        rows = zip(sent.rows, numbers, strict=True)
+        done = [self.linear(self.gated(row[None], gate_up[e]), down[e])[0] for row, e in rows]
+        return Sent(np.stack(done), sent.counts, sent.origin)
+
+    def combine(
+        self, x: Array, routes: Routes[Array], done: Sent[Array], shared: tuple[Array, Array] | None = None
     ) -> Array:
-        rows = [choose(row @ router.T, bias, routing) for row in x]
-        routed = np.stack(
-            [
-                sum(w * self.linear(self.gated(row[None], gate_up[e]), down[e])[0] for e, w in choices)
-                for row, choices in zip(x, rows, strict=True)
-            ]
-        )
+        made = dict(zip(done.origin, done.rows, strict=True))
+        tokens, slots = routes.chosen.shape
+        routed = np.stack([sum(routes.weight[t, a] * made[t, a] for a in range(slots)) for t in range(tokens)])
         return routed if shared is None else routed + self.linear(self.gated(x, shared[0]), shared[1])
 
     def select(self, x: Array) -> Array:
@@ -133,13 +137,16 @@ class Float64Ops:
     def _keep(self, layer: int, rows: Array) -> list[Array]:
         """Store each row, then give back, per row, what its sequence has kept up to and including it."""
         b = self.batch
-        slots = [
-            [(layer, int(b.block_table_SP[s, p // BLOCK_TOKENS]), p % BLOCK_TOKENS) for p in range(end + 1)]
-            for s, end in zip(b.sequence_T, b.positions_T, strict=True)
-        ]
-        for row, past in zip(rows, slots, strict=True):
-            self.cache[past[-1]] = row
-        return [np.stack([self.cache[slot] for slot in past]) for past in slots]
+
+        def slot(s: int, p: int) -> tuple[int, int, int]:
+            return layer, int(b.block_table_SP[s, p // BLOCK_TOKENS]), p % BLOCK_TOKENS
+
+        places = list(zip(b.sequence_T.tolist(), b.positions_T.tolist(), strict=True))
+        for row, (s, p) in zip(rows, places, strict=True):
+            self.cache[slot(s, p)] = row
+        lasts = dict(places)  # positions ascend
+        past = {s: np.stack([self.cache[slot(s, p)] for p in range(last + 1)]) for s, last in lasts.items()}
+        return [past[s][: p + 1] for s, p in places]
 
 
 class RoundedOps(Float64Ops):

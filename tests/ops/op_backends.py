@@ -11,7 +11,7 @@ from float64_ops import Float64Ops
 from numpy.typing import NDArray
 
 from deepwell.ops import native
-from deepwell.ops.base import BLOCK_TOKENS, Batch, MlaShape
+from deepwell.ops.base import BLOCK_TOKENS, Batch, MlaShape, Routing
 from deepwell.ops.torch_ops import PagedTorchOps
 
 Graph = Callable[[Any, Mapping[str, Any]], Any]
@@ -124,6 +124,21 @@ def packed(w: NDArray[np.float32], storage: native.Storage, gate_up: bool = Fals
     for i, one in enumerate(stack):
         matrix.fill(i, 0, one)
     return matrix
+
+
+def moe(
+    ops: Any,
+    x: Any,
+    router: Any,
+    bias: Any,
+    gate_up: Any,
+    down: Any,
+    routing: Routing,
+    shared: tuple[Any, Any] | None = None,
+) -> Any:
+    """An MoE layer of the four operations, as a decoder writes it."""
+    routes = ops.route(x, router, bias, routing, 0)
+    return ops.combine(x, routes, ops.experts(ops.dispatch(x, routes), gate_up, down), shared)
 
 
 NATIVE_BACKENDS = [NativeBackend(isa) for isa in native.available_isas()]

@@ -14,6 +14,7 @@ from op_backends import (
     Weights,
     assert_close,
     halves,
+    moe,
     normal,
     packed_batch,
     rows_batch,
@@ -203,7 +204,7 @@ def test_moe_with_ties_and_negative_biases(backend: Backend, seed: int, routing:
         weights["bias"] = (rng.integers(-8, 3, experts) / 4).astype(np.float32)
 
     def graph(ops: Any, w: Any) -> Any:
-        return ops.moe(ops.embed(w["x"]), w["router"], w.get("bias"), w["gate_up"], w["down"], routing, 0)
+        return moe(ops, ops.embed(w["x"]), w["router"], w.get("bias"), w["gate_up"], w["down"], routing)
 
     check(backend, graph, weights, [rows_batch(rows, seed)])
 

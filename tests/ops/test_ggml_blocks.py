@@ -14,7 +14,7 @@ import pytest
 from float64_ops import choose, coded
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
-from op_backends import assert_close, int32, normal, packed, rows_batch
+from op_backends import assert_close, int32, moe, normal, packed, rows_batch
 
 from deepwell.ops import native
 from deepwell.ops.base import Routing
@@ -198,7 +198,7 @@ def test_moe(storage: Storage) -> None:
     router = packed(router_ED, "float32")
     gate_up, downs = filled(storage, up, K, pairs=True), filled(storage, down, INTER)
     got = assert_same_bits_in_every_way(
-        lambda ops, v: ops.moe(v, router, None, gate_up, downs, ROUTING, 0, shared), x[:130]
+        lambda ops, v: moe(ops, v, router, None, gate_up, downs, ROUTING, shared), x[:130]
     )
 
     def expert(e: int, d: int) -> NDArray[np.float64]:
@@ -218,9 +218,9 @@ def test_one_expert_is_a_feed_forward(storage: Storage) -> None:
     x, (up, down, router) = normal(18, 9, K), experts(storage)
     gate_up, downs = filled(storage, up[0], K, pairs=True), filled(storage, down[0], INTER)
     one = packed(router[:1], "float32")
-    moe = run(lambda ops, v: ops.moe(v, one, None, gate_up, downs, Routing(1, 1, "softmax", "greedy"), 0), x)
+    routed = run(lambda ops, v: moe(ops, v, one, None, gate_up, downs, Routing(1, 1, "softmax", "greedy")), x)
     dense = run(lambda ops, v: ops.linear(ops.gated(v, gate_up), downs), x)
-    np.testing.assert_array_equal(moe, dense)
+    np.testing.assert_array_equal(routed, dense)
 
 
 # ---- what is refused

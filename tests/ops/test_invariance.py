@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from op_backends import NATIVE_BACKENDS, NativeBackend, int32, normal
+from op_backends import NATIVE_BACKENDS, NativeBackend, int32, moe, normal
 
 from deepwell.ops import native
 from deepwell.ops.base import Batch, GqaShape, IndexShape, MlaShape, Rotation, Routing
@@ -63,7 +63,7 @@ def small_model(ops: Any, w: Any) -> Any:
     x = ops.add(x, ops.linear(ops.mla(q, latent, k_rope, w["kv_b"], 2, MLA, chosen), w["o"]))
     h = ops.rms_norm(x, w["norm"], 1e-6)
     shared = w["shared_gate_up"], w["shared_down"]
-    x = ops.add(x, ops.moe(h, w["router"], w["bias"], w["gate_up"], w["down"], ROUTING, 0, shared))
+    x = ops.add(x, moe(ops, h, w["router"], w["bias"], w["gate_up"], w["down"], ROUTING, shared))
     h = ops.rms_norm(x, w["norm"], 1e-6)
     kv = GQA.kv_heads * GQA.head_dim
     q, k, v = ops.split(ops.linear(h, w["qkv"]), (GQA.heads * GQA.head_dim, kv, kv))

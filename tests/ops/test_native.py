@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from op_backends import NATIVE_BACKENDS, int32, normal, packed, packed_batch
+from op_backends import NATIVE_BACKENDS, int32, moe, normal, packed, packed_batch
 from test_invariance import ALL_AT_ONCE, CACHE_WIDTHS, MLA, small_model, step, weights
 
 from deepwell import _native
@@ -192,7 +192,7 @@ def test_wrong_routings_are_refused(routing: Routing, bias: int | None, message:
     gate_up, down = (packed(normal(0, *s), "int4") for s in ((8, 6, 16), (8, 16, 3)))
     vector = native.vector(normal(0, bias)) if bias else None
     with pytest.raises(ValueError, match=message):
-        record(lambda o, x: o.moe(x, router, vector, gate_up, down, routing, 0))
+        record(lambda o, x: moe(o, x, router, vector, gate_up, down, routing))
 
 
 def test_a_finished_plan_takes_no_more_operations() -> None:
@@ -303,18 +303,25 @@ def test_the_environment_forces_an_instruction_set() -> None:
 
 def test_interrupts_reach_python_and_the_process_ends_cleanly() -> None:
     code = """
-import os, signal, sys
-sys.path[:0] = %r
-from test_native import Model
-model = Model()
-model.run()
+import os, signal
+import numpy as np
+from deepwell.ops import native
+from deepwell.ops.base import Batch
+matrix = native.Matrix(1, 256, 256, "float32")
+matrix.fill(0, 0, np.ones((256, 256), np.float32))
+recorder = native.Recorder()
+plan = recorder.finish(recorder.linear(recorder.select(recorder.embed(matrix)), matrix))
+rows = np.arange(64, dtype=np.int32)
+step = Batch(rows, rows, 0 * rows, np.zeros((1, 1), np.int32), rows)
+native.set_threads(2)
+plan.run(step, native.Cache([], 1))
 try:
     os.kill(os.getpid(), signal.SIGINT)
-    while True: model.run()
+    while True: plan.run(step, native.Cache([], 1))
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
-    result = run_python(code % [os.path.dirname(__file__)])
+    result = run_python(code)
     assert (result.returncode, result.stdout) == (0, "interrupted\n"), result.stderr
 
 

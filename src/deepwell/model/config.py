@@ -121,10 +121,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         """The cache's layer that a decoder's layer keeps its attention in; an indexer's keys are in the one behind."""
         return layer if self.index is None else 2 * layer
 
-    def cache_widths(self, modules: int = 0) -> list[int]:
-        """Values kept per token in each of the cache's layers, with those of so many prediction modules."""
+    def cache_widths(self, modules: int = 0, layers: int | None = None) -> list[int]:
+        """Values kept per token in each of the cache's layers, with those of so many prediction modules.
+
+        `layers` are the decoder's that the cache is for, all if None.
+        """
         each = [self.cache_width] if self.index is None else [self.cache_width, self.index.head_dim]
-        return each * (self.layers + modules)
+        return each * ((self.layers if layers is None else layers) + modules)
 
     @property
     def cache_width(self) -> int:

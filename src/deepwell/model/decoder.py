@@ -38,17 +38,28 @@ class Weights(Mapping[str, Any]):
 
 
 class Decoder:
-    """A model's forward pass over one step of packed tokens."""
+    """A model's forward pass over one step of packed tokens: `embed`, then `layers`, then `logits`.
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Any]) -> None:
-        self.config, self.weights = config, Weights(weights)
+    Pipeline stages run a range of layers each, with the parameters of `stage_specs` alone. `first` is the layer that
+    the cache begins with: of a stage, its first.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Any], first: int = 0) -> None:
+        self.config, self.weights, self.first = config, Weights(weights), first
         self.rotation, self.shape = config.rotation, config.attention
         self.index_rotation, self.index_shape = config.index_rotation, config.index_shape
 
     def hidden(self, ops: Ops[A]) -> A:
         """x_TD after the last layer, before the final norm."""
-        x = ops.embed(self.weights["embed"])
-        for layer in range(self.config.layers):
+        return self.layers(ops, self.embed(ops), 0, self.config.layers)
+
+    def embed(self, ops: Ops[A]) -> A:
+        """x_TD of the step's tokens, before the first layer."""
+        return ops.embed(self.weights["embed"])
+
+    def layers(self, ops: Ops[A], x: A, first: int, last: int) -> A:
+        """x_TD after the layers [first, last), from x_TD before them."""
+        for layer in range(first, last):
             x = self._layer(ops, x, self.weights.at(f"layers.{layer}"), layer, self.config.is_moe(layer))
         return x
 
@@ -83,6 +94,9 @@ class Decoder:
         feed_forward = self._moe(ops, h, w.at("ffn"), layer) if is_moe else self._mlp(ops, h, w.at("ffn"))
         return ops.add(x, feed_forward)
 
+    def _cache_layer(self, layer: int) -> int:
+        return self.config.cache_layer(layer - self.first)
+
     def _attention(self, ops: Ops[A], h: A, w: Weights, layer: int) -> A:
         gqa = isinstance(self.shape, GqaShape)
         out = self._gqa(ops, h, w, layer) if gqa else self._mla(ops, h, w, layer)
@@ -97,7 +111,7 @@ class Decoder:
             k = ops.rms_norm(k, w["k_norm"], self.config.eps, shape.kv_heads)
         q = ops.rope(q, shape.heads, self.rotation)
         k = ops.rope(k, shape.kv_heads, self.rotation)
-        return ops.gqa(q, k, v, self.config.cache_layer(layer), shape)
+        return ops.gqa(q, k, v, self._cache_layer(layer), shape)
 
     def _mla(self, ops: Ops[A], h: A, w: Weights, layer: int) -> A:
         shape = self.shape
@@ -116,7 +130,7 @@ class Decoder:
         latent, k_rope = ops.split(kv, (shape.latent, shape.rope))
         latent = ops.rms_norm(latent, w["kv_norm"], LATENT_EPS)
         k_rope = ops.rope(k_rope, 1, self.rotation)
-        return ops.mla(q, latent, k_rope, w["kv_b"], self.config.cache_layer(layer), shape, chosen)
+        return ops.mla(q, latent, k_rope, w["kv_b"], self._cache_layer(layer), shape, chosen)
 
     def _index(self, ops: Ops[A], q: A, h: A, w: Weights, layer: int) -> A:
         """The positions that the lightning indexer chooses for each row. No Hadamard transform: of both q and k, it
@@ -127,7 +141,7 @@ class Decoder:
         k, weights = ops.linear(h, w["k"]), ops.linear(h, w["weights"])
         k = ops.layer_norm(k, w["k_norm"], w["k_norm_bias"], INDEX_EPS)
         q, k = ops.rope(q, shape.heads, rotation), ops.rope(k, 1, rotation)
-        return ops.index(q, k, weights, self.config.cache_layer(layer) + 1, shape)
+        return ops.index(q, k, weights, self._cache_layer(layer) + 1, shape)
 
     def _mlp(self, ops: Ops[A], h: A, w: Weights) -> A:
         return ops.linear(ops.gated(h, w["gate_up"], w.get("gate_up_bias")), w["down"], w.get("down_bias"))
@@ -135,7 +149,8 @@ class Decoder:
     def _moe(self, ops: Ops[A], h: A, w: Weights, layer: int) -> A:
         moe = self.config.moe
         assert moe is not None
-        experts = w["experts.gate_up"], w["experts.down"]
+        routes = ops.route(h, w["router"], w.get("router_bias"), moe.routing, layer)
+        done = ops.experts(ops.dispatch(h, routes), w["experts.gate_up"], w["experts.down"])
         shared = (w["shared.gate_up"], w["shared.down"]) if moe.shared and not self.config.mlp_bias else None
-        out = ops.moe(h, w["router"], w.get("router_bias"), *experts, moe.routing, layer, shared)
+        out = ops.combine(h, routes, done, shared)
         return ops.add(out, self._mlp(ops, h, w.at("shared"))) if moe.shared and shared is None else out

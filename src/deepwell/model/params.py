@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from deepwell.errors import ConfigError
 from deepwell.model.config import IndexConfig, MlaConfig, ModelConfig, MoeConfig
 
 Kind = Literal["embedding", "matrix", "experts", "kv_b", "router", "vector"]
@@ -40,16 +41,31 @@ class Param(msgspec.Struct, frozen=True):
 
 def param_specs(config: ModelConfig, *, mtp: bool = False) -> list[Param]:
     """All parameters in the order a token meets them; with `mtp`, those of the multi-token prediction modules too."""
-    specs = [Param("embed", (config.vocab, config.hidden), "embedding", ("model.embed_tokens.weight",))]
-    for layer in range(config.layers):
+    return stage_specs(config, 0, config.layers, mtp=mtp)
+
+
+def stage_specs(config: ModelConfig, first: int, last: int, *, mtp: bool = False) -> list[Param]:
+    """The parameters that the layers [first, last) need: the embedding with the first, norm and head with the last.
+
+    The last stage has the prediction modules, and the embedding too if the head is tied to it or a module embeds.
+    ConfigError if these are no layers of the model.
+    """
+    if not 0 <= first < last <= config.layers:
+        raise ConfigError(f"layers {first} to {last - 1} are no stage of a model with layers 0 to {config.layers - 1}")
+    embed = Param("embed", (config.vocab, config.hidden), "embedding", ("model.embed_tokens.weight",))
+    ends, modules = last == config.layers, config.mtp_layers if mtp else 0
+    specs = [embed] if first == 0 or (ends and (config.tied or modules)) else []
+    for layer in range(first, last):
         specs += _layer(config, f"layers.{layer}", f"model.layers.{layer}", config.is_moe(layer))
-    specs.append(_vector("norm", config.hidden, "model.norm.weight"))
+    return specs + list(_ending(config, modules)) if ends else specs
+
+
+def _ending(config: ModelConfig, modules: int) -> Iterator[Param]:
+    yield _vector("norm", config.hidden, "model.norm.weight")
     if not config.tied:
-        specs.append(Param("head", (config.vocab, config.hidden), "matrix", ("lm_head.weight",)))
-    if mtp:
-        for depth in range(config.mtp_layers):
-            specs += _mtp(config, f"mtp.{depth}", f"model.layers.{config.layers + depth}")
-    return specs
+        yield Param("head", (config.vocab, config.hidden), "matrix", ("lm_head.weight",))
+    for depth in range(modules):
+        yield from _mtp(config, f"mtp.{depth}", f"model.layers.{config.layers + depth}")
 
 
 def _layer(config: ModelConfig, key: str, source: str, is_moe: bool) -> Iterator[Param]:

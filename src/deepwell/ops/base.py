@@ -3,7 +3,7 @@
 Shapes: T tokens of a step (of all its sequences, packed), D hidden width, K inputs, N outputs of a matrix, H heads,
 E routed experts, A experts chosen per token, F expert width, V vocabulary, C latent width, R rope width,
 S sequences of a step, P pages of the longest block table, L rows whose logits are wanted, K positions chosen by an
-indexer.
+indexer, M rows that experts compute here (T·A where all experts are).
 
 Every operation works row by row in float32: row t of the result depends on row t of the inputs alone (attention: on
 the earlier tokens of the same sequence). The order of every reduction depends on shapes of the model only, never on
@@ -18,7 +18,7 @@ and products are added up in float32; an indexer's keys and queries likewise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -117,6 +117,40 @@ class Batch(msgspec.Struct, frozen=True):
     more_tables: tuple[NDArray[np.int32], ...] = ()
 
 
+class Routes(msgspec.Struct, Generic[A], frozen=True):
+    """What `route` chose, for a backend that executes: expert numbers chosen_TA, best first, and weight_TA."""
+
+    chosen: A
+    weight: A
+    experts: int
+
+
+class Sent(msgspec.Struct, Generic[A], frozen=True):
+    """Rows at their experts, in order of the experts, then of the tokens: rows_MD, `counts` of them for each expert
+    that is here. `origin` is for the dispatcher that made it: the (token, slot) place that each row goes back to."""
+
+    rows: A
+    counts: Sequence[int]
+    origin: Any
+
+
+class Dispatcher(Protocol[A]):
+    """Where the rows of experts go. Ranks that hold a part of the experts each swap this and nothing else.
+
+    Both calls may exchange rows with other ranks, so every rank makes them in the same order: layer by layer, `send`
+    then `bring_back`, also with no rows of its own. Tokens are ordered by rank: then an expert has the rows, in the
+    order, that it would have if one rank had all tokens, and so the bits.
+    """
+
+    def send(self, x: A, routes: Routes[A]) -> Sent[A]:
+        """Rows of x_TD for every (token, slot), and those of other ranks, at the experts that are here."""
+        ...
+
+    def bring_back(self, sent: Sent[A]) -> A:
+        """slots_TAD of the rank's own tokens: the rows of `sent`, which experts have replaced, at their places."""
+        ...
+
+
 class Ops(Protocol[A]):
     """The operations a decoder is written in. Weights are opaque handles made by the backend (`Any`)."""
 
@@ -177,21 +211,35 @@ class Ops(Protocol[A]):
         """y_TF = silu(gate) * up, where gate | up = x_TK · gate_up_(2F)Kᵀ (+ bias): SwiGLU's first half."""
         ...
 
-    def moe(
-        self,
-        x: A,
-        router: Any,
-        bias: Any | None,
-        gate_up: Any,
-        down: Any,
-        routing: Routing,
-        layer: int,
-        shared: tuple[Any, Any] | None = None,
-    ) -> A:
-        """y_TD = Σ over the chosen experts e, from the best down, of w_e · down_e · gated(x, gate_up_e), plus the
-        shared expert's down · gated(x, gate_up), if there is one.
+    def route(self, x: A, router: Any, bias: Any | None, routing: Routing, layer: int) -> Any:
+        """The experts that each row of x_TD is for: chosen_TA, best first, and weight_TA in float32 (`Routes`).
 
-        router_ED, bias_E or None, gate_up_E(2F)D (gate rows then up rows), down_EDF; shared is (gate_up, down).
+        Logits are x_TD · router_EDᵀ in float32, whatever the rest is kept in; bias_E only with noaux_tc. `layer` says
+        whose load is noted, where somebody wants it.
+        """
+        ...
+
+    def dispatch(self, x: A, routes: Any) -> Any:
+        """rows_MD: row t of x_TD once for each of its slots, taken to where the chosen expert is (`Sent`).
+
+        Rows lie in order of the experts, then of the tokens. x is what was routed.
+        """
+        ...
+
+    def experts(self, sent: Any, gate_up: Any, down: Any) -> Any:
+        """Each row of `sent` through its expert e: down_e · gated(row, gate_up_e), in the same order.
+
+        gate_up_E(2F)D (gate rows then up rows) and down_EDF are the experts that are here. An expert without rows is
+        not computed.
+        """
+        ...
+
+    def combine(self, x: A, routes: Any, done: Any, shared: tuple[Any, Any] | None = None) -> A:
+        """y_TD = Σ over a row's slots, in order, of weight · what that slot's expert made of the row, which is brought
+        back from where it is; plus the shared expert's down · gated(x, gate_up), if there is one.
+
+        `done` is a result of `experts`; shared is (gate_up, down), and x what was routed. The sum is in float32 on
+        native, in x's dtype else, and has the same order whatever the rows' neighbours and wherever experts are.
         """
         ...
 

@@ -17,8 +17,9 @@ instruction set gives the same bits.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -196,17 +197,46 @@ class Plan:
         return self._program.bytes(rows, wanted)
 
 
+class MoeRoutes(msgspec.Struct, frozen=True, eq=False):
+    """An MoE layer that is being recorded, routed so far. Nothing is computed and nothing can be read."""
+
+    x: View
+    router: Matrix
+    bias: Vector | None
+    routing: Routing
+
+
+class MoeSent(msgspec.Struct, frozen=True, eq=False):
+    """The same, dispatched."""
+
+    x: View
+    routes: MoeRoutes
+
+
+class MoeDone(msgspec.Struct, frozen=True, eq=False):
+    """The same, with its experts. `combine` makes one instruction of it all (native/experts.cpp)."""
+
+    sent: MoeSent
+    gate_up: Matrix
+    down: Matrix
+
+
+M = TypeVar("M")
+
+
 class Recorder:
     """`Ops` that notes what is done instead of doing it. One recorder makes one plan."""
 
     def __init__(self) -> None:
         self._program = _native.Program()
+        self._moe: Any = None
 
     def finish(self, logits: View, *further: View) -> Plan:
         """Close the plan; `logits` is its result, the whole of an operation on selected rows.
 
         `further` results, of all rows or of the selected ones, are given back by `Plan.run_all`.
         """
+        self._follow(type(None), None, None)
         self._program.finish(logits, list(further))
         return Plan(self._program)
 
@@ -264,37 +294,49 @@ class Recorder:
     def gated(self, x: View, gate_up: Matrix, bias: Vector | None = None) -> View:
         return self._program.gated(x, gate_up, bias)
 
-    def moe(
-        self,
-        x: View,
-        router: Matrix,
-        bias: Vector | None,
-        gate_up: Matrix,
-        down: Matrix,
-        routing: Routing,
-        layer: int,
-        shared: tuple[Matrix, Matrix] | None = None,
-    ) -> View:
-        r, (shared_gate_up, shared_down) = routing, shared or (None, None)
-        if router.rows != r.experts:
-            raise ValueError(f"the router has {router.rows} rows, the routing {r.experts} experts")
-        softmax = r.scoring == "softmax"
+    def route(self, x: View, router: Matrix, bias: Vector | None, routing: Routing, layer: int) -> MoeRoutes:
+        if router.rows != routing.experts:
+            raise ValueError(f"the router has {router.rows} rows, the routing {routing.experts} experts")
+        return self._follow(type(None), None, MoeRoutes(x, router, bias, routing))
+
+    def dispatch(self, x: View, routes: MoeRoutes) -> MoeSent:
+        return self._follow(MoeRoutes, routes, MoeSent(x, routes))
+
+    def experts(self, sent: MoeSent, gate_up: Matrix, down: Matrix) -> MoeDone:
+        return self._follow(MoeSent, sent, MoeDone(sent, gate_up, down))
+
+    def combine(self, x: View, routes: MoeRoutes, done: MoeDone, shared: tuple[Matrix, Matrix] | None = None) -> View:
+        self._follow(MoeDone, done, None)
+        if not (routes is done.sent.routes and x is routes.x is done.sent.x):
+            raise ValueError("an MoE layer dispatches and combines the rows that it routed, and no others")
+        r, (shared_gate_up, shared_down) = routes.routing, shared or (None, None)
         return self._program.moe(
             x,
-            router,
-            bias,
-            gate_up,
-            down,
+            routes.router,
+            routes.bias,
+            done.gate_up,
+            done.down,
             shared_gate_up,
             shared_down,
             r.top_k,
-            softmax,
+            r.scoring == "softmax",
             r.method,
             r.n_group,
             r.topk_group,
             r.normalize,
             r.scale,
         )
+
+    def _follow(self, kind: type, before: Any, made: M) -> M:
+        """`made`, the next of an MoE layer: after `before`, which is of that kind and was recorded last."""
+        if before is not self._moe or not isinstance(before, kind):
+            done = {type(None): "none begun", MoeRoutes: "route", MoeSent: "dispatch", MoeDone: "experts"}
+            raise ValueError(
+                "a plan takes route, dispatch, experts and combine of an MoE layer in this order, each with the result "
+                f"of the one before, and of one layer after the other; here the last was: {done[type(self._moe)]}"
+            )
+        self._moe = made
+        return made
 
     def select(self, x: View) -> View:
         return self._program.select(x)

@@ -1,7 +1,8 @@
 """The torch backend: plain, differentiable, the reference of the native one and the engine of training.
 
 Names carry shapes: B sequences, S positions, T tokens (T = B·S packed), H heads, N nope, R rope, C latent, V value,
-E experts, A chosen experts, F expert width, D hidden, I columns of an indexer's key, J positions it chooses.
+E experts, A chosen experts, F expert width, D hidden, I columns of an indexer's key, J positions it chooses, M rows of
+all experts, K of one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepwell.ops.base import BLOCK_TOKENS, Batch, GqaShape, IndexShape, MlaShape, Rotation, Routing
+from deepwell.ops.base import (
+    BLOCK_TOKENS,
+    Batch,
+    Dispatcher,
+    GqaShape,
+    IndexShape,
+    MlaShape,
+    Rotation,
+    Routes,
+    Routing,
+    Sent,
+)
 
 ATTENTION_CHUNK = 128
 
@@ -29,17 +41,34 @@ class RouterLoad(msgspec.Struct, frozen=True):
     chosen_TA: Tensor
 
 
+class LocalDispatcher:
+    """All experts are here. `origin` is order_M: the (token, slot) place, token · A + slot, of each row."""
+
+    def send(self, x: Tensor, routes: Routes[Tensor]) -> Sent[Tensor]:
+        flat_M = routes.chosen.reshape(-1)
+        order_M = flat_M.argsort(stable=True)
+        counts = torch.bincount(flat_M, minlength=routes.experts).tolist()
+        return Sent(x[order_M // routes.chosen.shape[1]], counts, (order_M, routes.chosen.shape))
+
+    def bring_back(self, sent: Sent[Tensor]) -> Tensor:
+        order_M, shape = sent.origin
+        back_M = torch.empty_like(order_M)
+        back_M[order_M] = torch.arange(order_M.numel(), device=order_M.device)
+        return sent.rows[back_M].unflatten(0, shape)
+
+
 class TorchOps:
     """Operations over whole sequences of equal length, without a cache: tokens_BS from position 0, as in training.
 
-    `loads` collects one `RouterLoad` per MoE layer of the forward pass.
+    `loads` collects one `RouterLoad` per MoE layer of the forward pass. `dispatcher` says where experts are.
     """
 
-    def __init__(self, tokens_BS: Tensor) -> None:
+    def __init__(self, tokens_BS: Tensor, dispatcher: Dispatcher[Tensor] | None = None) -> None:
         self.batch, self.length = tokens_BS.shape
         self.tokens_T = tokens_BS.reshape(-1)
         self.positions_T = torch.arange(self.length, device=tokens_BS.device).repeat(self.batch)
         self.loads: list[RouterLoad] = []
+        self.dispatcher: Dispatcher[Tensor] = dispatcher or LocalDispatcher()
         self._rotations: dict[Rotation, tuple[Tensor, Tensor]] = {}
         self._masks: dict[tuple[int, int], Tensor] = {}
 
@@ -120,24 +149,32 @@ class TorchOps:
         gate, up = F.linear(x, gate_up, bias).chunk(2, dim=-1)
         return F.silu(gate) * up
 
-    def moe(
-        self,
-        x: Tensor,
-        router: Tensor,
-        bias: Tensor | None,
-        gate_up: Tensor,
-        down: Tensor,
-        routing: Routing,
-        layer: int,
-        shared: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+    def route(self, x: Tensor, router: Tensor, bias: Tensor | None, routing: Routing, layer: int) -> Routes[Tensor]:
         score_TE = self._scores(x, router, routing)
         chosen_TA = choose_experts(score_TE, bias, routing)
         weight_TA = expert_weights(score_TE, chosen_TA, routing)
         count_E = torch.bincount(chosen_TA.reshape(-1), minlength=routing.experts)
         self.loads.append(RouterLoad(layer, count_E, score_TE, chosen_TA))
-        routed = _run_experts(x, chosen_TA, weight_TA, count_E, gate_up, down)
-        return routed if shared is None else routed + F.linear(self.gated(x, shared[0]), shared[1])
+        return Routes(chosen_TA, weight_TA, routing.experts)
+
+    def dispatch(self, x: Tensor, routes: Routes[Tensor]) -> Sent[Tensor]:
+        return self.dispatcher.send(x, routes)
+
+    def experts(self, sent: Sent[Tensor], gate_up: Tensor, down: Tensor) -> Sent[Tensor]:
+        if not len(gate_up) == len(down) == len(sent.counts):
+            raise ValueError(f"rows are for {len(sent.counts)} experts; here are {len(gate_up)} and {len(down)}")
+        outs = []
+        for expert, rows_KD in enumerate(sent.rows.split(list(sent.counts))):
+            gate, up = F.linear(rows_KD, gate_up[expert]).chunk(2, dim=-1)
+            outs.append(F.linear(F.silu(gate) * up, down[expert]))
+        return msgspec.structs.replace(sent, rows=torch.cat(outs))
+
+    def combine(
+        self, x: Tensor, routes: Routes[Tensor], done: Sent[Tensor], shared: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        slots_TAD = self.dispatcher.bring_back(done)
+        routed = (slots_TAD * routes.weight[..., None].to(slots_TAD.dtype)).sum(1)
+        return routed if shared is None else routed + self.linear(self.gated(x, shared[0]), shared[1])
 
     def select(self, x: Tensor) -> Tensor:
         return x
@@ -314,21 +351,3 @@ def expert_weights(score_TE: Tensor, chosen_TA: Tensor, routing: Routing) -> Ten
     if routing.normalize:
         weight_TA = weight_TA / (weight_TA.sum(-1, keepdim=True) + 1e-20)
     return weight_TA * routing.scale
-
-
-def _run_experts(
-    x_TD: Tensor, chosen_TA: Tensor, weight_TA: Tensor, count_E: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor
-) -> Tensor:
-    """Rows sorted by expert, one slice of rows per expert, results brought back and summed in slot order."""
-    tokens, top_k = chosen_TA.shape
-    order = chosen_TA.reshape(-1).argsort(stable=True)
-    slices = x_TD[order // top_k].split(count_E.tolist())
-    outs = []
-    for expert, rows in enumerate(slices):
-        gate, up = F.linear(rows, gate_up_EFD[expert]).chunk(2, dim=-1)
-        outs.append(F.linear(F.silu(gate) * up, down_EDF[expert]))
-    sorted_out = torch.cat(outs)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(order.numel(), device=order.device)
-    slots_TAD = sorted_out[back].view(tokens, top_k, -1)
-    return (slots_TAD * weight_TA[..., None].to(slots_TAD.dtype)).sum(1)

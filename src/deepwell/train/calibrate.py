@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepwell.errors import CheckpointError, ConfigError
 from deepwell.model.decoder import Decoder
-from deepwell.ops.base import MlaShape, Routing
+from deepwell.ops.base import MlaShape, Routes, Routing, Sent
 from deepwell.ops.torch_ops import TorchOps
 from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.importance import QUERY, importance_shapes
@@ -71,24 +71,16 @@ class CalibrationOps(TorchOps):
         self.importance[gate_up] = mean_square(x)
         return super().gated(x, self._load(gate_up), self._maybe(bias))
 
-    def moe(
-        self,
-        x: Tensor,
-        router: str,
-        bias: str | None,
-        gate_up: str,
-        down: str,
-        routing: Routing,
-        layer: int,
-        shared: tuple[str, str] | None = None,
-    ) -> Tensor:
-        gate_up_EFD, down_EDF = self._load(gate_up), self._load(down)
-        out = super().moe(x, self._load(router), self._maybe(bias), gate_up_EFD, down_EDF, routing, layer)
-        rows = [x[(self.loads[-1].chosen_TA == expert).any(-1)] for expert in range(routing.experts)]
-        self.importance[gate_up] = per_expert(rows, x)
+    def route(self, x: Tensor, router: str, bias: str | None, routing: Routing, layer: int) -> Routes[Tensor]:
+        return super().route(x, self._load(router), self._maybe(bias), routing, layer)
+
+    def experts(self, sent: Sent[Tensor], gate_up: str, down: str) -> Sent[Tensor]:
+        gate_up_EFD, counts = self._load(gate_up), list(sent.counts)
+        rows = sent.rows.split(counts)
+        self.importance[gate_up] = per_expert(rows, self.dispatcher.bring_back(sent)[:, 0])
         inner = [super(CalibrationOps, self).gated(r, w) for r, w in zip(rows, gate_up_EFD, strict=True)]
         self.importance[down] = per_expert(inner, torch.cat(inner))
-        return out if shared is None else out + self.linear(self.gated(x, shared[0]), shared[1])
+        return super().experts(sent, gate_up_EFD, self._load(down))
 
 
 def mean_square(x: Tensor) -> Tensor:
