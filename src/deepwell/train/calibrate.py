@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deepwell.errors import CheckpointError, ConfigError
+from deepwell.files import replacing
 from deepwell.model.decoder import Decoder
 from deepwell.ops.base import MlaShape, Routing
 from deepwell.ops.torch_ops import TorchOps
@@ -111,7 +112,8 @@ def calibrate(folder: Path, text: Path, out: Path, tokens: int) -> int:
     tokens_BS = read_tokens(text, tokenizer, tokens, min(SEQUENCE, checkpoint.config.context))
     importance = measure(checkpoint, tokens_BS)
     try:
-        save_file({key: values.contiguous() for key, values in importance.items()}, out, metadata={"format": "pt"})
+        with replacing(out) as part:
+            save_file({key: values.contiguous() for key, values in importance.items()}, part, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{out}: cannot be written: {error}") from None
     return int(tokens_BS.numel())

@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from deepwell.errors import ConfigError
+from deepwell.files import write_whole
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 FIM_HOLE, FIM_BEGIN, FIM_END = "<｜fim▁hole｜>", "<｜fim▁begin｜>", "<｜fim▁end｜>"
@@ -89,8 +90,7 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
     """Write tokenizer.json and tokenizer_config.json; `context` becomes model_max_length."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=False) + "\n", "utf-8")
+    write_whole(folder / "tokenizer.json", f"{tokenizer.to_str(pretty=False)}\n".encode())
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
@@ -101,7 +101,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     text = json.dumps(config, ensure_ascii=False, indent=2)
-    (folder / "tokenizer_config.json").write_text(text + "\n", "utf-8")
+    write_whole(folder / "tokenizer_config.json", f"{text}\n".encode())
 
 
 class SpecialIds:
