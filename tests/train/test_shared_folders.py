@@ -107,7 +107,7 @@ def test_two_runs_at_once_on_one_cache_both_end_right(
 def test_a_run_killed_in_the_middle_of_a_write_goes_on(
     toy_config: TrainConfig, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]], write: str
 ) -> None:
-    assert go(begin("run", write=written)) == [-signal.SIGKILL]
+    assert go(begin("run", write=write)) == [-signal.SIGKILL]
     assert list(tmp_path.rglob("*.part"))
     config = msgspec.structs.replace(toy_config, save_minutes=0.0)
     assert run.train(config).finished
