@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
+import time
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,8 +265,8 @@ def test_offline_with_a_shard_missing(place: Place) -> None:
 PINNED = "org/name@" + "a" * 40
 
 
-@pytest.mark.parametrize(("name", "missing"), [(PINNED, "model-00004-of-00006.safetensors"), ("org/name", "")])
-def test_a_killed_download_offline_is_not_whole(place: Place, name: str, missing: str) -> None:
+@pytest.mark.parametrize(("name", "missing"), [(PINNED, "model-00001-of-00006"), ("org/name", "not all of it")])
+def test_a_failed_download_offline_is_not_whole(place: Place, name: str, missing: str) -> None:
     """Of a pinned commit there is no ref that only a whole download writes: its files themselves have to be counted."""
     place.server.put("org/name", SHARDED)
     place.server.faults["store:/" + digest(SHARDED["model-00004-of-00006.safetensors"])] = [Fault(404)]
@@ -275,6 +279,33 @@ def test_a_killed_download_offline_is_not_whole(place: Place, name: str, missing
     folder = place.locate(name)
     assert {file.name for file in folder.iterdir()} == set(SHARDED)
     assert place.locate(name, offline=True) == folder
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from test_hub import Seen
+from deepwell.weights.hub.download import Hub, locate
+locate(Path(sys.argv[1]), Seen(), Hub(sys.argv[2], Path(sys.argv[3])))
+"""
+
+
+def test_a_killed_download_of_a_pinned_commit_is_not_whole(place: Place) -> None:
+    place.server.faults["store:/" + digest(WEIGHTS)] = [Fault(stall=3000)]
+    command = [sys.executable, "-c", KILLED, PINNED, place.server.endpoint, place.cache]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "HF_HUB_OFFLINE": "0"}
+    with subprocess.Popen(command, env=environment) as process:
+        deadline = time.monotonic() + 60
+        while [part.stat().st_size for part in place.parts()] != [3000]:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+    assert "missing: model.safetensors)" in place.fails(PINNED, offline=True)
+    folder = place.locate(PINNED)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert place.server.asked[-1].range == "bytes=3000-"
+    assert place.locate(PINNED, offline=True) == folder
 
 
 @pytest.mark.parametrize("lost", NEEDED)
@@ -298,9 +329,8 @@ def test_a_pinned_commit_that_another_tool_fetched_partly_is_completed(place: Pl
         )
     place.server.asked.clear()
     folder = place.locate(PINNED)
-    assert sorted(place.server.fetched()) == sorted(
-        set(NEEDED) - {"config.json", "tokenizer.json", "model.safetensors"}
-    )
+    others = ["chat_template.jinja", "generation_config.json", "tokenizer_config.json"]
+    assert sorted(place.server.fetched()) == others
     assert {file.name for file in folder.iterdir()} == set(NEEDED)
     place.server.asked.clear()
     assert place.locate(PINNED) == folder

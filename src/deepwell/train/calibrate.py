@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +28,8 @@ SEQUENCE = 512
 LEAST_TOKENS = 32
 _BYTES_PER_TOKEN = 16
 """Text read for each token wanted: more than tokenizers make of one."""
+Key: TypeAlias = Any
+"""A parameter's key, in the place where `TorchOps` takes the tensor itself."""
 
 
 class CalibrationOps(TorchOps):
@@ -37,19 +40,19 @@ class CalibrationOps(TorchOps):
         self.importance: dict[str, Tensor] = {}
         self._load = load
 
-    def _maybe(self, key: str | None) -> Tensor | None:
+    def _maybe(self, key: Key | None) -> Tensor | None:
         return None if key is None else self._load(key)
 
-    def embed(self, table: str) -> Tensor:
+    def embed(self, table: Key) -> Tensor:
         return super().embed(self._load(table))
 
-    def rms_norm(self, x: Tensor, weight: str, eps: float, heads: int = 1) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: Key, eps: float, heads: int = 1) -> Tensor:
         return super().rms_norm(x, self._load(weight), eps, heads)
 
-    def layer_norm(self, x: Tensor, weight: str, bias: str, eps: float) -> Tensor:
+    def layer_norm(self, x: Tensor, weight: Key, bias: Key, eps: float) -> Tensor:
         return super().layer_norm(x, self._load(weight), self._load(bias), eps)
 
-    def linear(self, x: Tensor, weight: str, bias: str | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Key, bias: Key | None = None) -> Tensor:
         self.importance[weight] = mean_square(x)
         return super().linear(x, self._load(weight), self._maybe(bias))
 
@@ -58,7 +61,7 @@ class CalibrationOps(TorchOps):
         q: Tensor,
         latent: Tensor,
         k_rope: Tensor,
-        kv_b: str,
+        kv_b: Key,
         layer: int,
         shape: MlaShape,
         chosen: Tensor | None = None,
@@ -68,20 +71,20 @@ class CalibrationOps(TorchOps):
         self.importance[kv_b + QUERY] = mean_square(nope_THN)
         return super().mla(q, latent, k_rope, self._load(kv_b), layer, shape, chosen)
 
-    def gated(self, x: Tensor, gate_up: str, bias: str | None = None) -> Tensor:
+    def gated(self, x: Tensor, gate_up: Key, bias: Key | None = None) -> Tensor:
         self.importance[gate_up] = mean_square(x)
         return super().gated(x, self._load(gate_up), self._maybe(bias))
 
     def moe(
         self,
         x: Tensor,
-        router: str,
-        bias: str | None,
-        gate_up: str,
-        down: str,
+        router: Key,
+        bias: Key | None,
+        gate_up: Key,
+        down: Key,
         routing: Routing,
         layer: int,
-        shared: tuple[str, str] | None = None,
+        shared: tuple[Key, Key] | None = None,
     ) -> Tensor:
         gate_up_EFD, down_EDF = self._load(gate_up), self._load(down)
         out = super().moe(x, self._load(router), self._maybe(bias), gate_up_EFD, down_EDF, routing, layer)

@@ -84,5 +84,5 @@ def _digest(state: RunState, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(state, sha256="")))
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
