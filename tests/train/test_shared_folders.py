@@ -53,7 +53,7 @@ sys.stdin.readline()
 def on_step(step, metrics):
     if step == stop:
         os.kill(os.getpid(), signal.SIGKILL)
-train(msgspec.structs.replace(config, out=folder / out, save_minutes=0.0), on_step)
+train(msgspec.structs.replace(config, out=folder / out, save_minutes=0.0 if stop else 5.0), on_step)
 """
 
 
@@ -103,14 +103,13 @@ def test_two_runs_at_once_on_one_cache_both_end_right(
         assert (tmp_path / "cache" / entry.name).read_bytes() == entry.read_bytes()
 
 
-@pytest.mark.parametrize("write", ["cache/tokenizer-*.json", "*.bin", "checkpoint.*", "run/model"])
+@pytest.mark.parametrize("write", ["*.bin", "checkpoint.*", "run/model"])
 def test_a_run_killed_in_the_middle_of_a_write_goes_on(
     toy_config: TrainConfig, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]], write: str
 ) -> None:
     assert go(begin("run", write=write)) == [-signal.SIGKILL]
     assert list(tmp_path.rglob("*.part"))
-    config = msgspec.structs.replace(toy_config, save_minutes=0.0)
-    assert run.train(config).finished
+    assert run.train(toy_config).finished
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -118,7 +117,7 @@ def test_a_run_killed_between_steps_goes_on(
     toy_config: TrainConfig, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]]
 ) -> None:
     assert go(begin("run", stop=7)) == [-signal.SIGKILL]
-    assert run.train(msgspec.structs.replace(toy_config, save_minutes=0.0)).finished
+    assert run.train(toy_config).finished
     alone = msgspec.structs.replace(toy_config, out=tmp_path / "alone")
     run.train(alone)
     ours, theirs = load_file(toy_config.out / NAME), load_file(alone.out / NAME)

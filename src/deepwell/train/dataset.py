@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from deepwell.train.cache import kept
 from deepwell.train.corpus import Corpus, Document
 from deepwell.train.fim import psm, split_points
-from deepwell.train.tokenizer import SpecialIds
+from deepwell.train.tokenizer import SpecialIds, prompt_ids
 
 _CHARACTERS_AT_ONCE = 4_000_000
 _FIM_MARKS = 5
@@ -127,16 +127,14 @@ class PieceMaker:
     def pieces(self, documents: Sequence[Document]) -> Iterator[list[int]]:
         """Pieces of all documents, each opened by BOS; EOS where a document or a filled hole ends."""
         for group in _groups(documents):
-            questions = self._encode([d.question for d in group])
-            for document, question, ids in zip(group, questions, self._encode([d.text for d in group]), strict=True):
+            for document, ids in zip(group, self._encode([d.text for d in group]), strict=True):
                 if document.kind == "dialogue":
-                    yield self._dialogue(question, ids)
+                    yield self._dialogue(document.question, ids)
                 else:
                     yield from self._cut(ids)
 
-    def _dialogue(self, question: list[int], answer: list[int]) -> list[int]:
-        s = self._special
-        return [s.bos, s.user, *question, s.assistant, *answer, s.eos][: self._longest]
+    def _dialogue(self, question: str, answer: list[int]) -> list[int]:
+        return [*prompt_ids(question, self._tokenizer), *answer, self._special.eos][: self._longest]
 
     def _cut(self, ids: list[int]) -> Iterator[list[int]]:
         s, room = self._special, self._longest - _FIM_MARKS

@@ -28,7 +28,7 @@ from deepwell.train.fim import psm
 from deepwell.train.loop import LOG
 from deepwell.train.picture import draw_run
 from deepwell.train.stages import check_recorded, sha256_of, stage
-from deepwell.train.tokenizer import SpecialIds
+from deepwell.train.tokenizer import SpecialIds, prompt_ids
 from deepwell.train.trainee import Trainee
 from deepwell.weights.export import export
 
@@ -132,7 +132,7 @@ def _sample(trainee: Trainee, tokenizer: Tokenizer, kind: str, prompt: str, suff
     tokens = {
         "text": [special.bos, *before],
         "fim": [special.bos, *psm(before, [], after, special.fim_begin, special.fim_hole, special.fim_end)],
-        "chat": [special.bos, special.user, *before, special.assistant],
+        "chat": prompt_ids(prompt, tokenizer),
     }[kind]
     made = continuation(trainee, tokens, {special.eos}, 48)
     return {"kind": kind, "prompt": prompt, "suffix": suffix, "answer": tokenizer.decode(made)}
