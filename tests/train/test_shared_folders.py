@@ -86,6 +86,7 @@ def go(*processes: subprocess.Popen[str]) -> list[int]:
     return codes
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_on_one_cache_both_end_right(
     toy_config: TrainConfig, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -103,6 +104,7 @@ def test_two_runs_at_once_on_one_cache_both_end_right(
         assert (tmp_path / "cache" / entry.name).read_bytes() == entry.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", ["*.bin", "checkpoint.*", "run/model"])
 def test_a_run_killed_in_the_middle_of_a_write_goes_on(
     toy_config: TrainConfig, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]], write: str
@@ -113,6 +115,7 @@ def test_a_run_killed_in_the_middle_of_a_write_goes_on(
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_steps_goes_on(
     toy_config: TrainConfig, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -133,6 +136,7 @@ def test_two_runs_in_one_folder_are_refused(toy_config: TrainConfig) -> None:
     assert not (toy_config.out / STAGES).exists()
 
 
+@pytest.mark.slow
 def test_one_of_two_runs_in_one_folder_ends_right(tmp_path: Path, begin: Callable[..., subprocess.Popen[str]]) -> None:
     processes = [begin("run"), begin("run")]
     for process in processes:
