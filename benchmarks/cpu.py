@@ -12,7 +12,6 @@ there already is not measured again, so an interrupted run goes on where it stop
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from deepwell.bench.chart import amount, amount_unit, draw
 from deepwell.bench.compare import Comparison, Row, Score, compare
 from deepwell.bench.engines import Deepwell, find_peer
 from deepwell.errors import DeepwellError
+from deepwell.files import write_whole
 from deepwell.loading.machine import default_threads, inspect_machine
 
 SHAPES = {
@@ -107,9 +107,7 @@ def _measured(model: Path, plan: Plan, args: argparse.Namespace) -> Comparison:
 
 def _keep(path: Path, result: Comparison) -> None:
     """Whole or not at all."""
-    unfinished = path.with_suffix(".part")
-    unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
-    os.replace(unfinished, path)
+    write_whole(path, msgspec.json.format(msgspec.json.encode(result)))
 
 
 def render(runs: Path, page: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,8 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from deepwell.files import replacing
 
 _POOL_BYTES = 64 << 20
 """Blocks of a type are drawn once into a pool; tensors are cut from it at different places."""
@@ -87,12 +88,8 @@ def write(out: Path, name: str, mix: str) -> list[Tensor]:
     """Write the file under a temporary name, then give it its own; the tensors that are in it."""
     shape = SHAPES[name]
     tensors = list(tensors_of(shape, mix))
-    unfinished = out.with_name(out.name + ".part")
-    try:
+    with replacing(out) as unfinished:
         _write(unfinished, name, shape, mix, tensors)
-        os.replace(unfinished, out)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return tensors
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from deepwell.chat import Conversation, Message, detect, find_format, render_chat
 from deepwell.errors import ConfigError
 from deepwell.train.corpus import Corpus
 from deepwell.train.tokenizer import (
@@ -20,10 +21,12 @@ from deepwell.train.tokenizer import (
     RESERVED,
     THINK,
     SpecialIds,
+    prompt_ids,
     save_tokenizer,
     special_tokens,
     train_tokenizer,
 )
+from deepwell.weights.tokenizer import Tokenizer as Served
 
 SNIPPET = "def f(x, y=1234567):\n    return {'é': x[0], '你好': y}  # ok\n\n\n\tend\r\n  "
 
@@ -61,6 +64,19 @@ def test_transformers_reads_the_same_tokens_and_the_v3_conversation(tokenizer: T
     ]
     said = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert said == f"{BOS}Be brief.<｜User｜>Hi<｜Assistant｜>Hello.{EOS}<｜User｜>Bye<｜Assistant｜>"
+    ours = Conversation(messages=tuple(Message(turn["role"], turn["content"]) for turn in turns))  # type: ignore[arg-type]
+    served = Served.load(tmp_path)
+    assert list(render_chat(ours, served)) == theirs.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    assert list(render_chat(Conversation(messages=ours.messages[1:2]), served)) == prompt_ids("Hi", tokenizer)
+    assert find_format("deepseek-v3", served) == detect(served)
+
+
+def test_special_tokens_are_those_of_every_model_trained_so_far(tokenizer: Tokenizer) -> None:
+    """Their ids are in checkpoints, so neither spelling nor order may change with what chat/ knows."""
+    named = ["begin▁of▁sentence", "end▁of▁sentence", "▁pad▁", "fim▁hole", "fim▁begin", "fim▁end", "User", "Assistant"]
+    of_tools = [f"{what}▁{side}" for what in ("calls", "call", "outputs", "output") for side in ("begin", "end")]
+    spelled = [*(f"<｜{name}｜>" for name in named), "<|EOT|>", *(f"<｜tool▁{name}｜>" for name in (*of_tools, "sep"))]
+    assert special_tokens()[:20] == [*spelled, "<think>", "</think>"]
 
 
 def test_the_split_is_deepseek_v3s(tokenizer: Tokenizer) -> None:

@@ -32,7 +32,8 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """What goes wrong once: a status, or a body that is cut, silent after some bytes, changed, or whole again."""
+    """What goes wrong once: a status, or a body that is cut, silent after some bytes, changed, whole again, or `short`:
+    of so many bytes, and no more announced."""
 
     status: int = 0
     headers: dict[str, str] = {}
@@ -40,6 +41,7 @@ class Fault(msgspec.Struct, frozen=True):
     stall: int | None = None
     flip: bool = False
     whole: bool = False
+    short: int | None = None
 
 
 class FakeHub:
@@ -52,6 +54,8 @@ class FakeHub:
         self.asked: list[Asked] = []
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.needs_token: str | None = None
+        self.range_limit: int | None = None
+        """The most bytes that an answer to a range holds."""
         self.released = threading.Event()
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), self._handler(name)) for name in ("hub", "store")]
         for server in self._servers:
@@ -147,14 +151,17 @@ class FakeHub:
                 start = 0
                 if (asked := self.headers["Range"]) and not fault.whole:
                     start = int(asked.removeprefix("bytes=").removesuffix("-"))
-                body = content[start:]
+                end = len(content)
+                if start and hub.range_limit is not None:
+                    end = min(end, start + hub.range_limit)
+                body = content[start:end][: fault.short]
                 if fault.flip:
                     body = bytes([body[0] ^ 1]) + body[1:]
                 self.send_response(206 if start else 200)
                 for name, value in (headers or {}).items():
                     self.send_header(name, value)
                 if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                    self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 if self.command == "HEAD":

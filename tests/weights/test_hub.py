@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
+import time
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -258,6 +262,99 @@ def test_offline_with_a_shard_missing(place: Place) -> None:
     assert place.server.fetched() == ["model-00003-of-00006.safetensors"]
 
 
+PINNED = "org/name@" + "a" * 40
+
+
+@pytest.mark.parametrize(("name", "missing"), [(PINNED, "model-00001-of-00006"), ("org/name", "not all of it")])
+def test_a_failed_download_offline_is_not_whole(place: Place, name: str, missing: str) -> None:
+    """Of a pinned commit there is no ref that only a whole download writes: its files themselves have to be counted."""
+    place.server.put("org/name", SHARDED)
+    place.server.faults["store:/" + digest(SHARDED["model-00004-of-00006.safetensors"])] = [Fault(404)]
+    place.fails(name)
+    place.server.asked.clear()
+    said = place.fails(name, offline=True)
+    assert missing in said
+    assert "HF_HUB_OFFLINE" in said
+    assert place.server.asked == []
+    folder = place.locate(name)
+    assert {file.name for file in folder.iterdir()} == set(SHARDED)
+    assert place.locate(name, offline=True) == folder
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from test_hub import Seen
+from deepwell.weights.hub.download import Hub, locate
+locate(Path(sys.argv[1]), Seen(), Hub(sys.argv[2], Path(sys.argv[3])))
+"""
+
+
+def test_a_killed_download_of_a_pinned_commit_is_not_whole(place: Place) -> None:
+    place.server.faults["store:/" + digest(WEIGHTS)] = [Fault(stall=3000)]
+    command = [sys.executable, "-c", KILLED, PINNED, place.server.endpoint, place.cache]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "HF_HUB_OFFLINE": "0"}
+    with subprocess.Popen(command, env=environment) as process:
+        deadline = time.monotonic() + 60
+        while [part.stat().st_size for part in place.parts()] != [3000]:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+    assert "missing: model.safetensors)" in place.fails(PINNED, offline=True)
+    folder = place.locate(PINNED)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert place.server.asked[-1].range == "bytes=3000-"
+    assert place.locate(PINNED, offline=True) == folder
+
+
+@pytest.mark.parametrize("lost", NEEDED)
+def test_whatever_file_of_a_pinned_commit_is_missing_is_fetched_or_named(place: Place, lost: str) -> None:
+    """Also those that a model can do without, which change what it says: a template, the ends of its answers."""
+    folder = place.locate(PINNED)
+    place.server.asked.clear()
+    for damage in (Path.unlink, lambda file: file.write_bytes(FILES[lost][:-1])):
+        damage((folder / lost).resolve())
+        assert lost in place.fails(PINNED, offline=True)
+        assert place.locate(PINNED) == folder
+        assert (folder / lost).read_bytes() == FILES[lost]
+        assert place.locate(PINNED, offline=True) == folder
+    assert place.server.fetched() == [lost, lost]
+
+
+def test_a_pinned_commit_that_another_tool_fetched_partly_is_completed(place: Place) -> None:
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        hf_hub_download(
+            "org/name", name, cache_dir=place.cache, endpoint=place.server.endpoint, revision=PINNED.partition("@")[2]
+        )
+    place.server.asked.clear()
+    folder = place.locate(PINNED)
+    others = ["chat_template.jinja", "generation_config.json", "tokenizer_config.json"]
+    assert sorted(place.server.fetched()) == others
+    assert {file.name for file in folder.iterdir()} == set(NEEDED)
+    place.server.asked.clear()
+    assert place.locate(PINNED) == folder
+    assert place.server.asked == [], "now it is known to be whole"
+
+
+def test_a_quantisation_that_is_there_does_not_stand_for_the_model(place: Place) -> None:
+    place.server.put("org/name", FILES | {"m-Q8_0.gguf": b"8" * 100})
+    assert place.locate(PINNED + ":Q8_0").name == "m-Q8_0.gguf"
+    assert "config.json, tokenizer.json" in place.fails(PINNED, offline=True)
+    assert (place.locate(PINNED) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"{", b"\xff"])
+def test_a_damaged_listing_is_asked_for_again(place: Place, damage: bytes) -> None:
+    folder = place.locate(PINNED)
+    (listing,) = place.cache.rglob("listings/*.json")
+    whole = listing.read_bytes()
+    listing.write_bytes(damage)
+    assert place.locate(PINNED, offline=True) == folder
+    assert place.locate(PINNED) == folder
+    assert listing.read_bytes() == whole
+
+
 def test_a_hub_that_cannot_be_reached_the_first_time(place: Place) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -291,6 +388,43 @@ def test_the_next_run_goes_on_where_the_last_one_ended(place: Place) -> None:
     assert [one.range for one in place.server.asked if one.where == "store"] == ["bytes=5000-"]
     assert place.report.done == place.report.total
     assert not place.parts()
+
+
+@pytest.mark.parametrize(("size", "limit"), [(18 << 20, 2 << 20), (10_240, 1000)])
+def test_a_hub_that_gives_a_part_at_a_time_gives_all_of_it(place: Place, size: int, limit: int) -> None:
+    """Parts that end as announced are progress, not failures: nobody waits between them, or counts them."""
+    weights = b"deepwell" * (size // 8)
+    place.server.put("org/name", FILES | {"model.safetensors": weights})
+    place.server.range_limit = limit
+    place.server.faults["store:/" + digest(weights)] = [Fault(cut=100)]
+    assert digest((place.locate() / "model.safetensors").read_bytes()) == digest(weights)
+    asked = [one.range for one in place.server.asked if one.where == "store"]
+    assert asked == [None, *(f"bytes={at}-" for at in range(100, size, limit))]
+    assert len(asked) > 8
+    assert place.waits == [1], "for the one that was cut"
+    assert place.report.done == place.report.total
+
+
+def test_a_hub_that_gives_empty_parts_is_given_up(place: Place) -> None:
+    place.server.range_limit = 0
+    place.server.faults["store:/" + digest(WEIGHTS)] = [Fault(cut=100)]
+    said = place.fails()
+    assert "5 times in a row" in said
+    assert "100 of 10240 bytes" in said
+
+
+def test_progress_counts_however_a_connection_ends(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole answer that is shorter than the file, as from a proxy, and broken ones, in turns."""
+    monkeypatch.setattr(hub_http, "_PROGRESS_BYTES", 1000)
+    place.server.faults["store:/" + digest(WEIGHTS)] = [
+        *[Fault(cut=10)] * 3,
+        Fault(whole=True, short=2000),
+        *[Fault(cut=10)] * 3,
+        Fault(cut=1000),
+        *[Fault(cut=10)] * 3,
+    ]
+    assert (place.locate() / "model.safetensors").read_bytes() == WEIGHTS
+    assert place.waits == [1, 2, 4, 1, 2, 4, 8, 1, 2, 4, 8]
 
 
 def test_a_part_that_is_whole_is_only_checked(place: Place) -> None:

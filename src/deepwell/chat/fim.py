@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from deepwell.chat.formats.base import EOS
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
@@ -28,8 +30,13 @@ def render_fim(prefix: str, suffix: str, tokenizer: Tokenizer) -> tuple[int, ...
     marks = _marks(tokenizer)
     if marks is None:
         raise RequestError("this model has no fill-in-the-middle tokens, so suffix is not allowed", "suffix")
+    return (*_bos(tokenizer), *around_gap(tokenizer.encode(prefix), tokenizer.encode(suffix), marks))
+
+
+def around_gap(prefix: Sequence[int], suffix: Sequence[int], marks: tuple[int, int, int]) -> tuple[int, ...]:
+    """Token ids before the middle, between the ids of `FIM_TOKENS`."""
     begin, hole, end = marks
-    return (*_bos(tokenizer), begin, *tokenizer.encode(prefix), hole, *tokenizer.encode(suffix), end)
+    return (begin, *prefix, hole, *suffix, end)
 
 
 def text_ends(tokenizer: Tokenizer) -> tuple[int, ...]:

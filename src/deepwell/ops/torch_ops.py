@@ -54,7 +54,8 @@ class LocalDispatcher:
         order_M, shape = sent.origin
         back_M = torch.empty_like(order_M)
         back_M[order_M] = torch.arange(order_M.numel(), device=order_M.device)
-        return sent.rows[back_M].unflatten(0, shape)
+        rows: Tensor = sent.rows[back_M].unflatten(0, shape)
+        return rows
 
 
 class TorchOps:
@@ -143,7 +144,8 @@ class TorchOps:
         unseen_BSS = unchosen(chosen, self.length).view(self.batch, self.length, self.length)
         scores_BHSS = self._heads(q, shape.heads) @ k_BHSK.transpose(2, 3) * shape.scale
         probs_BHSS = scores_BHSS.masked_fill(unseen_BSS[:, None], float("-inf")).softmax(-1)
-        return (probs_BHSS @ v_BHSV).transpose(1, 2).flatten(2).flatten(0, 1)
+        out_BSD: Tensor = (probs_BHSS @ v_BHSV).transpose(1, 2).flatten(2)
+        return out_BSD.flatten(0, 1)
 
     def gated(self, x: Tensor, gate_up: Tensor, bias: Tensor | None = None) -> Tensor:
         gate, up = F.linear(x, gate_up, bias).chunk(2, dim=-1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deepwell.errors import CheckpointError, ConfigError
+from deepwell.files import replacing
 from deepwell.model.decoder import Decoder
 from deepwell.ops.base import MlaShape, Routes, Routing, Sent
 from deepwell.ops.torch_ops import TorchOps
@@ -26,6 +28,8 @@ SEQUENCE = 512
 LEAST_TOKENS = 32
 _BYTES_PER_TOKEN = 16
 """Text read for each token wanted: more than tokenizers make of one."""
+Key: TypeAlias = Any
+"""A parameter's key, in the place where `TorchOps` takes the tensor itself."""
 
 
 class CalibrationOps(TorchOps):
@@ -36,19 +40,19 @@ class CalibrationOps(TorchOps):
         self.importance: dict[str, Tensor] = {}
         self._load = load
 
-    def _maybe(self, key: str | None) -> Tensor | None:
+    def _maybe(self, key: Key | None) -> Tensor | None:
         return None if key is None else self._load(key)
 
-    def embed(self, table: str) -> Tensor:
+    def embed(self, table: Key) -> Tensor:
         return super().embed(self._load(table))
 
-    def rms_norm(self, x: Tensor, weight: str, eps: float, heads: int = 1) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: Key, eps: float, heads: int = 1) -> Tensor:
         return super().rms_norm(x, self._load(weight), eps, heads)
 
-    def layer_norm(self, x: Tensor, weight: str, bias: str, eps: float) -> Tensor:
+    def layer_norm(self, x: Tensor, weight: Key, bias: Key, eps: float) -> Tensor:
         return super().layer_norm(x, self._load(weight), self._load(bias), eps)
 
-    def linear(self, x: Tensor, weight: str, bias: str | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Key, bias: Key | None = None) -> Tensor:
         self.importance[weight] = mean_square(x)
         return super().linear(x, self._load(weight), self._maybe(bias))
 
@@ -57,7 +61,7 @@ class CalibrationOps(TorchOps):
         q: Tensor,
         latent: Tensor,
         k_rope: Tensor,
-        kv_b: str,
+        kv_b: Key,
         layer: int,
         shape: MlaShape,
         chosen: Tensor | None = None,
@@ -67,14 +71,14 @@ class CalibrationOps(TorchOps):
         self.importance[kv_b + QUERY] = mean_square(nope_THN)
         return super().mla(q, latent, k_rope, self._load(kv_b), layer, shape, chosen)
 
-    def gated(self, x: Tensor, gate_up: str, bias: str | None = None) -> Tensor:
+    def gated(self, x: Tensor, gate_up: Key, bias: Key | None = None) -> Tensor:
         self.importance[gate_up] = mean_square(x)
         return super().gated(x, self._load(gate_up), self._maybe(bias))
 
-    def route(self, x: Tensor, router: str, bias: str | None, routing: Routing, layer: int) -> Routes[Tensor]:
+    def route(self, x: Tensor, router: Key, bias: Key | None, routing: Routing, layer: int) -> Routes[Tensor]:
         return super().route(x, self._load(router), self._maybe(bias), routing, layer)
 
-    def experts(self, sent: Sent[Tensor], gate_up: str, down: str) -> Sent[Tensor]:
+    def experts(self, sent: Sent[Tensor], gate_up: Key, down: Key) -> Sent[Tensor]:
         gate_up_EFD, counts = self._load(gate_up), list(sent.counts)
         rows = sent.rows.split(counts)
         self.importance[gate_up] = per_expert(rows, self.dispatcher.bring_back(sent)[:, 0])
@@ -103,7 +107,8 @@ def calibrate(folder: Path, text: Path, out: Path, tokens: int) -> int:
     tokens_BS = read_tokens(text, tokenizer, tokens, min(SEQUENCE, checkpoint.config.context))
     importance = measure(checkpoint, tokens_BS)
     try:
-        save_file({key: values.contiguous() for key, values in importance.items()}, out, metadata={"format": "pt"})
+        with replacing(out) as part:
+            save_file({key: values.contiguous() for key, values in importance.items()}, part, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{out}: cannot be written: {error}") from None
     return int(tokens_BS.numel())

@@ -8,6 +8,7 @@ from textwrap import fill
 
 import msgspec
 
+from deepwell.json_lines import read_lines
 from deepwell.model.accounting import account
 from deepwell.model.config import ModelConfig
 from deepwell.train.config import TrainConfig
@@ -140,8 +141,7 @@ SHA-256, first digits: {named}.
 def _corpus(folder: Path) -> str:
     count: Counter[str] = Counter()
     size: dict[str, int] = defaultdict(int)
-    for line in (folder / "MANIFEST.jsonl").read_bytes().splitlines():
-        entry = msgspec.json.decode(line, type=ManifestEntry)
+    for entry in read_lines(folder / "MANIFEST.jsonl", ManifestEntry):
         count[entry.use] += 1
         size[entry.use] += entry.bytes
     table = "\n".join(f"| {use} | {count[use]:,} | {size[use]:,} |" for use in ("kept", "held-out", "dropped"))

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from deepwell.train.cache import kept
 from deepwell.train.corpus import Corpus, Document
-from deepwell.train.files import write_atomically
 from deepwell.train.fim import psm, split_points
-from deepwell.train.tokenizer import SpecialIds
+from deepwell.train.tokenizer import SpecialIds, prompt_ids
 
 _CHARACTERS_AT_ONCE = 4_000_000
 _FIM_MARKS = 5
@@ -80,14 +80,14 @@ class RowStream:
         return row
 
     def _shard(self, epoch: int) -> tuple[ShardIndex, NDArray[np.uint16]]:
-        stem = self._cache / f"tokens-{self.key[:16]}-{epoch:03d}"
-        data, described = stem.with_suffix(".bin"), stem.with_suffix(".json")
-        if not described.is_file():
-            self._build(epoch, data, described)
+        name = f"tokens-{self.key[:16]}-{epoch:03d}"
+        files = f"{name}.bin", f"{name}.json"
+        data, described = kept(self._cache, name, files, lambda: dict(zip(files, self._built(epoch), strict=True)))
         index = msgspec.json.decode(described.read_bytes(), type=ShardIndex)
         return index, np.memmap(data, np.uint16, "r", shape=(index.rows, index.width))
 
-    def _build(self, epoch: int, data: Path, described: Path) -> None:
+    def _built(self, epoch: int) -> tuple[bytes, bytes]:
+        """The shard of an epoch: its tokens, and its index as JSON."""
         maker = PieceMaker(self._tokenizer, self._context, self._fim_rate, np.random.default_rng((self._seed, epoch)))
         documents = [d for d in self._corpus.train if d.kind != "tests" or in_epoch(d, self._test_share, epoch)]
         pieces = list(maker.pieces(documents))
@@ -95,8 +95,6 @@ class RowStream:
         table = pack(pieces, self._context + 1, special.pad)
         np.random.default_rng((self._seed, epoch, 1)).shuffle(table)
         raw = table.tobytes()
-        self._cache.mkdir(parents=True, exist_ok=True)
-        write_atomically(data, raw)
         index = ShardIndex(
             key=self.key,
             epoch=epoch,
@@ -107,7 +105,7 @@ class RowStream:
             pieces=len(pieces),
             sha256=hashlib.sha256(raw).hexdigest(),
         )
-        write_atomically(described, msgspec.json.encode(index))
+        return raw, msgspec.json.encode(index)
 
 
 def in_epoch(document: Document, share: float, epoch: int) -> bool:
@@ -129,16 +127,14 @@ class PieceMaker:
     def pieces(self, documents: Sequence[Document]) -> Iterator[list[int]]:
         """Pieces of all documents, each opened by BOS; EOS where a document or a filled hole ends."""
         for group in _groups(documents):
-            questions = self._encode([d.question for d in group])
-            for document, question, ids in zip(group, questions, self._encode([d.text for d in group]), strict=True):
+            for document, ids in zip(group, self._encode([d.text for d in group]), strict=True):
                 if document.kind == "dialogue":
-                    yield self._dialogue(question, ids)
+                    yield self._dialogue(document.question, ids)
                 else:
                     yield from self._cut(ids)
 
-    def _dialogue(self, question: list[int], answer: list[int]) -> list[int]:
-        s = self._special
-        return [s.bos, s.user, *question, s.assistant, *answer, s.eos][: self._longest]
+    def _dialogue(self, question: str, answer: list[int]) -> list[int]:
+        return [*prompt_ids(question, self._tokenizer), *answer, self._special.eos][: self._longest]
 
     def _cut(self, ids: list[int]) -> Iterator[list[int]]:
         s, room = self._special, self._longest - _FIM_MARKS

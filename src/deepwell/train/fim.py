@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from deepwell.chat.fim import around_gap
+
 
 def split_points(length: int, random: np.random.Generator) -> tuple[int, int]:
     """Two places, in order, that cut a text of `length` characters into prefix, middle and suffix."""
@@ -12,5 +14,5 @@ def split_points(length: int, random: np.random.Generator) -> tuple[int, int]:
 
 
 def psm(prefix: list[int], middle: list[int], suffix: list[int], begin: int, hole: int, end: int) -> list[int]:
-    """fim-begin prefix fim-hole suffix fim-end middle: what a model reads, and then writes, to fill a hole."""
-    return [begin, *prefix, hole, *suffix, end, *middle]
+    """What a model reads, and then writes, to fill a hole."""
+    return [*around_gap(prefix, suffix, (begin, hole, end)), *middle]

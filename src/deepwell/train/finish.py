@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+from deepwell.files import replacing_folder, write_whole
 from deepwell.model.config import ModelConfig
 from deepwell.model.presets import preset
 from deepwell.train.card import write_card
@@ -23,12 +24,11 @@ from deepwell.train.checkpoint import NAME as CHECKPOINT
 from deepwell.train.config import TrainConfig
 from deepwell.train.corpus import Corpus, Document
 from deepwell.train.evaluate import Evaluation, bits_per_byte, compressors, continuation, document_bits
-from deepwell.train.files import write_atomically
 from deepwell.train.fim import psm
 from deepwell.train.loop import LOG
 from deepwell.train.picture import draw_run
-from deepwell.train.stages import sha256_of, stage
-from deepwell.train.tokenizer import SpecialIds
+from deepwell.train.stages import check_recorded, sha256_of, stage
+from deepwell.train.tokenizer import SpecialIds, prompt_ids
 from deepwell.train.trainee import Trainee
 from deepwell.weights.export import export
 
@@ -54,7 +54,7 @@ def finish(config: TrainConfig, corpus: Corpus, tokenizer: Tokenizer) -> Path:
     checkpoint = {"checkpoint": sha256_of(config.out / CHECKPOINT)}
     with stage(config.out, "evaluate", inputs={**checkpoint, "corpus": corpus.sha256}) as record:
         evaluation = evaluate(config, exact, shipped, corpus, tokenizer)
-        write_atomically(config.out / EVALUATION, msgspec.json.format(msgspec.json.encode(evaluation)) + b"\n")
+        write_whole(config.out / EVALUATION, msgspec.json.format(msgspec.json.encode(evaluation)) + b"\n")
         record.outputs = {EVALUATION: sha256_of(config.out / EVALUATION)}
         record.metrics = {"held_out_bpb": evaluation.held_out_bpb}
     with stage(config.out, "export", inputs=checkpoint) as record:
@@ -97,10 +97,14 @@ def evaluate(config: TrainConfig, exact: Trainee, shipped: Trainee, corpus: Corp
 
 
 def write_model(config: TrainConfig, shape: ModelConfig, trainee: Trainee, tokenizer: Tokenizer) -> Path:
-    """Fill `config.out/model`. Needs the evaluation on disk."""
-    folder, special = config.out / "model", SpecialIds(tokenizer)
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Make `config.out/model`, whole or not at all. Needs the evaluation on disk."""
+    with replacing_folder(config.out / "model") as folder:
+        _fill_model(folder, config, shape, trainee, tokenizer)
+    return config.out / "model"
+
+
+def _fill_model(folder: Path, config: TrainConfig, shape: ModelConfig, trainee: Trainee, tokenizer: Tokenizer) -> None:
+    special = SpecialIds(tokenizer)
     export(shape, trainee.weights, folder, bos=special.bos, eos=special.eos)
     for file in (config.out / "tokenizer").iterdir():
         shutil.copy(file, folder / file.name)
@@ -112,13 +116,14 @@ def write_model(config: TrainConfig, shape: ModelConfig, trainee: Trainee, token
         shutil.copy(licence, folder / "PYTHON-LICENSE.txt")
     draw_run(config.out / LOG, folder / "loss.svg")
     write_card(config, shape, folder, read_evaluation(config.compare))
-    return folder
 
 
 def read_evaluation(folder: Path | None) -> Evaluation | None:
-    """The measurements of another run, None if it has none yet."""
-    path = folder / EVALUATION if folder else None
-    return msgspec.json.decode(path.read_bytes(), type=Evaluation) if path and path.is_file() else None
+    """The measurements of another run, None if it has none yet. CheckpointError if they are damaged."""
+    if folder is None or not (folder / EVALUATION).is_file():
+        return None
+    check_recorded(folder, EVALUATION)
+    return msgspec.json.decode((folder / EVALUATION).read_bytes(), type=Evaluation)
 
 
 def _sample(trainee: Trainee, tokenizer: Tokenizer, kind: str, prompt: str, suffix: str) -> dict[str, Any]:
@@ -127,7 +132,7 @@ def _sample(trainee: Trainee, tokenizer: Tokenizer, kind: str, prompt: str, suff
     tokens = {
         "text": [special.bos, *before],
         "fim": [special.bos, *psm(before, [], after, special.fim_begin, special.fim_hole, special.fim_end)],
-        "chat": [special.bos, special.user, *before, special.assistant],
+        "chat": prompt_ids(prompt, tokenizer),
     }[kind]
     made = continuation(trainee, tokens, {special.eos}, 48)
     return {"kind": kind, "prompt": prompt, "suffix": suffix, "answer": tokenizer.decode(made)}

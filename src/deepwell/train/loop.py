@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from deepwell.errors import CheckpointError, DeepwellError
+from deepwell.files import write_whole
+from deepwell.json_lines import append_line, read_lines
 from deepwell.train.checkpoint import RunState, load_run, load_state, save_run
 from deepwell.train.config import TrainConfig
 from deepwell.train.dataset import RowStream
 from deepwell.train.schedule import bias_speed, learning_rate, mtp_weight
-from deepwell.train.stages import append
 from deepwell.train.trainee import IGNORED, Trainee, further_targets
 
 LOG = "metrics.jsonl"
@@ -203,7 +204,7 @@ class Pretraining:
             held_out_bpb=measured,
             alarm=_alarm(violation, dead),
         )
-        append(self.config.out / LOG, metrics)
+        append_line(self.config.out / LOG, metrics)
         return metrics
 
     @contextmanager
@@ -249,9 +250,8 @@ def _alarm(violation: float, dead: int) -> str:
 
 def _forget_after(path: Path, step: int) -> None:
     """Drop log lines of steps that the checkpoint has not seen: they will be written again."""
-    if path.is_file():
-        lines = [line for line in path.read_bytes().splitlines() if msgspec.json.decode(line)["step"] <= step]
-        path.write_bytes(b"".join(line + b"\n" for line in lines))
+    lines = [line for line in read_lines(path, Metrics) if line.step <= step]
+    write_whole(path, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
 
 def _mean(values: list[float]) -> float:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib as mpl
-import msgspec
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from deepwell.json_lines import read_lines
 from deepwell.train.loop import Metrics
 
 
 def read_log(path: Path) -> list[Metrics]:
-    """The lines of a run's log, oldest first."""
-    return [msgspec.json.decode(line, type=Metrics) for line in path.read_bytes().splitlines()]
+    """The lines of a run's log, oldest first. DeepwellError if it is damaged."""
+    return read_lines(path, Metrics)
 
 
 def draw_run(log: Path, picture: Path) -> None:

@@ -9,14 +9,15 @@ from collections.abc import Callable
 import torch
 from tokenizers import Tokenizer
 
+from deepwell.files import locked, write_whole
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import param_specs
 from deepwell.model.presets import preset
+from deepwell.train.cache import kept
 from deepwell.train.config import TrainConfig
 from deepwell.train.corpus import Corpus, Document, build_corpus
 from deepwell.train.dataset import RowStream
 from deepwell.train.evaluate import bits_per_byte
-from deepwell.train.files import write_atomically
 from deepwell.train.finish import MANIFEST, finish
 from deepwell.train.loop import Metrics, Outcome, Pretraining
 from deepwell.train.stages import sha256_of, stage
@@ -24,7 +25,8 @@ from deepwell.train.tokenizer import SpecialIds, save_tokenizer, train_tokenizer
 from deepwell.train.trainee import Trainee
 
 QUICK_CHARACTERS = 6_000
-
+LOCK = "run.lock"
+"""In the folder of a run: whoever holds it writes there."""
 
 OnStep = Callable[[int, Metrics | None], None]
 """Called after every optimiser step with the number of steps done, and with the log's line where one was written."""
@@ -33,14 +35,17 @@ OnStep = Callable[[int, Metrics | None], None]
 def train(config: TrainConfig, on_step: OnStep = lambda step, metrics: None) -> Outcome:
     """Everything: from raw text to `config.out/model`, a folder that Deepwell and transformers load.
 
-    Resumes what is in `config.out`. Saves and returns early, not finished, at the CPU limit, SIGTERM or SIGINT.
+    Resumes what is in `config.out`. Saves and returns early, not finished, at the CPU limit, SIGTERM or SIGINT. Raises
+    DeepwellError if another run is at work in that folder.
     """
     shape = preset(config.size)
-    corpus = prepare_corpus(config)
-    tokenizer = prepare_tokenizer(config, shape, corpus)
-    outcome = pretrain(config, shape, corpus, tokenizer, on_step)
-    if outcome.finished:
-        finish(config, corpus, tokenizer)
+    busy = f"{config.out}: another run is at work in this folder; wait until it ends, or name another --out"
+    with locked(config.out / LOCK, busy):
+        corpus = prepare_corpus(config)
+        tokenizer = prepare_tokenizer(config, shape, corpus)
+        outcome = pretrain(config, shape, corpus, tokenizer, on_step)
+        if outcome.finished:
+            finish(config, corpus, tokenizer)
     return outcome
 
 
@@ -75,7 +80,7 @@ def prepare_corpus(config: TrainConfig) -> Corpus:
     with stage(config.out, "corpus") as record:
         corpus = build_corpus()
         record.metrics["python"] = platform.python_version()
-        write_atomically(config.out / MANIFEST, corpus.manifest_lines())
+        write_whole(config.out / MANIFEST, corpus.manifest_lines())
         record.outputs = {"corpus": corpus.sha256, MANIFEST: sha256_of(config.out / MANIFEST)}
         for kind in ("code", "tests", "reference", "dialogue"):
             texts = [d.text for d in corpus.train if d.kind == kind]
@@ -87,12 +92,15 @@ def prepare_corpus(config: TrainConfig) -> Corpus:
 def prepare_tokenizer(config: TrainConfig, shape: ModelConfig, corpus: Corpus) -> Tokenizer:
     """The tokenizer learnt from the library, the reference and the dialogues; kept in the cache by its inputs."""
     key = sha256_text(f"{corpus.sha256} {shape.vocab}")[:16]
-    cached = config.cache / f"tokenizer-{key}.json"
+    name = f"tokenizer-{key}.json"
     with stage(config.out, "tokenizer", inputs={"corpus": corpus.sha256}, config={"vocab": shape.vocab}) as record:
-        if not cached.is_file():
-            learnt = train_tokenizer([d.text for d in corpus.train if d.kind != "tests"], shape.vocab)
-            config.cache.mkdir(parents=True, exist_ok=True)
-            write_atomically(cached, learnt.to_str().encode())
+        texts = [d.text for d in corpus.train if d.kind != "tests"]
+        (cached,) = kept(
+            config.cache,
+            f"tokenizer-{key}",
+            (name,),
+            lambda: {name: train_tokenizer(texts, shape.vocab).to_str().encode()},
+        )
         tokenizer = Tokenizer.from_file(str(cached))
         save_tokenizer(tokenizer, config.out / "tokenizer", shape.context)
         record.outputs = {"tokenizer": sha256_text(tokenizer.to_str())}

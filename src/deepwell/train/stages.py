@@ -12,6 +12,9 @@ from typing import Any
 
 import msgspec
 
+from deepwell.errors import CheckpointError
+from deepwell.json_lines import append_line, read_lines
+
 NAME = "stages.jsonl"
 
 
@@ -39,21 +42,21 @@ def stage(folder: Path, name: str, **known: Any) -> Iterator[Stage]:
     record.seconds = record.seconds or round(time.monotonic() - wall, 3)
     record.cpu_seconds = record.cpu_seconds or round(time.process_time() - cpu, 3)
     record.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    append(folder / NAME, record)
-
-
-def append(path: Path, line: object) -> None:
-    """Add one JSON line to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.write(msgspec.json.encode(line) + b"\n")
+    append_line(folder / NAME, record)
 
 
 def read_stages(folder: Path) -> list[Stage]:
-    """The stages recorded so far, oldest first."""
-    path = folder / NAME
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    return [msgspec.json.decode(line, type=Stage) for line in lines]
+    """The stages recorded so far, oldest first. DeepwellError if the record is damaged."""
+    return read_lines(folder / NAME, Stage)
+
+
+def check_recorded(folder: Path, name: str) -> None:
+    """CheckpointError if the file `name` of a run is not what its last stage that made it has recorded."""
+    digests = [stage.outputs[name] for stage in read_stages(folder) if name in stage.outputs]
+    if digests and digests[-1] != sha256_of(folder / name):
+        raise CheckpointError(
+            f"{folder / name}: is damaged: its digest is not the one in {NAME}; its `deepwell train` makes it anew"
+        )
 
 
 def sha256_of(path: Path) -> str:

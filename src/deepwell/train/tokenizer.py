@@ -12,22 +12,30 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from deepwell.chat import Conversation, Message
+from deepwell.chat.fim import FIM_TOKENS
+from deepwell.chat.formats import base, calls
+from deepwell.chat.formats.v3 import DEEPSEEK_V3
 from deepwell.errors import ConfigError
+from deepwell.files import write_whole
 
-BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
-FIM_HOLE, FIM_BEGIN, FIM_END = "<｜fim▁hole｜>", "<｜fim▁begin｜>", "<｜fim▁end｜>"
-USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
-THINK, END_THINK = "<think>", "</think>"
-TOOL_TOKENS = (
-    "<｜tool▁calls▁begin｜>",
-    "<｜tool▁calls▁end｜>",
-    "<｜tool▁call▁begin｜>",
-    "<｜tool▁call▁end｜>",
-    "<｜tool▁outputs▁begin｜>",
-    "<｜tool▁outputs▁end｜>",
-    "<｜tool▁output▁begin｜>",
-    "<｜tool▁output▁end｜>",
-    "<｜tool▁sep｜>",
+BOS, EOS, PAD = base.BOS.spelling, base.EOS.spelling, "<｜▁pad▁｜>"
+FIM_BEGIN, FIM_HOLE, FIM_END = FIM_TOKENS[0]
+USER, ASSISTANT = base.USER.spelling, base.ASSISTANT.spelling
+THINK, END_THINK = calls.THINK.spelling, calls.END_THINK.spelling
+TOOL_TOKENS = tuple(
+    token.spelling
+    for token in (
+        calls.CALLS,
+        calls.END_CALLS,
+        calls.CALL,
+        calls.END_CALL,
+        calls.OUTPUTS,
+        calls.END_OUTPUTS,
+        calls.OUTPUT,
+        calls.END_OUTPUT,
+        calls.SEP,
+    )
 )
 RESERVED = 48
 """Special tokens take the ids below this; those without a meaning yet are placeholders."""
@@ -42,7 +50,7 @@ _SPLITS = (
     r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
 )
 
-# DeepSeek-V3's conversation: system texts first, then turns; every answer ends with the end-of-sentence token.
+# chat/formats/v3.py as a template, for other engines: system texts, then turns; every answer ends with the EOS token.
 CHAT_TEMPLATE = (
     "{%- set ns = namespace(system='') -%}"
     "{%- for m in messages if m['role'] == 'system' -%}"
@@ -50,10 +58,10 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{{- bos_token + ns.system -}}"
     "{%- for m in messages -%}"
-    "{%- if m['role'] == 'user' -%}{{- '<｜User｜>' + m['content'] -}}{%- endif -%}"
-    "{%- if m['role'] == 'assistant' -%}{{- '<｜Assistant｜>' + m['content'] + eos_token -}}{%- endif -%}"
+    f"{{%- if m['role'] == 'user' -%}}{{{{- '{USER}' + m['content'] -}}}}{{%- endif -%}}"
+    f"{{%- if m['role'] == 'assistant' -%}}{{{{- '{ASSISTANT}' + m['content'] + eos_token -}}}}{{%- endif -%}}"
     "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<｜Assistant｜>' -}}{%- endif -%}"
+    f"{{%- if add_generation_prompt -%}}{{{{- '{ASSISTANT}' -}}}}{{%- endif -%}}"
 )
 
 
@@ -89,8 +97,7 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
     """Write tokenizer.json and tokenizer_config.json; `context` becomes model_max_length."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=False) + "\n", "utf-8")
+    write_whole(folder / "tokenizer.json", f"{tokenizer.to_str(pretty=False)}\n".encode())
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
@@ -101,7 +108,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     text = json.dumps(config, ensure_ascii=False, indent=2)
-    (folder / "tokenizer_config.json").write_text(text + "\n", "utf-8")
+    write_whole(folder / "tokenizer_config.json", f"{text}\n".encode())
 
 
 class SpecialIds:
@@ -112,7 +119,18 @@ class SpecialIds:
         self.fim_hole, self.fim_begin, self.fim_end = (
             _id(tokenizer, token) for token in (FIM_HOLE, FIM_BEGIN, FIM_END)
         )
-        self.user, self.assistant = _id(tokenizer, USER), _id(tokenizer, ASSISTANT)
+
+
+def prompt_ids(question: str, tokenizer: Tokenizer) -> list[int]:
+    """What a model reads before it answers a question, in DeepSeek-V3's format."""
+    layout = DEEPSEEK_V3.layout(Conversation(messages=(Message("user", question),)))
+    ids: list[int] = []
+    for part in layout:
+        if isinstance(part, base.Token):
+            ids.append(_id(tokenizer, part.spelling))
+        else:
+            ids += tokenizer.encode(part, add_special_tokens=False).ids
+    return ids
 
 
 def _id(tokenizer: Tokenizer, token: str) -> int:

@@ -93,7 +93,7 @@ def _initial(spec: Param, layers: int, seed: int) -> Tensor:
         return torch.zeros(spec.shape) if spec.key.endswith("bias") else torch.ones(spec.shape)
     own_seed = hashlib.sha256(f"{seed}:{spec.key}".encode()).digest()[:7]
     generator = torch.Generator().manual_seed(int.from_bytes(own_seed))
-    deviation = {"embed": 1.0, "head": 0.02}.get(spec.key, 0.5 * spec.shape[-1] ** -0.5)
+    deviation: float = {"embed": 1.0, "head": 0.02}.get(spec.key, 0.5 * spec.shape[-1] ** -0.5)
     if spec.key.endswith((".o", ".down")):
         deviation /= (2 * layers) ** 0.5
     return torch.randn(spec.shape, generator=generator) * deviation

@@ -3,6 +3,7 @@
 Files lie in huggingface_hub's cache, in its layout, so that other tools find them: blobs/<checksum> holds contents,
 snapshots/<commit>/ links to them under their names, refs/<revision> names the commit. A ref is written when everything
 it promises is there; a half-fetched file is blobs/<checksum>.incomplete, and the next run goes on with it.
+listings/<commit>.json is our own: the names and sizes of what the hub has, by which a half-fetched snapshot shows.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from deepwell.errors import DeepwellError, HubError
+from deepwell.files import write_whole
 from deepwell.model.config import from_hugging_face
-from deepwell.weights.hub.files import CONFIG, INDEX, Reference, check_name, choose, is_commit, parse, shards
+from deepwell.weights.hub.files import CONFIG, INDEX, Reference, check_name, choose, is_commit, parse, placed, shards
 from deepwell.weights.json_files import read_json, read_object
 
 if TYPE_CHECKING:
@@ -86,13 +88,13 @@ def locate(model: Path, report: Report, hub: Hub | None = None, *, renew: bool =
         return model
     hub = hub or Hub.of_environment()
     store = _Store(hub.cache, reference)
-    kept = store.find()
-    if kept is not None and (reference.pinned or hub.offline):
+    kept, missing = store.find()
+    if kept is not None and (hub.offline or (reference.pinned and store.is_listed)):
         return kept
     if hub.offline:
         raise HubError(
-            f"{reference} is not in {hub.cache}, at least not all of it, and HF_HUB_OFFLINE forbids to fetch it; there "
-            "is no such file or folder here either"
+            f"{reference} is not in {hub.cache}, at least not all of it{_named(missing)}, and HF_HUB_OFFLINE forbids "
+            "to fetch it; there is no such file or folder here either"
         )
     from deepwell.weights.hub.http import Remote
 
@@ -128,19 +130,49 @@ class _Store:
             return ""
         return text if is_commit(text) else ""
 
-    def find(self) -> Path | None:
-        """What was fetched before, if it is whole: a folder, or the file of a GGUF or packed model."""
+    def find(self) -> tuple[Path | None, list[str]]:
+        """What was fetched before, if it is whole: a folder, or the file of a GGUF or packed model. Else what is
+        missing of it, as far as one can tell.
+
+        Without a listing, as after other tools, what is there has to show by itself that something is missing.
+        """
         if not (commit := self.commit()):
-            return None
+            return None, []
         folder = self.snapshot(commit)
-        names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+        there = {file.relative_to(folder).as_posix(): _size(file) for file in folder.rglob("*") if file.is_file()}
+        promised = self._listed(commit) or there
         try:
-            wanted = choose(names, self.reference)
-            if wanted.indexed:
-                shards(read_json(folder / INDEX), names, self.reference)
+            wanted = choose(promised, self.reference)
+            files = list(wanted.files)
+            if wanted.indexed and INDEX in there:
+                files += placed(read_json(folder / INDEX), self.reference)
         except DeepwellError:  # whatever is wrong with it, the hub has it whole
-            return None
-        return folder / wanted.entry if wanted.entry else folder
+            return None, []
+        missing = [name for name in files if name not in there or there[name] != promised.get(name)]
+        if missing:
+            return None, missing
+        return folder / wanted.entry if wanted.entry else folder, []
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether it is known what the hub has at the revision's commit."""
+        return bool(self._listed(self.commit()))
+
+    def promise(self, listing: Listing) -> None:
+        """Write down what the hub has at a commit, before anything of it is fetched."""
+        sizes = {entry.name: entry.size for entry in listing.entries.values()}
+        if self._listed(listing.commit) != sizes:
+            write_whole(self._listing(listing.commit), msgspec.json.encode(sizes))
+
+    def _listed(self, commit: str) -> dict[str, int]:
+        """Names and sizes of what the hub has at a commit; empty if that is not known."""
+        try:
+            return msgspec.json.decode(self._listing(commit).read_bytes(), type=dict[str, int])
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return {}
+
+    def _listing(self, commit: str) -> Path:
+        return self.folder / "listings" / f"{commit}.json"
 
     def snapshot(self, commit: str) -> Path:
         return self.folder / "snapshots" / commit
@@ -178,10 +210,7 @@ class _Store:
         """Write down what the revision means now."""
         if self.reference.pinned or self.commit() == commit:
             return
-        self._ref.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._ref.with_name(f"{self._ref.name}.{os.getpid()}.tmp")
-        fresh.write_text(commit, encoding="ascii")
-        os.replace(fresh, self._ref)
+        write_whole(self._ref, commit.encode())
 
     @property
     def _ref(self) -> Path:
@@ -204,6 +233,7 @@ class _Download:
         small = [name for name in wanted.files if name.endswith((".json", ".jinja"))]
         large = [name for name in wanted.files if name not in small]
         try:
+            self._store.promise(self._listing)
             if wanted.entry is None:
                 self._fetch(small)
                 self._check_config(snapshot)
@@ -284,6 +314,12 @@ class _Download:
                 f"{self._reference} needs {need / 1e9:.3f} GB more in {folder.parent}, and {free / 1e9:.3f} GB are "
                 "free; free some space, or set HF_HOME to a folder on a larger disk"
             )
+
+
+def _named(missing: list[str]) -> str:
+    """The first files that are missing, for a sentence."""
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return f" (missing: {', '.join(missing[:3])}{more})" if missing else ""
 
 
 def _size(file: Path) -> int:

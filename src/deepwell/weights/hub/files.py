@@ -86,16 +86,23 @@ def choose(names: Collection[str], reference: Reference) -> Wanted:
 
 def shards(index: Any, names: Collection[str], reference: Reference) -> tuple[str, ...]:
     """The files that an index (parsed JSON) places tensors in, all of which must be among `names`."""
-    placed = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(placed, dict) or not placed or not all(isinstance(shard, str) for shard in placed.values()):
+    wanted = placed(index, reference)
+    for shard in wanted:
+        if shard not in names:
+            raise HubError(f"{reference}: {INDEX} names {shard}, which the repository does not have; it is incomplete")
+    return wanted
+
+
+def placed(index: Any, reference: Reference) -> tuple[str, ...]:
+    """The files that an index (parsed JSON) places tensors in."""
+    map_ = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(map_, dict) or not map_ or not all(isinstance(shard, str) for shard in map_.values()):
         raise HubError(f"{reference}: {INDEX} has no weight_map from tensor names to files")
-    wanted = tuple(sorted(set(placed.values())))
+    wanted = tuple(sorted(set(map_.values())))
     for shard in wanted:
         if "/" in shard or not shard.endswith(".safetensors"):
             raise HubError(f"{reference}: {INDEX} names the file {shard!r}; allowed are *.safetensors beside it")
         check_name(shard, reference)
-        if shard not in names:
-            raise HubError(f"{reference}: {INDEX} names {shard}, which the repository does not have; it is incomplete")
     return wanted
 
 

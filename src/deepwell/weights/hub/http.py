@@ -137,24 +137,29 @@ class Remote(msgspec.Struct, frozen=True):
         return bytes(raw)
 
     def _receive(self, url: str, reference: Reference, file: _Part) -> None:
-        """One connection's worth of a file."""
-        if (before := file.have) == file.entry.size:
-            return
-        try:
-            with self._get(url, reference, before, file.entry.name) as response:
-                if before and response.status_code == 200:  # it knows no ranges
+        """The rest of a file: one connection after another while each brings the part that its hub gives at a time."""
+        while (before := file.have) < file.entry.size:
+            try:
+                self._receive_part(url, reference, file)
+            except _Passing as trouble:
+                trouble.progress = file.have - before
+                if trouble.status == 416:
                     file.restart()
-                elif _start_of(response) != before:
-                    raise HubError(f"{self.endpoint} sends another part of {file.entry.name} than was asked for")
-                for chunk in response.iter_bytes():
-                    file.write(chunk)
-        except _Passing as trouble:
-            trouble.progress = file.have - before
-            if trouble.status == 416:
+                raise
+
+    def _receive_part(self, url: str, reference: Reference, file: _Part) -> None:
+        """One connection's worth of a file: the rest of it, or a part that the hub has announced as one."""
+        before, entry = file.have, file.entry
+        with self._get(url, reference, before, entry.name) as response:
+            if before and response.status_code == 200:  # it knows no ranges
                 file.restart()
-            raise
-        if file.have < file.entry.size:
-            raise _Passing(f"{self.endpoint} ended {file.entry.name} after {file.have} of {file.entry.size} bytes")
+            elif _start_of(response) != before:
+                raise HubError(f"{self.endpoint} sends another part of {entry.name} than was asked for")
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+        as_announced = response.status_code == 206 and file.have > before
+        if file.have < entry.size and not as_announced:
+            raise _Passing(f"{self.endpoint} ended {entry.name} after {file.have} of {entry.size} bytes")
 
     @contextmanager
     def _get(self, url: str, reference: Reference, start: int = 0, name: str = "") -> Iterator[Any]:

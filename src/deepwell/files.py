@@ -1,0 +1,130 @@
+"""Files that are whole or absent, whatever kills their writer, and however many processes write in one folder.
+
+A file grows under a name of its own beside its place, `.NAME.wXXXXXXXXXXXX.part`, and is renamed when it is on the
+disk. Its writer holds a lock on it, so that what a killed one has left is told apart from what is still being written:
+the next writer of NAME removes it. Where a file system knows no locks, such leftovers stay.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from deepwell.errors import DeepwellError
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, or leave what was there. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` to be written by its name. It takes `path`'s place in the end, on the disk; after an
+    error it is removed, and `path` is as it was."""
+    remove_leftovers(path)
+    part, lock = _begin(path)
+    try:
+        yield part
+        _sync(part)
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """As `replacing`, an empty folder to be filled; the folder at `path` is removed just before it takes its place."""
+    remove_leftovers(path)
+    part, lock = _begin(path, folder=True)
+    try:
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():
+            shutil.rmtree(path)
+        os.rename(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed writers of `path` have left beside it."""
+    named = re.compile(rf"\.{re.escape(path.name)}\.w[0-9a-f]{{12}}\.part")
+    found = [entry for entry in _entries(path.parent) if named.fullmatch(entry.name)]
+    for part in found:
+        with suppress(OSError):
+            lock = os.open(part, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+            finally:
+                os.close(lock)
+
+
+@contextmanager
+def locked(path: Path, refusal: str = "") -> Iterator[None]:
+    """Hold the lock file `path` (made if need be, and left there) against all other processes and threads.
+
+    Waits for whoever holds it, or raises DeepwellError with `refusal`, if that is given. The end of a process, however
+    it comes, lets go. Where a file system knows no locks, nobody is kept out.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+        except BlockingIOError:
+            raise DeepwellError(refusal) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(lock)
+
+
+def _begin(path: Path, *, folder: bool = False) -> tuple[Path, int]:
+    """A new file or folder beside `path`, and the descriptor that keeps it locked."""
+    while True:
+        part = path.with_name(f".{path.name}.w{secrets.token_hex(6)}.part")
+        if folder:
+            part.mkdir(parents=True)
+            lock = os.open(part, os.O_RDONLY)
+        else:
+            lock = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if part.exists():
+            return part, lock
+        os.close(lock)  # taken for a leftover before it was locked
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []

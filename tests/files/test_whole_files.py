@@ -1,0 +1,155 @@
+"""Files that are whole or absent: through errors, kills in the middle of a write, and many writers at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from deepwell.errors import DeepwellError
+from deepwell.files import locked, remove_leftovers, replacing, replacing_folder, write_whole
+
+WAITS = """
+import sys, time
+from pathlib import Path
+from deepwell.files import replacing, replacing_folder
+path, folder = Path(sys.argv[1]), sys.argv[2] == "folder"
+with (replacing_folder if folder else replacing)(path) as part:
+    (part / "half" if folder else part).write_bytes(b"half of it")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+REPEATS = """
+import sys
+from pathlib import Path
+from deepwell.files import write_whole
+for n in range(200):
+    write_whole(Path(sys.argv[1]), (sys.argv[2] * 50_000).encode())
+"""
+HOLDS = """
+import sys, time
+from pathlib import Path
+from deepwell.files import locked
+with locked(Path(sys.argv[1])):
+    print("holding", flush=True)
+    time.sleep(60)
+"""
+
+
+def start(program: str, *arguments: object, say: bool = True) -> subprocess.Popen[str]:
+    """A real process; if it will `say` something, only then this returns."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    if say:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() in ("writing", "holding")
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def test_a_failing_disk_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new folder" / "file"
+    write_whole(path, b"old")
+
+    def fail(*args: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(path.parent) == {"file"}
+
+
+def test_what_is_in_the_place_is_whole_before_it_has_its_name(tmp_path: Path) -> None:
+    write_whole(tmp_path / "file", b"old")
+    with replacing(tmp_path / "file") as part:
+        part.write_bytes(b"half")
+        assert (tmp_path / "file").read_bytes() == b"old"
+    assert (tmp_path / "file").read_bytes() == b"half"
+    assert (tmp_path / "file").stat().st_mode & 0o600 == 0o600
+    with replacing_folder(tmp_path / "folder") as part:
+        (part / "one").write_bytes(b"1")
+        assert not (tmp_path / "folder").exists()
+    with pytest.raises(ZeroDivisionError), replacing_folder(tmp_path / "folder") as part:
+        (part / "two").write_bytes(b"%d" % (1 // 0))
+    with replacing_folder(tmp_path / "other") as part:
+        pass
+    assert names(tmp_path / "folder") == {"one"}
+    assert names(tmp_path) == {"file", "folder", "other"}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_writer_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "place"
+    killed, living = start(WAITS, path, kind), start(WAITS, path, kind)
+    assert len(names(tmp_path)) == 2
+    kill(killed)
+    if kind == "file":
+        write_whole(path, b"new")
+    else:
+        with replacing_folder(path):
+            pass
+    try:
+        assert len(names(tmp_path)) == 2, "the place, and the part of the one that lives"
+    finally:
+        kill(living)
+    remove_leftovers(path)
+    assert names(tmp_path) == {"place"}
+
+
+def test_leftovers_of_other_names_are_not_touched(tmp_path: Path) -> None:
+    mine = (".place.w0123456789ab.part", ".place.w0123456789ab.partial", "place.part", ".places.w0123456789ab.part")
+    for name in mine:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "place")
+    assert names(tmp_path) == set(mine[1:])
+    remove_leftovers(tmp_path / "absent folder" / "place")
+
+
+def test_two_processes_on_one_file_never_show_a_mixture(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    writers = [start(REPEATS, path, letter, say=False) for letter in "ab"]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            seen.add(path.read_bytes())
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert seen | {path.read_bytes()} <= {b"a" * 50_000, b"b" * 50_000}
+    assert names(tmp_path) == {"file"}
+
+
+def test_a_lock_refuses_or_waits_and_ends_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "lock"
+    holder = start(HOLDS, path)
+    with pytest.raises(DeepwellError, match="taken"), locked(path, "taken"):
+        pass
+    entered = threading.Event()
+
+    def wait() -> None:
+        with locked(path):
+            entered.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert not entered.wait(0.2)
+    kill(holder)
+    assert entered.wait(10)
+    waiting.join()
+    with locked(path, "taken"):
+        pass
