@@ -189,30 +189,46 @@ class Weights {
 
   // Leaves the fewest tokens, from the likeliest down, whose weights reach `top_p` of all; ties to the lower token.
   void keep_nucleus(double top_p);
-  void keep_from(double weight) {
-    limit_ = std::max(limit_, weight);
-    sum_up(limit_, sums_);
-  }
+  void keep_from(double weight);
   int draw(double point) const;
 
  private:
-  double sum_up(double limit, std::vector<double>& sums) const;
+  double sum_up(double limit);
+  void narrow();
   void trim(double low, double high, double goal);
 
   const Row& row_;
   const double temperature_;
   double* const weights_;
   std::vector<double> sums_;  // of the chunks
+  std::vector<int> live_;     // chunks that have something left
   double limit_ = 0;
 };
 
 Weights::Weights(const Row& row, double temperature, std::vector<double>& room)
     : row_(row), temperature_(temperature), weights_((room.resize(size_t{kChunk} * row.chunks()), room.data())),
-      sums_(row.weigh(temperature, weights_)) {}
+      sums_(row.weigh(temperature, weights_)), live_(row.chunks()) {
+  std::iota(live_.begin(), live_.end(), 0);
+}
 
-double Weights::sum_up(double limit, std::vector<double>& sums) const {
-  kernels().chunk_sums(weights_, row_.chunks(), limit, sums.data());
-  return total_of(sums);
+// Sums of the weights that are not below `limit`.
+double Weights::sum_up(double limit) {
+  double total = 0;
+  for (int c : live_) {
+    kernels().chunk_sums(weights_ + size_t{kChunk} * c, 1, limit, &sums_[c]);
+    total += sums_[c];
+  }
+  return total;
+}
+
+void Weights::narrow() {
+  live_.erase(std::remove_if(live_.begin(), live_.end(), [&](int c) { return sums_[c] == 0; }), live_.end());
+}
+
+void Weights::keep_from(double weight) {
+  limit_ = std::max(limit_, weight);
+  sum_up(limit_);
+  narrow();
 }
 
 // Tokens lighter than (1 - top_p) / V of the whole are together lighter than what top_p leaves out, so none of them is in
@@ -220,15 +236,19 @@ double Weights::sum_up(double limit, std::vector<double>& sums) const {
 // numbers that doubles are ordered like; only tokens within the bracket are sorted.
 void Weights::keep_nucleus(double top_p) {
   const double total = total_of(sums_), goal = std::max(top_p * total, DBL_MIN);
-  std::vector<double> sums(sums_.size());
   double low = (1 - top_p) * total / row_.vocab() * (1 - 1e-9), high = 1 + DBL_EPSILON, above = 0;
-  if (!(sum_up(low, sums) >= goal)) low = 0;
+  if (sum_up(low) < goal) low = 0;
+  else narrow();
   while (high > kBracket * low) {
     const double middle = between(low, high);
     if (middle == low) break;
-    const double sum = sum_up(middle, sums);
-    if (sum >= goal) low = middle;
-    else high = middle, above = sum;
+    const double sum = sum_up(middle);
+    if (sum < goal) {
+      high = middle, above = sum;
+    } else {
+      low = middle;
+      narrow();
+    }
   }
   trim(low, high, goal - above);
   keep_from(low);
@@ -242,7 +262,7 @@ void Weights::trim(double low, double high, double goal) {
   };
   std::vector<Token> found;
   double values[kChunk];
-  for (int c = 0; c < row_.chunks(); ++c) {
+  for (int c : live_) {
     uint64_t from_low[kChunk / 64], from_high[kChunk / 64];
     const double* weights = weights_ + size_t{kChunk} * c;
     kernels().chunk_at_least(weights, low, from_low);
