@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
-#include <iterator>
 #include <limits>
 #include <mutex>
 #include <numeric>
@@ -18,7 +17,6 @@ namespace deepwell {
 namespace {
 
 constexpr double kNone = -std::numeric_limits<double>::infinity();
-constexpr double kMost = 1e100;         // of a bias or penalty: then no logit overflows
 constexpr double kBracket = 1.01;       // how far apart the weights may be among which a nucleus ends, before sorting
 constexpr size_t kInlineWork = 65536;   // logits below which waking threads costs more than it gives
 
@@ -189,30 +187,46 @@ class Weights {
 
   // Leaves the fewest tokens, from the likeliest down, whose weights reach `top_p` of all; ties to the lower token.
   void keep_nucleus(double top_p);
-  void keep_from(double weight) {
-    limit_ = std::max(limit_, weight);
-    sum_up(limit_, sums_);
-  }
+  void keep_from(double weight);
   int draw(double point) const;
 
  private:
-  double sum_up(double limit, std::vector<double>& sums) const;
+  double sum_up(double limit);
+  void narrow();
   void trim(double low, double high, double goal);
 
   const Row& row_;
   const double temperature_;
   double* const weights_;
   std::vector<double> sums_;  // of the chunks
+  std::vector<int> live_;     // chunks that have something left
   double limit_ = 0;
 };
 
 Weights::Weights(const Row& row, double temperature, std::vector<double>& room)
     : row_(row), temperature_(temperature), weights_((room.resize(size_t{kChunk} * row.chunks()), room.data())),
-      sums_(row.weigh(temperature, weights_)) {}
+      sums_(row.weigh(temperature, weights_)), live_(row.chunks()) {
+  std::iota(live_.begin(), live_.end(), 0);
+}
 
-double Weights::sum_up(double limit, std::vector<double>& sums) const {
-  kernels().chunk_sums(weights_, row_.chunks(), limit, sums.data());
-  return total_of(sums);
+// Sums of the weights that are not below `limit`.
+double Weights::sum_up(double limit) {
+  double total = 0;
+  for (int c : live_) {
+    kernels().chunk_sums(weights_ + size_t{kChunk} * c, 1, limit, &sums_[c]);
+    total += sums_[c];
+  }
+  return total;
+}
+
+void Weights::narrow() {
+  live_.erase(std::remove_if(live_.begin(), live_.end(), [&](int c) { return sums_[c] == 0; }), live_.end());
+}
+
+void Weights::keep_from(double weight) {
+  limit_ = std::max(limit_, weight);
+  sum_up(limit_);
+  narrow();
 }
 
 // Tokens lighter than (1 - top_p) / V of the whole are together lighter than what top_p leaves out, so none of them is in
@@ -220,15 +234,19 @@ double Weights::sum_up(double limit, std::vector<double>& sums) const {
 // numbers that doubles are ordered like; only tokens within the bracket are sorted.
 void Weights::keep_nucleus(double top_p) {
   const double total = total_of(sums_), goal = std::max(top_p * total, DBL_MIN);
-  std::vector<double> sums(sums_.size());
   double low = (1 - top_p) * total / row_.vocab() * (1 - 1e-9), high = 1 + DBL_EPSILON, above = 0;
-  if (!(sum_up(low, sums) >= goal)) low = 0;
+  if (sum_up(low) < goal) low = 0;
+  else narrow();
   while (high > kBracket * low) {
     const double middle = between(low, high);
     if (middle == low) break;
-    const double sum = sum_up(middle, sums);
-    if (sum >= goal) low = middle;
-    else high = middle, above = sum;
+    const double sum = sum_up(middle);
+    if (sum < goal) {
+      high = middle, above = sum;
+    } else {
+      low = middle;
+      narrow();
+    }
   }
   trim(low, high, goal - above);
   keep_from(low);
@@ -242,7 +260,7 @@ void Weights::trim(double low, double high, double goal) {
   };
   std::vector<Token> found;
   double values[kChunk];
-  for (int c = 0; c < row_.chunks(); ++c) {
+  for (int c : live_) {
     uint64_t from_low[kChunk / 64], from_high[kChunk / 64];
     const double* weights = weights_ + size_t{kChunk} * c;
     kernels().chunk_at_least(weights, low, from_low);
@@ -352,110 +370,7 @@ struct Place {
   int ask, row;  // of the ask's scored rows, or -1: its choice
 };
 
-std::string number(int64_t n) { return std::to_string(n); }
-
-void in_range(double value, double low, double high, const char* what) {
-  require(value >= low && value <= high, std::string(what) + " is " + std::to_string(value) +
-          ", which is outside its range");
-}
-
-void known_token(int64_t token, int vocab, const std::string& what) {
-  require(token >= 0 && token < vocab, what + " " + number(token) + " is outside 0.." + number(vocab - 1));
-}
-
-void check_mask(const uint32_t* mask, int vocab, const std::string& what) {
-  uint32_t any = 0;
-  for (int i = 0; i < vocab / 32; ++i) any |= mask[i];
-  if (vocab % 32) any |= mask[vocab / 32] & ((1u << vocab % 32) - 1);
-  require(any != 0, what + " allows no token");
-}
-
-void check_one(const Ask& a, int vocab, const std::string& what) {
-  require(a.sampler->vocab() == vocab, "the sampler of " + what + " is for " + number(a.sampler->vocab()) +
-          " tokens, the rows have " + number(vocab) + " logits");
-  require(a.choose || a.draft.empty(), what + " has a draft, but chooses nothing");
-  require(a.choose || a.masks == nullptr, what + " has masks, but chooses nothing");
-  const int64_t choosing = a.choose ? 1 + static_cast<int64_t>(a.draft.size()) : 0;
-  const int64_t least = std::max<int64_t>(1, std::max<int64_t>(a.score.size() + a.draft.size(), choosing));
-  require(a.rows >= least, what + " has " + number(a.rows) + " rows, and needs " + number(least));
-  for (int64_t token : a.score) known_token(token, vocab, "scored token of " + what);
-  for (int64_t token : a.draft) known_token(token, vocab, "drafted token of " + what);
-  const bool drawn = a.choose && a.sampler->rules().temperature != 0;
-  const int64_t points = static_cast<int64_t>(a.points.size());
-  require(drawn ? points == choosing : points == 0 || points == choosing,
-          what + " has " + number(points) + " points for " + number(choosing) + " rows that may choose");
-  for (double point : a.points)
-    require(point >= 0 && point < 1, "a point of " + what + " is " + std::to_string(point) + ", not within [0, 1)");
-  for (const auto& count : {a.logprobs, a.score_logprobs})
-    require(!count || *count >= 0, what + " wants " + number(count.value_or(0)) + " of the likeliest tokens");
-  for (int64_t i = 0; a.masks && i < choosing; ++i)
-    check_mask(a.masks + i * ceil_div(vocab, 32), vocab, "mask " + number(i) + " of " + what);
-}
-
 }  // namespace
-
-Sampler::Sampler(const SamplingRules& rules, int vocab, const std::vector<std::pair<int64_t, double>>& bias,
-                 const std::vector<int64_t>& prompt)
-    : rules_(rules), vocab_(vocab) {
-  require(vocab >= 1 && vocab < (1 << 30), "a vocabulary of " + number(vocab) + " tokens");
-  in_range(rules.temperature, 0, DBL_MAX, "temperature");
-  in_range(rules.top_p, 0, 1, "top_p");
-  in_range(rules.min_p, 0, 1, "min_p");
-  require(rules.top_k >= 0, "top_k is " + number(rules.top_k) + ", which is outside its range");
-  in_range(rules.presence, -kMost, kMost, "presence_penalty");
-  in_range(rules.frequency, -kMost, kMost, "frequency_penalty");
-  in_range(rules.repetition, 1 / kMost, kMost, "repetition_penalty");
-  for (const auto& [token, value] : bias) {
-    known_token(token, vocab, "biased token");
-    in_range(value, -kMost, kMost, "logit_bias");
-    touched_.push_back({static_cast<int32_t>(token), false, 0, value});
-  }
-  const auto ascending = [](const Touched& a, const Touched& b) { return a.token < b.token; };
-  std::sort(touched_.begin(), touched_.end(), ascending);
-  std::vector<int64_t> seen = prompt;
-  std::sort(seen.begin(), seen.end());
-  seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
-  for (int64_t token : seen) known_token(token, vocab, "prompt token");
-  if (rules.repetition == 1) return;
-  std::vector<Touched> both, more;
-  for (int64_t token : seen) more.push_back({static_cast<int32_t>(token), true, 0, 0});
-  std::set_union(touched_.begin(), touched_.end(), more.begin(), more.end(), std::back_inserter(both), ascending);
-  touched_ = std::move(both);
-  for (Touched& t : touched_) t.seen = std::binary_search(seen.begin(), seen.end(), t.token);
-}
-
-double Sampler::adjusted(double logit, const Touched& t) const {
-  logit += t.bias;
-  if (t.seen) logit = logit > 0 ? logit / rules_.repetition : logit * rules_.repetition;
-  if (t.count) logit -= rules_.frequency * static_cast<double>(t.count) + rules_.presence;
-  return logit;
-}
-
-Touched& Sampler::touch(int token) {
-  const auto at = std::lower_bound(touched_.begin(), touched_.end(), token,
-                                   [](const Touched& t, int id) { return t.token < id; });
-  if (at != touched_.end() && at->token == token) return *at;
-  return *touched_.insert(at, {token, false, 0, 0});
-}
-
-void Sampler::add(int token) {
-  if (rules_.repetition != 1) touch(token).seen = true;
-  if (rules_.presence != 0 || rules_.frequency != 0) ++touch(token).count;
-}
-
-void check(const std::vector<Ask>& asks, int rows, int vocab) {
-  int64_t all = 0;
-  std::vector<const Sampler*> choosing;
-  for (size_t i = 0; i < asks.size(); ++i) {
-    check_one(asks[i], vocab, "ask " + number(i));
-    all += asks[i].rows;
-    if (asks[i].choose) choosing.push_back(asks[i].sampler);
-  }
-  require(all == rows, "the asks have " + number(all) + " rows together, the logits " + number(rows));
-  std::sort(choosing.begin(), choosing.end());
-  require(std::adjacent_find(choosing.begin(), choosing.end()) == choosing.end(),
-          "two asks that choose have the same sampler");
-}
 
 std::vector<Chosen> choose(const float* logits, int vocab, const std::vector<Ask>& asks) {
   static std::mutex turn;

@@ -1,4 +1,4 @@
-"""Sampling in C++: the reference's tokens for every rule, shape, draft and mask; the same bits everywhere; no bad ask."""
+"""Sampling in C++: the reference's tokens for any rules, shapes, drafts and masks; the same bits everywhere."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def random_case(rng: np.random.Generator, vocab: int) -> Case:
         rows=known + drafted,
         score=tuple(rng.integers(0, vocab, rng.integers(0, known + 1)).tolist()),
         choose=choose,
-        points=tuple(rng.random(1 + drafted).tolist()),
+        points=tuple(rng.random(1 + drafted).tolist()) if choose else (),
         logprobs=None if rng.random() < 0.5 else int(rng.integers(0, 25)),
         score_logprobs=None if rng.random() < 0.5 else int(rng.integers(0, 4)),
         masks=random_masks(rng, 1 + drafted, vocab) if choose and rng.random() < 0.3 else None,
@@ -203,8 +203,8 @@ def test_random_asks_get_the_references_answers(vocab: int) -> None:
     """Together about 20,000 rows: states, drafts, masks, ties, rows that are no numbers, extreme temperatures."""
     rng = np.random.default_rng(vocab)
     rows = borderline = 0
-    for _ in range(max(1, min(12, 100_000 // vocab))):
-        cases = [random_case(rng, vocab) for _ in range(60)]
+    for _ in range(12):
+        cases = [random_case(rng, vocab) for _ in range(max(5, min(60, 20_000 // vocab)))]
         answers = native.choose(np.concatenate([case[0] for case in cases]), [case[1] for case in cases])
         for answer, case in zip(answers, cases, strict=True):
             borderline += assert_answers(answer, *case)
@@ -304,7 +304,7 @@ def test_the_smallest_temperatures_do_not_overflow(
 def test_a_bias_of_minus_100_bans_and_of_100_forces() -> None:
     logits_V = normal(5, 320)
     banned = {id: -100.0 for id in range(320) if id != 7}
-    for point in (0.0, 0.5, 1 - 2**-53):
+    for point in (1e-9, 0.5, 1 - 2**-53):
         assert sample(logits_V, SamplingRules(logit_bias=banned), point) == 7
         assert sample(logits_V, SamplingRules(logit_bias={9: 100.0}), point) == 9
 
@@ -455,7 +455,7 @@ GREEDY = SamplingRules(temperature=0.0)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": 2}, "2 rows together, the logits 3"),
+        ({"rows": 2, "draft": (1,), "points": (0.1, 0.2)}, "2 rows together, the logits 3"),
         ({"rows": 4}, "4 rows together, the logits 3"),
         ({"rows": 0, "draft": (), "points": (0.1,)}, "ask 0 has 0 rows, and needs 1"),
         ({"rows": -3}, "ask 0 has -3 rows"),
@@ -463,15 +463,19 @@ GREEDY = SamplingRules(temperature=0.0)
         ({"score": (1, 2, 3)}, "ask 0 has 3 rows, and needs 5"),
         ({"points": (0.1,)}, "ask 0 has 1 points for 3 rows that may choose"),
         ({"points": ()}, "ask 0 has 0 points for 3 rows"),
-        ({"points": (0.1, 1.0, 0.1)}, r"a point of ask 0 is 1.0+, not within \[0, 1\)"),
+        ({"points": (0.1, 1.0, 0.1)}, r"a point of ask 0 is 1, not within \[0, 1\)"),
         ({"points": (0.1, math.nan, 0.1)}, "a point of ask 0 is nan"),
         ({"draft": (1, 50)}, r"drafted token of ask 0 50 is outside 0\.\.49"),
         ({"draft": (1, -1)}, "drafted token of ask 0 -1 is outside"),
         ({"score": (50,)}, r"scored token of ask 0 50 is outside 0\.\.49"),
         ({"score": (2**40,)}, "scored token of ask 0 1099511627776 is outside"),
         ({"score": (2**70,)}, "ask 0: its score cannot be read"),
+        ({"choose": False, "draft": ()}, "ask 0 has 3 points for 0 rows that may choose"),
         ({"choose": False}, "ask 0 has a draft, but chooses nothing"),
-        ({"choose": False, "draft": (), "masks": np.ones((1, 2), np.uint32)}, "ask 0 has masks, but chooses nothing"),
+        (
+            {"choose": False, "draft": (), "points": (), "masks": np.ones((1, 2), np.uint32)},
+            "ask 0 has masks, but chooses nothing",
+        ),
         ({"logprobs": -1}, "ask 0 wants -1 of the likeliest tokens"),
         ({"score_logprobs": -1}, "ask 0 wants -1 of the likeliest tokens"),
         ({"masks": np.ones((2, 2), np.uint32)}, "the masks of ask 0 are 2 x 2, expected 3 x 2"),
@@ -480,7 +484,6 @@ GREEDY = SamplingRules(temperature=0.0)
         ({"masks": np.ones((2, 3), np.uint32).T}, "ask 0: its masks cannot be read"),
         ({"masks": np.array([[1, 0], [1, 0], [0, 0]], np.uint32)}, "mask 2 of ask 0 allows no token"),
         ({"masks": np.array([[1, 0], [0, 1 << 18], [1, 0]], np.uint32)}, "mask 1 of ask 0 allows no token"),
-        ({"sampler": native.sampler(GREEDY, 49, [])}, "the sampler of ask 0 is for 49 tokens, the rows have 50"),
         ({"sampler": None}, "ask 0"),
         ({"sampler": "greedy"}, "ask 0: its sampler cannot be read"),
     ],
@@ -504,6 +507,11 @@ def test_two_asks_that_choose_cannot_share_a_sampler() -> None:
     assert [len(answer.tokens) for answer in native.choose(normal(0, 2, 5), [scoring, choosing])] == [0, 1]
 
 
+def test_a_sampler_is_for_one_vocabulary() -> None:
+    with pytest.raises(ValueError, match="the sampler of ask 0 is for 49 tokens, the rows have 50 logits"):
+        native.choose(normal(0, 1, 50), [Ask(sampler=native.sampler(GREEDY, 49, []), rows=1)])
+
+
 def test_nothing_is_answered_for_no_asks() -> None:
     assert native.choose(np.zeros((0, 5), np.float32), []) == []
 
@@ -511,10 +519,10 @@ def test_nothing_is_answered_for_no_asks() -> None:
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": -0.1}, r"temperature is -0\.1; it must be from 0 to"),
         ({"temperature": math.inf}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
-        ({"top_p": 1.1}, "top_p"),
+        ({"top_p": 1.1}, r"top_p is 1\.1; it must be from 0 to 1$"),
         ({"top_k": -1}, "top_k"),
         ({"min_p": 2.0}, "min_p"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
@@ -567,7 +575,7 @@ def test_a_step_refuses_bad_asks_before_it_computes() -> None:
         plan.step(batch, cache, [Ask(sampler=native.sampler(GREEDY, 40, []), rows=rows + 1)])
     with pytest.raises(ValueError, match="for 41 tokens"):
         plan.step(batch, cache, [Ask(sampler=native.sampler(GREEDY, 41, []), rows=rows)])
-    with pytest.raises(ValueError, match="0 inputs|takes 0"):
+    with pytest.raises(ValueError, match="takes 0 inputs"):
         plan.step(batch, cache, [Ask(sampler=native.sampler(GREEDY, 40, []), rows=rows)], [normal(0, 3, 8)])
 
 
