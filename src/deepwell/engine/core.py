@@ -17,7 +17,7 @@ from deepwell.engine.runner import Runner
 from deepwell.engine.sampling import Scratch
 from deepwell.engine.scheduler import Scheduler, SchedulerLimits, Segment, StepPlan
 from deepwell.engine.speculation.speculator import DRAFTERS, Kind, Speculator
-from deepwell.engine.types import Delta, FinishReason, Request
+from deepwell.engine.types import NOTHING, Delta, FinishReason, OnEnd, Request
 from deepwell.engine.validate import check_request
 from deepwell.errors import ConfigError, QueueFull, RequestError
 from deepwell.ops.base import BLOCK_TOKENS
@@ -91,8 +91,12 @@ class EngineCore:
         tokenizer: Tokenizer,
         config: EngineConfig | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        on_end: OnEnd | None = None,
     ) -> None:
-        """`clock` gives seconds; it decides how long steps seem to take, and nothing about what they say."""
+        """`clock` gives seconds; it decides how long steps seem to take, and nothing about what they say.
+
+        `on_end` is told of every request that was added, once, when it ends.
+        """
         self.config = config = config or EngineConfig()
         blocks = runner.blocks if config.blocks is None else config.blocks
         if not 1 <= blocks <= runner.blocks:
@@ -104,6 +108,7 @@ class EngineCore:
         self._capacity = min(runner.context, blocks * BLOCK_TOKENS)
         self._scratch = Scratch(runner.vocab_size)
         self._clock = clock
+        self._on_end = on_end
         self._speculator = Speculator(config.speculate, config.draft_tokens, runner.further, blocks)
         self._live: dict[str, Answer] = {}
         self._steps = self._computed = self._prompt = self._cached = self._generated = 0
@@ -137,6 +142,16 @@ class EngineCore:
         """End a request and free its blocks; its last piece, None if it has ended already."""
         answer = self._live.get(id)
         return self._end(answer, answer.end("abort")) if answer else None
+
+    def fail(self, message: str) -> list[tuple[str, Delta]]:
+        """End every request after a fault of the engine itself; their last pieces. Nothing can be computed after it."""
+        pieces = []
+        for id, answer in list(self._live.items()):
+            last = answer.end("error", message)
+            # What failed may be the scheduler, so blocks stay where they are; what was used is counted all the same.
+            self._account(answer, last)
+            pieces.append((id, last))
+        return pieces
 
     def step(self) -> list[tuple[str, Delta]]:
         """Compute one step and return the pieces it gave, by request id."""
@@ -250,12 +265,24 @@ class EngineCore:
         return self._end(answer, answer.end("error", f"{type(error).__name__}: {error}"), forget=True)
 
     def _end(self, answer: Answer, last: Delta, forget: bool = False) -> Delta:
-        del self._live[answer.request.id]
         self._scheduler.remove(answer.sequence, forget)
         self._speculator.forget(answer.request.id)
-        assert last.finish_reason is not None
-        self._finished[last.finish_reason] += 1
-        if answer.sequence.cached_tokens is not None:
-            self._prompt += answer.sequence.prompt_tokens
-            self._cached += answer.sequence.cached_tokens
+        self._account(answer, last)
         return last
+
+    def _account(self, answer: Answer, last: Delta) -> None:
+        """Count what a request has used and tell of its end: the one place that every request passes, once."""
+        del self._live[answer.request.id]
+        assert last.finish_reason is not None
+        assert last.usage is not None
+        self._finished[last.finish_reason] += 1
+        usage = NOTHING
+        if answer.sequence.cached_tokens is not None:
+            usage = last.usage
+            self._prompt += usage.prompt_tokens
+            self._cached += usage.cached_tokens
+        if self._on_end is not None:
+            try:
+                self._on_end(answer.request, usage, last.finish_reason)
+            except Exception:
+                _log.exception("the end of request %s could not be noted", answer.request.id)
