@@ -127,12 +127,42 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     name: Annotated[
         str | None, Meta(description="Model name that clients ask for; the checkpoint's own if left out.")
     ] = None
+    alias: Annotated[
+        tuple[str, ...], Meta(description="One more model name that clients may ask for; may be repeated.")
+    ] = ()
     chat_format: ForcedFormat = "auto"
     max_running: Annotated[Positive, Meta(description="Requests answered together.")] = 64
     max_waiting: Annotated[Count, Meta(description="Requests that may wait; the next one is refused at once.")] = 64
     token_budget: Annotated[
         Positive, Meta(description="Tokens computed per step; less answers others sooner, more reads prompts faster.")
     ] = 512
+    default_max_tokens: Annotated[
+        Positive,
+        Meta(description="Longest answer in tokens where a request does not say."),
+    ] = 4096
+    usage_chunk: Annotated[
+        bool,
+        Meta(
+            description="Send the usage once more in a last chunk without choices to those who ask for include_usage, "
+            "as OpenAI does; by default it is in the last chunk of the answer, as DeepSeek has it."
+        ),
+    ] = False
+    max_body_mb: Annotated[
+        Annotated[float, Meta(gt=0, le=1024)],
+        Meta(description="Longest request body that is read, in MiB; a longer one gets a 413."),
+    ] = 8.0
+    keep_alive_seconds: Annotated[
+        Annotated[float, Meta(gt=0, le=3600)],
+        Meta(
+            description="Silence after which a stream gets a comment line, so that no proxy cuts it while it waits; "
+            "keep it below the proxy's own limit."
+        ),
+    ] = 5.0
+    drain_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=86400)],
+        Meta(description="How long running answers may go on after Ctrl-C or SIGTERM; then they end as they are."),
+    ] = 5.0
+    access_log: Annotated[bool, Meta(description="Write a line on standard error for each HTTP request.")] = False
 
 
 class SamplingOptions(EngineOptions, frozen=True, kw_only=True):
