@@ -1,5 +1,7 @@
-"""A server process for tests: prints its address, then answers "a" for ever, 20 ms per token. `--base`: untrained to
-chat."""
+"""A server process for tests: prints its address, then answers "a" for ever, 20 ms per token.
+
+With `--base` its model was not trained to chat.
+"""
 
 import sys
 

@@ -46,12 +46,6 @@ def service_of(model: LoadedModel, options: ServeOptions) -> Service:
         speculate=options.speculate,
         draft_tokens=options.draft_tokens,
     )
-    limits = ServerLimits(
-        max_body_bytes=int(options.max_body_mb * 2**20),
-        keep_alive_seconds=options.keep_alive_seconds,
-        default_max_tokens=options.default_max_tokens,
-        usage_chunk=options.usage_chunk,
-    )
     return Service(
         engine=AsyncEngine(model.runner, model.tokenizer, config),
         tokenizer=model.tokenizer,
@@ -60,8 +54,18 @@ def service_of(model: LoadedModel, options: ServeOptions) -> Service:
         format=format,
         aliases=options.alias,
         chats=options.chat_format != "auto" or trained_to_chat(format, model.tokenizer),
-        limits=limits,
+        limits=limits_of(options),
         fingerprint=model.runner.fingerprint,
+    )
+
+
+def limits_of(options: ServeOptions) -> ServerLimits:
+    """The HTTP side's bounds and habits, as the options say."""
+    return ServerLimits(
+        max_body_bytes=int(options.max_body_mb * 2**20),
+        keep_alive_seconds=options.keep_alive_seconds,
+        default_max_tokens=options.default_max_tokens,
+        usage_chunk=options.usage_chunk,
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deepwell.chat.formats.base import BOS, EOS, Format
 from deepwell.weights.tokenizer import Tokenizer
 
 STRANGER = "jinja"
@@ -23,15 +22,6 @@ def name_of(tokenizer: Tokenizer, model_type: str | None = None) -> str:
     if template is not None and template.strip():
         return next((name for name, shows in _SIGNS.items() if shows(template, tokenizer, model_type)), STRANGER)
     return _by_tokens(tokenizer, model_type)
-
-
-def trained_to_chat(format: Format, tokenizer: Tokenizer) -> bool:
-    """Whether a checkpoint that showed `format` shows that it was trained to chat, too.
-
-    It does by a template of its own, or by tokens for the turns. Turns in words show nothing: without a template, an
-    old chat model and its base have the same tokens.
-    """
-    return tokenizer.template is not None or any(mark not in (BOS, EOS) for mark in format.marks)
 
 
 def _by_tokens(tokenizer: Tokenizer, model_type: str | None) -> str:
