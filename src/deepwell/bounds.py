@@ -38,8 +38,14 @@ def holds(bound: Bound, value: float) -> bool:
 def words(bound: Bound) -> str:
     """What is allowed, as it follows "a number" or "must be"; empty if everything is."""
     if bound.le is None:
-        low = f"at least {bound.ge:g}" if bound.ge is not None else ""
-        return f"above {bound.gt:g}" if bound.gt is not None else low
+        low = f"at least {_number(bound.ge)}" if bound.ge is not None else ""
+        return f"above {_number(bound.gt)}" if bound.gt is not None else low
     if bound.gt is not None:
-        return f"above {bound.gt:g} and up to {bound.le:g}"
-    return f"from {bound.ge:g} to {bound.le:g}" if bound.ge is not None else f"at most {bound.le:g}"
+        return f"above {_number(bound.gt)} and up to {_number(bound.le)}"
+    return (
+        f"from {_number(bound.ge)} to {_number(bound.le)}" if bound.ge is not None else f"at most {_number(bound.le)}"
+    )
+
+
+def _number(value: float) -> str:
+    return "2^63-1" if value == 2**63 - 1 else f"{value:g}"

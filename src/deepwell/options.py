@@ -162,7 +162,7 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
         Annotated[float, Meta(ge=0, le=86400)],
         Meta(description="How long running answers may go on after Ctrl-C or SIGTERM; then they end as they are."),
     ] = 5.0
-    access_log: Annotated[bool, Meta(description="Write a line on standard error for each HTTP request.")] = False
+    access_log: Annotated[bool, Meta(description="Print a line for each HTTP request.")] = False
 
 
 class SamplingOptions(EngineOptions, frozen=True, kw_only=True):

@@ -142,7 +142,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
         dict[TokenId, Annotated[float, bounds.LOGIT_BIAS]] | None,
         Meta(description=f"an object from token ids to numbers {words(bounds.LOGIT_BIAS)}"),
     ] = None
-    seed: Annotated[Annotated[int, bounds.SEED] | None, Meta(description="an integer from 0 to 2^63-1")] = None
+    seed: Annotated[Annotated[int, bounds.SEED] | None, Meta(description=f"an integer {words(bounds.SEED)}")] = None
     stop: Annotated[
         StopString | StopStrings | None,
         Meta(description=f"a text or up to {MAX_STOP_STRINGS} texts, of 1 to {MAX_STOP_CHARACTERS} characters each"),
