@@ -37,14 +37,13 @@ def holds(bound: Bound, value: float) -> bool:
 
 def words(bound: Bound) -> str:
     """What is allowed, as it follows "a number" or "must be"; empty if everything is."""
-    if bound.le is None:
-        low = f"at least {_number(bound.ge)}" if bound.ge is not None else ""
-        return f"above {_number(bound.gt)}" if bound.gt is not None else low
     if bound.gt is not None:
-        return f"above {_number(bound.gt)} and up to {_number(bound.le)}"
-    return (
-        f"from {_number(bound.ge)} to {_number(bound.le)}" if bound.ge is not None else f"at most {_number(bound.le)}"
-    )
+        low, high = f"above {_number(bound.gt)}", "and up to"
+    elif bound.ge is not None:
+        low, high = f"from {_number(bound.ge)}" if bound.le is not None else f"at least {_number(bound.ge)}", "to"
+    else:
+        low, high = "", "at most"
+    return low if bound.le is None else f"{low} {high} {_number(bound.le)}".strip()
 
 
 def _number(value: float) -> str:
