@@ -136,6 +136,13 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     token_budget: Annotated[
         Positive, Meta(description="Tokens computed per step; less answers others sooner, more reads prompts faster.")
     ] = 512
+    step_ms: Annotated[
+        Annotated[float, Meta(ge=1, le=60_000)],
+        Meta(
+            description="Aim of a step's length in milliseconds while others wait; long prompts are read in pieces so "
+            "that no stream waits longer."
+        ),
+    ] = 250.0
     default_max_tokens: Annotated[
         Positive,
         Meta(description="Longest answer in tokens where a request does not say."),
