@@ -407,6 +407,8 @@ async def test_a_failing_engine_tells_what_was_used_until_then() -> None:
     }
     assert len(ends) == 3
     await engine.stop()
+    engine.check_integrity()
+    assert engine.stats().blocks_free == engine.stats().blocks_total
 
 
 async def test_a_listener_that_fails_harms_no_request() -> None:

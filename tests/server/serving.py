@@ -52,7 +52,7 @@ def make_service(
     engine = AsyncEngine(runner, tokenizer, EngineConfig(**{"drain_seconds": 0.5, **config}))
     chosen = find_format(format, tokenizer) if format else detect(tokenizer)
     limits = limits or ServerLimits()
-    return Service(engine, tokenizer, MODEL, runner.context, chosen, aliases=aliases, chats=chats, limits=limits)
+    return Service(engine, tokenizer, MODEL, runner.context, chosen, chats, aliases, limits)
 
 
 def noted(engine: AsyncEngine, note: Callable[[Request], object]) -> None:

@@ -56,7 +56,7 @@ def served(format: str, *answers: list[int]) -> tuple[Service, Script]:
     runner = FakeRunner(vocab_size=T.vocab_size, context=4096, next_token=script)
     engine = AsyncEngine(runner, T, EngineConfig(drain_seconds=0.5))
     noted(engine, lambda request: script.prompts.append(request.prompt))
-    return Service(engine, T, MODEL, runner.context, find_format(format)), script
+    return Service(engine, T, MODEL, runner.context, find_format(format), chats=True), script
 
 
 @pytest.mark.parametrize("format", BLOCKS)

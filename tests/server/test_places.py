@@ -176,6 +176,20 @@ async def test_long_texts_are_encoded_one_at_a_time(monkeypatch: pytest.MonkeyPa
         assert gate.most == 1
 
 
+async def test_a_long_text_does_not_wait_for_very_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = make_service(FakeRunner(blocks=1000, context=ROOMY, next_token=says("Hi")))
+    gate = Gate(monkeypatch)
+    with live(service) as address:
+        async with httpx.AsyncClient(base_url=address, timeout=30) as client:
+            slow = [asyncio.create_task(client.post(CHAT, json=chat(LONG))) for _ in range(3)]
+            await asyncio.to_thread(until, lambda: service.engine.stats().waiting == 3)
+            long = asyncio.create_task(client.post(CHAT, json=chat("word " * 8000)))
+            await asyncio.to_thread(until, lambda: gate.begun == 2)
+            gate.open.set()
+            assert (await long).status_code == 200
+            assert [answer.status_code for answer in await asyncio.gather(*slow)] == [400] * 3
+
+
 async def test_a_stop_refuses_what_waits_to_be_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     service = make_service(FakeRunner(context=ROOMY))
     gate = Gate(monkeypatch)

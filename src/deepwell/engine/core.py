@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 
 import msgspec
 import numpy as np
@@ -148,7 +149,9 @@ class EngineCore:
         pieces = []
         for id, answer in list(self._live.items()):
             last = answer.end("error", message)
-            # What failed may be the scheduler, so blocks stay where they are; what was used is counted all the same.
+            # What failed may be the scheduler itself; what was used is counted all the same.
+            with suppress(Exception):
+                self._scheduler.remove(answer.sequence, forget=True)
             self._account(answer, last)
             pieces.append((id, last))
         return pieces

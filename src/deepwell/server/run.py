@@ -44,6 +44,7 @@ def listen(host: str = "127.0.0.1", port: int = 8000) -> socket.socket:
     Whoever connects meanwhile waits in the backlog and is answered as soon as requests are. (Only bound, two servers
     could hold the port, and one would fail after its load.)
     """
+    listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -51,6 +52,8 @@ def listen(host: str = "127.0.0.1", port: int = 8000) -> socket.socket:
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         reason = error.strerror or str(error)
         raise ConfigError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from None
     return listener

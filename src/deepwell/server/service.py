@@ -34,8 +34,8 @@ T = TypeVar("T")
 
 IN_LOOP_CHARACTERS = 16_384
 """Longer texts are encoded in a thread, so that other clients do not wait for them."""
-ENCODING_THREADS = 1
-"""Long texts encoded at a time: the rest of the processor belongs to the streams that run."""
+VERY_LONG_CHARACTERS = 262_144
+"""Longer texts wait for each other, and not for those that are merely long: one of them takes about a second."""
 CHARACTERS_PER_TEXT = 64
 """How many characters take as long to encode as it takes to begin with another text."""
 
@@ -68,8 +68,8 @@ class Service:
     model: str
     context: int
     format: Format
+    chats: bool
     aliases: tuple[str, ...] = ()
-    chats: bool = True
     limits: ServerLimits = field(default_factory=ServerLimits)
     fingerprint: bytes = b""
     created: int = field(default_factory=lambda: int(time.time()))
@@ -138,12 +138,14 @@ class Service:
             self.engine.check_open()
             return render()
 
-        work = asyncio.get_running_loop().run_in_executor(self._encoders, late)
+        encoder = self._encoders[characters > VERY_LONG_CHARACTERS]
+        work = asyncio.get_running_loop().run_in_executor(encoder, late)
         return await while_there(work, receive)
 
     @cached_property
-    def _encoders(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="deepwell-encode")
+    def _encoders(self) -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
+        """For long texts and for very long ones, a thread each: the processor belongs to the streams that run."""
+        return ThreadPoolExecutor(1, "deepwell-encode"), ThreadPoolExecutor(1, "deepwell-encode")
 
     @cached_property
     def _longest_token(self) -> int:
