@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, inspect
 
+from deepwell import bounds
 from deepwell.errors import ConfigError
 
 ENV_PREFIX = "DEEPWELL_"
@@ -31,7 +32,6 @@ Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Streams = Annotated[int, Meta(ge=1, le=512)]
 Measure = Literal["load", "prefill", "decode", "streams", "depth"]
-Share = Annotated[float, Meta(ge=0, le=1)]
 ChatFormat = Literal[
     "auto",
     "deepseek-llm",
@@ -127,12 +127,49 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     name: Annotated[
         str | None, Meta(description="Model name that clients ask for; the checkpoint's own if left out.")
     ] = None
+    alias: Annotated[
+        tuple[str, ...], Meta(description="One more model name that clients may ask for; may be repeated.")
+    ] = ()
     chat_format: ForcedFormat = "auto"
     max_running: Annotated[Positive, Meta(description="Requests answered together.")] = 64
     max_waiting: Annotated[Count, Meta(description="Requests that may wait; the next one is refused at once.")] = 64
     token_budget: Annotated[
         Positive, Meta(description="Tokens computed per step; less answers others sooner, more reads prompts faster.")
     ] = 512
+    step_ms: Annotated[
+        Annotated[float, Meta(ge=1, le=60_000)],
+        Meta(
+            description="Aim of a step's length in milliseconds while others wait; long prompts are read in pieces so "
+            "that no stream waits longer."
+        ),
+    ] = 250.0
+    default_max_tokens: Annotated[
+        Positive,
+        Meta(description="Longest answer in tokens where a request does not say."),
+    ] = 4096
+    usage_chunk: Annotated[
+        bool,
+        Meta(
+            description="Send the usage once more in a last chunk without choices to those who ask for include_usage, "
+            "as OpenAI does; by default it is in the last chunk of the answer, as DeepSeek has it."
+        ),
+    ] = False
+    max_body_mb: Annotated[
+        Annotated[float, Meta(gt=0, le=1024)],
+        Meta(description="Longest request body that is read, in MiB; a longer one gets a 413."),
+    ] = 8.0
+    keep_alive_seconds: Annotated[
+        Annotated[float, Meta(gt=0, le=3600)],
+        Meta(
+            description="Silence after which a stream gets a comment line, so that no proxy cuts it while it waits; "
+            "keep it below the proxy's own limit."
+        ),
+    ] = 5.0
+    drain_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=86400)],
+        Meta(description="How long running answers may go on after Ctrl-C or SIGTERM; then they end as they are."),
+    ] = 5.0
+    access_log: Annotated[bool, Meta(description="Print a line for each HTTP request.")] = False
 
 
 class SamplingOptions(EngineOptions, frozen=True, kw_only=True):
@@ -140,18 +177,23 @@ class SamplingOptions(EngineOptions, frozen=True, kw_only=True):
 
     max_tokens: Annotated[Positive, Meta(description="Longest answer in tokens.")] = 256
     temperature: Annotated[
-        Annotated[float, Meta(ge=0, le=2)],
+        Annotated[float, bounds.TEMPERATURE],
         Meta(description="Randomness; 0 always takes the most likely token."),
     ] = 0.0
     top_p: Annotated[
-        Annotated[float, Meta(gt=0, le=1)], Meta(description="Sample from the likeliest tokens that hold this share.")
+        Annotated[float, bounds.TOP_P], Meta(description="Sample from the likeliest tokens that hold this share.")
     ] = 1.0
-    top_k: Annotated[Count, Meta(description="Sample from this many likeliest tokens; 0 for all.")] = 0
-    min_p: Annotated[Share, Meta(description="Drop tokens below this share of the likeliest one.")] = 0.0
+    top_k: Annotated[
+        Annotated[int, bounds.TOP_K], Meta(description="Sample from this many likeliest tokens; 0 for all.")
+    ] = 0
+    min_p: Annotated[
+        Annotated[float, bounds.MIN_P], Meta(description="Drop tokens below this share of the likeliest one.")
+    ] = 0.0
     repetition_penalty: Annotated[
-        Annotated[float, Meta(gt=0, le=10)], Meta(description="Above 1, tokens already seen become less likely.")
+        Annotated[float, bounds.REPETITION_PENALTY],
+        Meta(description="Above 1, tokens already seen become less likely."),
     ] = 1.0
-    seed: Annotated[Count | None, Meta(description="Makes sampling repeatable.")] = None
+    seed: Annotated[Annotated[int, bounds.SEED] | None, Meta(description="Makes sampling repeatable.")] = None
     stop: Annotated[tuple[str, ...], Meta(description="End the answer before this text; may be repeated.")] = ()
 
 
@@ -567,7 +609,5 @@ def _allowed(kind: inspect.Type) -> str:
 
 
 def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
-    low = f"{kind.ge:g}" if kind.ge is not None else f"above {kind.gt:g}" if kind.gt is not None else ""
-    if kind.le is None:
-        return f" of at least {low}" if low else ""
-    return f" {low} up to {kind.le:g}" if kind.gt is not None else f" from {low} to {kind.le:g}"
+    text = bounds.words(kind)
+    return f" of {text}" if text.startswith("at least") else f" {text}" if text else ""

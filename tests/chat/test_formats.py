@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from answers import Lacking, read, written
 from hypothesis import given
@@ -21,6 +22,7 @@ from deepwell.chat import (
     render_chat,
     render_fim,
     render_text,
+    trained_to_chat,
 )
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
@@ -94,6 +96,42 @@ def test_plain_layout_needs_no_special_token() -> None:
 @pytest.mark.parametrize(("tokenizer", "name"), [(T, "deepseek-v3"), (LLM, "deepseek-llm"), (PLAIN, "plain")])
 def test_format_is_seen_from_the_tokenizer(tokenizer: Tokenizer, name: str) -> None:
     assert detect(tokenizer).name == name
+
+
+def kin(template: str | None = None, ends: tuple[str, ...] = ()) -> Tokenizer:
+    """The tiny tokenizer with a template, or with other tokens that end an answer."""
+    state = T.state()
+    eos = tuple(state.special[end] for end in ends) or state.eos
+    return Tokenizer.restore(msgspec.structs.replace(state, template=template, eos=eos))
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "model_type", "chats"),
+    [
+        (T, None, False),
+        (T, "deepseek_v3", False),
+        (LLM, None, False),
+        (PLAIN, None, False),
+        (kin(template="{{ messages }}"), None, True),
+        (kin(template="<｜User｜>{{ messages }}<｜Assistant｜>"), "deepseek_v3", True),
+        (kin(template=" "), None, False),
+        (kin(ends=("<|EOT|>",)), None, False),
+        (T, "deepseek_v4", True),
+    ],
+)
+def test_a_model_chats_if_it_brings_more_than_the_tokens(
+    tokenizer: Tokenizer, model_type: str | None, chats: bool
+) -> None:
+    """A base model has the tokens of the chat models that are made of it."""
+    assert trained_to_chat(detect(tokenizer, model_type), tokenizer) is chats
+
+
+def test_coders_that_end_a_turn_chat() -> None:
+    state = LLM.state()
+    special = state.special | {"<|EOT|>": 1000}
+    coder = Tokenizer.restore(msgspec.structs.replace(state, special=special, eos=(1000,)))
+    assert detect(coder).name == "deepseek-coder"
+    assert trained_to_chat(detect(coder), coder)
 
 
 def test_format_can_be_chosen() -> None:

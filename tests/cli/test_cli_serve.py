@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from cli_calls import COMMAND, deepwell
 
 from deepwell import __version__
+from deepwell.cli import serve as serve_command
+from deepwell.cli.model import load
+from deepwell.loading.load import LoadedModel
 from deepwell.ops import native
+from deepwell.options import ChatFormat, ServeOptions
+from deepwell.server import Server, ServerLimits, Service, listen
 
 
 @contextmanager
@@ -104,3 +113,111 @@ def test_a_format_whose_tokens_the_model_lacks_is_refused_at_once(model_folder: 
     assert done.returncode == 2
     assert "deepseek-v4 needs <｜latest_reminder｜>" in done.stderr
     assert "those whose tokens it has are deepseek-llm, deepseek-coder, deepseek-v2.5, " in done.stderr
+
+
+def test_a_taken_port_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = deepwell("serve", str(tmp_path / "no-model"), "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 2
+    assert done.stderr.startswith("deepwell: cannot listen on 127.0.0.1")
+
+
+def test_who_connects_while_the_model_is_loaded_is_answered_afterwards(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the process: the address is known from the listening socket, long before it is printed."""
+    listeners: list[socket.socket] = []
+    answers: list[bytes] = []
+
+    def listening(host: str, port: int) -> socket.socket:
+        listeners.append(listen(host, port))
+        return listeners[0]
+
+    def loading(options: ServeOptions) -> LoadedModel:
+        early = socket.create_connection(listeners[0].getsockname(), timeout=30)
+        early.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        reader.append(threading.Thread(target=read, args=(early,)))
+        reader[0].start()
+        return load(options)
+
+    def read(connection: socket.socket) -> None:
+        with connection:
+            answers.append(connection.recv(4096))
+            servers[0].should_exit = True
+
+    def noted(service: Service, listener: socket.socket, *more: Any) -> None:
+        servers.append(Server(service, listener, *more))
+        servers[0].run()
+
+    reader: list[threading.Thread] = []
+    servers: list[Server] = []
+    monkeypatch.setattr(serve_command, "listen", listening)
+    monkeypatch.setattr(serve_command, "load", loading)
+    monkeypatch.setattr(serve_command, "serve", noted)
+    assert serve_command.run(ServeOptions(model=model_folder, port=0, threads=1, pack_cache=0)) == 0
+    reader[0].join(10)
+    assert answers[0].startswith(b"HTTP/1.1 200 OK")
+
+
+def test_every_option_of_serve_arrives(model_folder: Path) -> None:
+    options = ServeOptions(
+        model=model_folder,
+        name="one",
+        alias=("two", "three"),
+        token_budget=33,
+        max_running=3,
+        max_waiting=4,
+        default_max_tokens=5,
+        usage_chunk=True,
+        max_body_mb=0.5,
+        keep_alive_seconds=6.0,
+        drain_seconds=7.0,
+        threads=1,
+        pack_cache=0,
+    )
+    service = serve_command.service_of(load(options), options)
+    assert service.names == ("one", "two", "three")
+    limits = ServerLimits(max_body_bytes=2**19, keep_alive_seconds=6.0, default_max_tokens=5, usage_chunk=True)
+    assert service.limits == limits
+    config = service.engine.config
+    assert (config.token_budget, config.max_running, config.max_waiting, config.drain_seconds) == (33, 3, 4, 7.0)
+
+
+def test_no_setting_of_the_server_is_without_an_option() -> None:
+    changed = ServeOptions(default_max_tokens=5, usage_chunk=True, max_body_mb=0.5, keep_alive_seconds=6.0)
+    before, after = (msgspec.structs.asdict(serve_command.limits_of(options)) for options in (ServeOptions(), changed))
+    assert before == msgspec.structs.asdict(ServerLimits()), "the options have the settings' own defaults"
+    assert [field for field in before if before[field] == after[field]] == []
+
+
+def test_the_access_log_can_be_had(model_folder: Path) -> None:
+    with serving(str(model_folder), "--port", "0", "--threads", "1", "--access-log", "--alias", "two") as (
+        process,
+        printed,
+    ):
+        page = re.search(r"^page +(\S+)$", printed, re.M)
+        assert page
+        with urllib.request.urlopen(page[1] + "v1/models", timeout=10) as answer:
+            assert [card["id"] for card in json.load(answer)["data"]] == ["tiny-v3", "two"]
+        process.send_signal(signal.SIGINT)
+        assert "GET /v1/models" in "".join(process.communicate(timeout=20))
+
+
+@pytest.mark.parametrize(
+    ("template", "chat_format", "chats"),
+    [(None, "auto", False), ("<｜User｜>{{ messages }}<｜Assistant｜>", "auto", True), (None, "deepseek-v3", True)],
+)
+def test_a_model_chats_if_it_shows_so_or_is_told_so(
+    model_folder: Path, tmp_path: Path, template: str | None, chat_format: ChatFormat, chats: bool
+) -> None:
+    shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
+    if template:
+        (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
+    options = ServeOptions(model=tmp_path, chat_format=chat_format, threads=1, pack_cache=0)
+    assert serve_command.service_of(load(options), options).chats is chats
+
+
+def test_the_embedded_model_does_not_claim_to_chat() -> None:
+    options = ServeOptions(threads=1, pack_cache=0)
+    service = serve_command.service_of(load(options), options)
+    assert (service.chats, service.format.name) == (False, "deepseek-v3")

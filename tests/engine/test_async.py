@@ -4,11 +4,13 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from random import Random
 
 import pytest
 
 from deepwell.engine import AsyncEngine, Delta, EngineConfig, EngineCore, Request, SamplingParams, Stream
+from deepwell.engine.types import FinishReason, Usage
 from deepwell.errors import EngineStopped, QueueFull, RequestError
 from deepwell.ops.base import Batch
 from fakes import FakeRunner, tiny_tokenizer
@@ -228,3 +230,189 @@ def test_a_closed_event_loop_frees_everything() -> None:
     asyncio.run(engine.stop())
     engine.check_integrity()
     assert engine.stats().aborted == 1
+
+
+async def test_a_place_counts_until_it_is_given_back() -> None:
+    async with running(max_running=1, max_waiting=1) as engine:
+        first, second = engine.place(), engine.place()
+        assert engine.stats().waiting == 2
+        for refused in (engine.place, engine.check_room, lambda: engine.submit(request("a"))):
+            with pytest.raises(QueueFull, match="2 requests are live"):
+                refused()
+        first.close()
+        first.close()
+        stream = engine.submit(request("a"))
+        with pytest.raises(QueueFull):
+            engine.place()
+        second.close()
+        await read(stream)
+        engine.check_room()
+
+
+async def test_a_place_is_filled_once() -> None:
+    async with running(max_running=1, max_waiting=0) as engine:
+        with engine.place() as place:
+            stream = place.submit(request("a"))
+            with pytest.raises(RuntimeError, match="filled"):
+                place.submit(request("b"))
+        assert (await read(stream))[-1].finish_reason == "length", "leaving the block does not end the request"
+        engine.check_room()
+
+
+async def test_a_refused_request_leaves_its_place_free() -> None:
+    async with running(max_running=1, max_waiting=0) as engine:
+        with pytest.raises(RequestError), engine.place() as place:
+            place.submit(request("a", length=5000))
+        engine.check_room()
+
+
+async def test_an_error_after_submitting_ends_the_request() -> None:
+    async with running(FakeRunner(delay=0.005)) as engine:
+        with suppress(ZeroDivisionError), engine.place() as place:
+            place.submit(request("a", max_tokens=10_000))
+            raise ZeroDivisionError
+        await settled(engine)
+        assert engine.stats().aborted == 1
+
+
+async def test_a_place_taken_before_the_stop_cannot_be_filled_after_it() -> None:
+    async with running() as engine:
+        with engine.place() as place:
+            await engine.stop()
+            with pytest.raises(EngineStopped, match="stopping"):
+                place.submit(request("a"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_places_never_leak(seed: int) -> None:
+    """A crowd that takes places, dawdles, is refused, fills them, leaves early or reads to the end."""
+    random = Random(seed)
+    bound = 6
+
+    async def client(engine: AsyncEngine, number: int) -> None:
+        await asyncio.sleep(random.random() * 0.1)
+        with suppress(QueueFull, RequestError, ZeroDivisionError), engine.place() as place:
+            assert engine.stats().running + engine.stats().waiting <= bound
+            await asyncio.sleep(random.random() * 0.01)
+            match random.randrange(6):
+                case 0:
+                    return
+                case 1:
+                    raise ZeroDivisionError
+                case 2:
+                    place.submit(request(str(number), length=5000))
+                case 3:
+                    place.submit(request(str(number), max_tokens=10_000)).abort()
+                case 4:
+                    async with place.submit(request(str(number), max_tokens=10_000)) as stream:
+                        await anext(stream)
+                case 5:
+                    await read(place.submit(request(str(number), max_tokens=random.randrange(1, 20))))
+
+    async with running(FakeRunner(delay=0.0005), max_running=2, max_waiting=4) as engine:
+        ends = noted_ends(engine)
+        tasks = [asyncio.create_task(client(engine, number)) for number in range(120)]
+        for task in random.sample(tasks, 20):
+            await asyncio.sleep(0.002)
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
+        await settled(engine)
+        for place in [engine.place() for _ in range(bound)]:
+            place.close()
+        ids = [ended.id for ended, _, _ in ends]
+        assert len(ids) == len(set(ids)) == sum(engine.stats().finished.values())
+
+
+Ends = list[tuple[Request, Usage, FinishReason]]
+
+
+def noted_ends(engine: AsyncEngine) -> Ends:
+    ends: Ends = []
+    engine.tell_ends(lambda *end: ends.append(end))
+    return ends
+
+
+async def test_every_end_is_told_once_with_the_usage_that_the_reader_sees() -> None:
+    async with running(FakeRunner(delay=0.002)) as engine:
+        ends = noted_ends(engine)
+        whole = engine.submit(request("whole", max_tokens=7))
+        left = engine.submit(request("left", max_tokens=10_000))
+        pieces = [await anext(left) for _ in range(50)]
+        left.abort()
+        pieces += await read(left)
+        await read(whole)
+        told = {ended.id: (usage, reason) for ended, usage, reason in ends}
+        assert len(ends) == len(told) == 2
+        assert told["whole"] == (Usage(100, 0, 7), "length")
+        assert told["left"] == (pieces[-1].usage, "abort")
+        assert told["left"][0].completion_tokens == sum(len(piece.token_ids) for piece in pieces) >= 50
+
+
+async def test_what_never_began_has_used_nothing() -> None:
+    async with running(FakeRunner(delay=0.005), max_running=1) as engine:
+        ends = noted_ends(engine)
+        first = engine.submit(request("a", max_tokens=50))
+        await anext(first)
+        second = engine.submit(request("b"))
+        second.abort()
+        await read(second)
+        await read(first)
+        assert [(ended.id, usage, reason) for ended, usage, reason in ends] == [
+            ("b", Usage(0, 0, 0), "abort"),
+            ("a", Usage(100, 0, 50), "length"),
+        ]
+
+
+async def test_a_stop_tells_the_end_of_what_it_cuts_off() -> None:
+    async with running(FakeRunner(delay=0.01), drain_seconds=0.1, max_running=2) as engine:
+        ends = noted_ends(engine)
+        readers = [asyncio.create_task(read(engine.submit(request(id, max_tokens=3000)))) for id in "abc"]
+        await asyncio.sleep(0.05)
+        await engine.stop()
+        answers = dict(zip("abc", await asyncio.gather(*readers), strict=True))
+        counted = {id: sum(len(delta.token_ids) for delta in deltas) for id, deltas in answers.items()}
+        assert {ended.id: usage.completion_tokens for ended, usage, _ in ends} == counted
+        assert [reason for _, _, reason in ends] == ["abort"] * 3
+        assert counted["a"] > 0 == counted["c"]
+
+
+async def test_a_failing_engine_tells_what_was_used_until_then() -> None:
+    """Of one that was read, one that waited, and one that the engine's thread never saw."""
+    engine = AsyncEngine(FakeRunner(), TOKENIZER, EngineConfig(max_running=1))
+    ends = noted_ends(engine)
+    loop, step, submitted = asyncio.get_running_loop(), engine._core.step, threading.Event()
+
+    def submit_unseen() -> None:
+        streams.append(engine.submit(request("unseen")))
+        submitted.set()
+
+    def break_down() -> list[tuple[str, Delta]]:
+        if engine.stats().steps < 5:
+            return step()
+        loop.call_soon_threadsafe(submit_unseen)
+        assert submitted.wait(5)
+        raise ZeroDivisionError
+
+    engine._core.step = break_down  # type: ignore[method-assign]
+    engine.start()
+    streams = [engine.submit(request(id)) for id in ("read", "waits")]
+    answers = await asyncio.gather(*map(read, streams))
+    answers.append(await read(streams[2]))
+    assert all("ZeroDivisionError" in (deltas[-1].error or "") for deltas in answers)
+    assert {ended.id: (usage, reason) for ended, usage, reason in ends} == {
+        "read": (Usage(100, 0, 5), "error"),
+        "waits": (Usage(0, 0, 0), "error"),
+        "unseen": (Usage(0, 0, 0), "error"),
+    }
+    assert len(ends) == 3
+    await engine.stop()
+    engine.check_integrity()
+    assert engine.stats().blocks_free == engine.stats().blocks_total
+
+
+async def test_a_listener_that_fails_harms_no_request() -> None:
+    async with running() as engine:
+        engine.tell_ends(lambda *end: 1 / 0)  # type: ignore[arg-type, return-value]
+        assert (await read(engine.submit(request("a"))))[-1].finish_reason == "length"
+        assert (await read(engine.submit(request("b"))))[-1].finish_reason == "length"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -138,17 +139,21 @@ def test_transformers_reads_the_folder(name: str, tmp_path: Path) -> None:
 
 
 def test_the_tokenizer_comes_back(tmp_path: Path) -> None:
-    """The embedded model's: split as DeepSeek-V3 splits, with special tokens and a template."""
-    file = convert(embedded_path(), tmp_path / "e.gguf")
+    """The embedded model's: split as DeepSeek-V3 splits, with special tokens; and a template, which it has none of."""
+    source = tmp_path / "source"
+    shutil.copytree(embedded_path(), source)
+    (source / "chat_template.jinja").write_text("{% for m in messages %}<｜User｜>{{ m.content }}{% endfor %}", "utf-8")
+    file = convert(source, tmp_path / "e.gguf")
     back = convert(file, tmp_path / "back")
-    wanted, by_file, got = Tokenizer.load(embedded_path()), open_source(file).tokenizer(), Tokenizer.load(back)
+    wanted, by_file, got = Tokenizer.load(source), open_source(file).tokenizer(), Tokenizer.load(back)
     text = TEXT + (Path(__file__).read_text("utf-8"))
     for one in (by_file, got):
         assert (one.bos, one.eos, one.vocab_size) == (wanted.bos, wanted.eos, wanted.vocab_size)
+        assert one.template == wanted.template is not None
         assert one.encode(text) == wanted.encode(text)
         assert [one.token_bytes(id) for id in range(4096)] == [wanted.token_bytes(id) for id in range(4096)]
         assert [one.is_special(id) for id in range(4096)] == [wanted.is_special(id) for id in range(4096)]
-    ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (back, embedded_path()))
+    ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (back, source))
     assert ours(text).input_ids == theirs(text).input_ids
     talk = [{"role": "user", "content": "Hello"}]
     assert ours.apply_chat_template(talk, tokenize=False) == theirs.apply_chat_template(talk, tokenize=False)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving import make_service
+from serving import make_service, noted
 
-from deepwell.engine.types import Request
 from deepwell.server import Service
 from fakes import FakeRunner
 from toy_format import TOY
@@ -32,15 +31,8 @@ def scripted(
 ) -> tuple[Service, Script]:
     """A service that chats in `format` and answers the n-th request with the n-th list of tokens."""
     script = Script(*answers)
-    service = make_service(FakeRunner(context=context, next_token=script, delay=delay), **config)
-    service.chat_format = format
-    submit = service.engine.submit
-
-    def noted(request: Request) -> Any:
-        script.prompts.append(request.prompt)
-        return submit(request)
-
-    service.engine.submit = noted  # type: ignore[method-assign]
+    service = make_service(FakeRunner(context=context, next_token=script, delay=delay), format=format, **config)
+    noted(service.engine, lambda request: script.prompts.append(request.prompt))
     return service, script
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import httpx
 from starlette.testclient import TestClient
 
-from deepwell.engine.engine import AsyncEngine, EngineConfig
-from deepwell.server import Server, ServerLimits, Service, create_app
+from deepwell.chat import detect, find_format
+from deepwell.engine.engine import AsyncEngine, EngineConfig, Stream
+from deepwell.engine.types import Request
+from deepwell.server import Server, ServerLimits, Service, create_app, listen
 from deepwell.weights.tokenizer import Tokenizer
 from fakes import EOS, FakeRunner, reply, tiny_tokenizer
 
@@ -41,12 +43,27 @@ def make_service(
     limits: ServerLimits | None = None,
     aliases: tuple[str, ...] = (),
     tokenizer: Tokenizer = T,
+    format: str | None = None,
+    chats: bool = True,
     **config: Any,
 ) -> Service:
-    """A service of the name MODEL with a context of CONTEXT tokens."""
+    """A service of the name MODEL with a context of CONTEXT tokens; it chats in the format called `format`."""
     runner = runner or FakeRunner(context=CONTEXT)
     engine = AsyncEngine(runner, tokenizer, EngineConfig(**{"drain_seconds": 0.5, **config}))
-    return Service(engine, tokenizer, MODEL, runner.context, aliases=aliases, limits=limits or ServerLimits())
+    chosen = find_format(format, tokenizer) if format else detect(tokenizer)
+    limits = limits or ServerLimits()
+    return Service(engine, tokenizer, MODEL, runner.context, chosen, chats, aliases, limits)
+
+
+def noted(engine: AsyncEngine, note: Callable[[Request], object]) -> None:
+    """Have every request that reaches the engine told to `note`."""
+    fill = engine._fill
+
+    def noting(request: Request) -> Stream:
+        note(request)
+        return fill(request)
+
+    engine._fill = noting  # type: ignore[method-assign]
 
 
 def chat(content: str = "Hi", **fields: Any) -> dict[str, Any]:
@@ -75,7 +92,7 @@ def wait_idle(service: Service, seconds: float = 5.0) -> None:
 def live(service: Service) -> Iterator[str]:
     """A uvicorn server on a free loopback port; its base address. Nothing may leak by the end."""
     ready = threading.Event()
-    server = Server(service, port=0, on_ready=lambda _: ready.set())
+    server = Server(service, listen(port=0), on_ready=lambda _: ready.set())
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -311,8 +311,7 @@ ANY_BODY = st.tuples(st.just(CHAT), CHAT_BODY) | st.tuples(st.just(TEXT), TEXT_B
 
 @pytest.fixture(scope="module")
 def fuzzed() -> Any:
-    service = make_service(FakeRunner(context=CONTEXT, next_token=lambda c: None))
-    service.chat_format = TOY.name
+    service = make_service(FakeRunner(context=CONTEXT, next_token=lambda c: None), format=TOY.name)
     with client_of(service) as client:
         yield client
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import CONTEXT, MODEL, T, chat, client_of, make_service, prompt, says, wait_idle
+from serving import CONTEXT, MODEL, T, chat, client_of, make_service, noted, prompt, says, wait_idle
 from starlette.testclient import TestClient
 
 from deepwell.engine.types import Request, SamplingParams
@@ -174,8 +174,7 @@ def test_seed_repeats_an_answer_and_extensions_reach_the_sampler() -> None:
 def test_every_sampling_field_reaches_the_engine() -> None:
     service = make_service()
     seen: list[Request] = []
-    submit = service.engine.submit
-    service.engine.submit = lambda request: seen.append(request) or submit(request)  # type: ignore[func-returns-value]
+    noted(service.engine, seen.append)
     fields = {
         "max_tokens": 3,
         "temperature": 0.5,

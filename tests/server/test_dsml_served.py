@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 from scripting import TOOLS, Script
-from serving import MODEL, client_of
+from serving import MODEL, client_of, noted
 from test_chat_completions import events
 from test_continued import gathered, hits
 
+from deepwell.chat import find_format
 from deepwell.engine.engine import AsyncEngine, EngineConfig
-from deepwell.engine.types import Request
 from deepwell.server import Service
 from fakes import FakeRunner
 
@@ -55,14 +55,8 @@ def served(format: str, *answers: list[int]) -> tuple[Service, Script]:
     script = Script(*answers)
     runner = FakeRunner(vocab_size=T.vocab_size, context=4096, next_token=script)
     engine = AsyncEngine(runner, T, EngineConfig(drain_seconds=0.5))
-    submit = engine.submit
-
-    def noted(request: Request) -> Any:
-        script.prompts.append(request.prompt)
-        return submit(request)
-
-    engine.submit = noted  # type: ignore[method-assign]
-    return Service(engine, T, MODEL, runner.context, chat_format=format), script
+    noted(engine, lambda request: script.prompts.append(request.prompt))
+    return Service(engine, T, MODEL, runner.context, find_format(format), chats=True), script
 
 
 @pytest.mark.parametrize("format", BLOCKS)

@@ -26,7 +26,7 @@ from serving import CONTEXT, MODEL, chat, endless, live, make_service, prompt, s
 from test_chat_completions import events
 
 from deepwell.errors import ConfigError
-from deepwell.server import Server, ServerLimits
+from deepwell.server import ServerLimits, listen
 from fakes import FakeRunner
 
 HERE = Path(__file__).parent
@@ -293,7 +293,7 @@ def test_a_taken_port_is_said_in_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {port}: .*--port"):
-            Server(make_service(), port=port)
+            listen(port=port)
 
 
 def _until(condition: Any, seconds: float = 5.0) -> None:

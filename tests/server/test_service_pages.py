@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import CONTEXT, MODEL, chat, client_of, make_service
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from deepwell.engine.core import EngineCore
 from deepwell.server import Service, create_app
@@ -77,8 +79,16 @@ def test_health_turns_503_when_the_engine_fails(monkeypatch: pytest.MonkeyPatch)
 )
 async def test_long_prompts_are_encoded_beside_the_event_loop(texts: list[str], in_loop: bool) -> None:
     service = make_service(FakeRunner(context=1_000_000))
-    (thread,) = await service.rendered(lambda: (threading.get_ident(),), texts, "prompt")
+    service.engine.start()
+    (thread,) = await service.rendered(stays, lambda: (threading.get_ident(),), texts, "prompt")
     assert (thread == threading.get_ident()) == in_loop
+    await service.stop()
+
+
+async def stays() -> Message:
+    """What is received of a client that waits for its answer: nothing."""
+    await asyncio.Event().wait()
+    raise AssertionError
 
 
 async def _stopped(service: Service) -> None:

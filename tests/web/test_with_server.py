@@ -16,10 +16,11 @@ from playwright.sync_api import Browser, Page, expect
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def address() -> Iterator[str]:
+@pytest.fixture(params=["chat"])
+def address(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Of a server whose model was trained to chat, or was not: "chat" or "base"."""
     paths = os.pathsep.join([str(TESTS), str(TESTS / "server")])
-    command = [sys.executable, str(TESTS / "server" / "endless_server.py")]
+    command = [sys.executable, str(TESTS / "server" / "endless_server.py"), f"--{request.param}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}) as server:
         assert server.stdout is not None
         yield server.stdout.readline().strip()
@@ -63,3 +64,19 @@ def test_the_page_and_the_server_understand_each_other(own_page: Page) -> None:
     expect(own_page.locator("#middle")).to_contain_text("aaaa")
     own_page.keyboard.press("Escape")
     expect(own_page.get_by_role("button", name="Accept")).to_be_visible()
+
+
+@pytest.mark.parametrize("address", ["base"], indirect=True)
+def test_a_base_model_opens_in_the_complete_mode(own_page: Page) -> None:
+    expect(own_page.locator("body")).to_have_attribute("data-mode", "complete")
+    own_page.get_by_role("button", name="Chat", exact=True).click()
+    expect(own_page.get_by_text("trained to continue code, not to chat")).to_be_visible()
+    own_page.reload()
+    expect(own_page.locator("#status-dot[data-state=online]")).to_be_visible()
+    expect(own_page.locator("body")).to_have_attribute("data-mode", "chat")
+
+
+@pytest.mark.parametrize("address", ["chat"], indirect=True)
+def test_a_model_that_chats_opens_in_the_chat_mode(own_page: Page) -> None:
+    expect(own_page.locator("body")).to_have_attribute("data-mode", "chat")
+    expect(own_page.get_by_text("trained to continue code, not to chat")).to_be_hidden()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepwell.errors import CheckpointError, RequestError
-from deepwell.weights.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer
+from deepwell.weights.tokenizer import LONG_CHARACTERS, MAX_TOKENIZER_BYTES, Tokenizer
 from fakes import BOS, EOS, SPECIALS, tiny_tokenizer, write_tiny_tokenizer
 
 anything = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(
@@ -39,6 +39,15 @@ def test_token_bytes_joined_are_the_reference_decoding(ids: list[int]) -> None:
     ids = [id for id in ids if not tokenizer.is_special(id)]
     ours = b"".join(map(tokenizer.token_bytes, ids)).decode("utf-8", "replace")
     assert ours == tokenizer.decode(ids) == _reference().decode(ids)
+
+
+def test_long_texts_have_the_ids_of_the_reference_library_too() -> None:
+    text = "Größe naïve <｜User｜> def add(first):\n    return 深度 🐳\n" * 1000
+    assert len(text) > LONG_CHARACTERS
+    tokenizer = tiny_tokenizer()
+    assert tokenizer.encode(text) == tokenizer._plain.encode(text, add_special_tokens=False).ids
+    with pytest.raises(RequestError, match="lone surrogate"):
+        tokenizer.encode(text + "\ud800")
 
 
 def test_special_tokens_are_found_by_their_spelling() -> None:

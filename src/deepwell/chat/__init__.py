@@ -2,7 +2,7 @@
 
 from deepwell.chat.conversation import Conversation, Message, Role, Tool, ToolCall
 from deepwell.chat.fim import fills_gaps, render_fim, render_text, text_ends
-from deepwell.chat.formats import FORMATS, detect, find_format
+from deepwell.chat.formats import FORMATS, detect, find_format, trained_to_chat
 from deepwell.chat.render import end_ids, render_chat
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "render_fim",
     "render_text",
     "text_ends",
+    "trained_to_chat",
 ]

@@ -9,14 +9,18 @@ from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
 
-def render_chat(conversation: Conversation, tokenizer: Tokenizer, format: str | None = None) -> tuple[int, ...]:
+def render_chat(
+    conversation: Conversation, tokenizer: Tokenizer, format: Format | str | None = None
+) -> tuple[int, ...]:
     """Token ids that ask the model for the next assistant turn, in `format` or the one the tokenizer shows.
 
     Raises RequestError, which names the field, for an empty conversation, a `prefix` that is not on a last assistant
     message, what the format cannot say (tools, thinking, a role), an unknown format, or a format whose template tokens
     the tokenizer lacks.
     """
-    chosen = find_format(format, tokenizer) if format else detect(tokenizer)
+    if isinstance(format, str):
+        format = find_format(format, tokenizer)
+    chosen = format or detect(tokenizer)
     _check_messages(conversation)
     _check_wishes(conversation, chosen)
     return tuple(splice(chosen.layout(conversation), chosen.name, tokenizer))

@@ -13,10 +13,10 @@ import msgspec
 from rich.console import Console
 
 from deepwell.chat import Conversation as Talk
-from deepwell.chat import Message, end_ids, find_format, render_chat
+from deepwell.chat import Message, end_ids, render_chat
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reasoning
 from deepwell.chat.replay import Replay
-from deepwell.cli.model import describe, engine_config, format_name, kept_packed, load, sampling_of
+from deepwell.cli.model import chat_format, describe, engine_config, kept_packed, load, sampling_of
 from deepwell.cli.terminal import show, visible
 from deepwell.engine import EngineCore, Request
 from deepwell.engine.types import Delta
@@ -72,7 +72,7 @@ class Conversation:
         self.system = options.system
         self.turns: list[Message] = []
         self._model = model
-        self._format = find_format(format_name(model, options.chat_format), model.tokenizer)
+        self._format = chat_format(model, options.chat_format)
         ends = end_ids(self._format, model.tokenizer)
         sampling = sampling_of(options)
         self._sampling = msgspec.structs.replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *ends))
@@ -103,7 +103,7 @@ class Conversation:
         """
         question = Message("user", text)
         talk = Talk(messages=(*self.messages, question), thinking=self._thinking)
-        prompt = self._replay.apply(talk, render_chat(talk, self._model.tokenizer, self._format.name))
+        prompt = self._replay.apply(talk, render_chat(talk, self._model.tokenizer, self._format))
         room = self._model.runner.context - len(prompt)
         if room < 1:
             raise RequestError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from deepwell.chat import FORMATS, detect, find_format
-from deepwell.chat.formats.base import lacks
+from deepwell.chat.formats.base import Format, lacks
 from deepwell.cli.hub import located
 from deepwell.engine import EngineConfig, SamplingParams
 from deepwell.errors import ConfigError
@@ -66,14 +66,14 @@ def slowness(isa: str, available: Sequence[str]) -> str | None:
     return "this processor has no AVX2, AVX-512 or NEON that Deepwell could use; it computes many times slower"
 
 
-def format_name(model: LoadedModel, wanted: ChatFormat) -> str:
+def chat_format(model: LoadedModel, wanted: ChatFormat) -> Format:
     """The prompt format that is forced, or else the one that the model shows.
 
     CheckpointError if it is the model's own template, and that cannot be used. ConfigError if the one that is forced
     needs tokens that the model lacks.
     """
     if wanted == "auto":
-        return detect(model.tokenizer, model.config.family).name
+        return detect(model.tokenizer, model.config.family)
     format = find_format(wanted, model.tokenizer)
     if missing := lacks(format, model.tokenizer):
         fitting = ", ".join(name for name, other in FORMATS.items() if not lacks(other, model.tokenizer))
@@ -81,7 +81,7 @@ def format_name(model: LoadedModel, wanted: ChatFormat) -> str:
             f"--chat-format {wanted} needs {' and '.join(missing)}, and this model's tokenizer has no such token; "
             f"those whose tokens it has are {fitting}"
         )
-    return format.name
+    return format
 
 
 def engine_config(options: EngineOptions) -> EngineConfig:

@@ -7,12 +7,13 @@ import shlex
 import sys
 
 from deepwell import __version__
-from deepwell.cli.model import describe, format_name, kept_packed, load
+from deepwell.chat import trained_to_chat
+from deepwell.cli.model import chat_format, describe, kept_packed, load
 from deepwell.engine import AsyncEngine, EngineConfig
 from deepwell.loading.load import LoadedModel
 from deepwell.loading.machine import process_seconds
 from deepwell.options import ServeOptions
-from deepwell.server import Service, serve
+from deepwell.server import ServerLimits, Service, listen, serve
 
 EXAMPLE_PROMPT = "import os\nimport sys\n\n\ndef main("
 """Something that even the embedded model, a few megabytes of standard library, has an idea about."""
@@ -21,30 +22,52 @@ _EVERYWHERE = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[
 
 
 def run(options: ServeOptions) -> int:
-    model = load(options)
-    limits = EngineConfig(
+    with listen(options.host, options.port) as listener:
+        model = load(options)
+        service = service_of(model, options)
+
+        def announce(address: str) -> None:
+            print(welcome(address, service.model, model, service.format.name), flush=True)
+
+        with kept_packed(model, options):
+            serve(service, listener, announce, options.access_log)
+    print("stopped", file=sys.stderr)
+    return 0
+
+
+def service_of(model: LoadedModel, options: ServeOptions) -> Service:
+    """What is served. A model whose prompt format was chosen by hand is taken to chat in it."""
+    format = chat_format(model, options.chat_format)
+    config = EngineConfig(
         token_budget=options.token_budget,
+        step_ms=options.step_ms,
         max_running=options.max_running,
         max_waiting=options.max_waiting,
+        drain_seconds=options.drain_seconds,
         speculate=options.speculate,
         draft_tokens=options.draft_tokens,
     )
-    service = Service(
-        engine=AsyncEngine(model.runner, model.tokenizer, limits),
+    return Service(
+        engine=AsyncEngine(model.runner, model.tokenizer, config),
         tokenizer=model.tokenizer,
         model=options.name or model.name,
         context=model.runner.context,
-        chat_format=format_name(model, options.chat_format),
+        format=format,
+        aliases=options.alias,
+        chats=options.chat_format != "auto" or trained_to_chat(format, model.tokenizer),
+        limits=limits_of(options),
         fingerprint=model.runner.fingerprint,
     )
 
-    def announce(address: str) -> None:
-        print(welcome(address, service.model, model, service.format.name), flush=True)
 
-    with kept_packed(model, options):
-        serve(service, options.host, options.port, announce)
-    print("stopped", file=sys.stderr)
-    return 0
+def limits_of(options: ServeOptions) -> ServerLimits:
+    """The HTTP side's bounds and habits, as the options say."""
+    return ServerLimits(
+        max_body_bytes=int(options.max_body_mb * 2**20),
+        keep_alive_seconds=options.keep_alive_seconds,
+        default_max_tokens=options.default_max_tokens,
+        usage_chunk=options.usage_chunk,
+    )
 
 
 def welcome(address: str, name: str, model: LoadedModel, format: str) -> str:

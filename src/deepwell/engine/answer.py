@@ -37,7 +37,7 @@ class AnswerState:
         vocab_size: int,
     ) -> None:
         sampling = request.sampling
-        self.request, self._sequence = request, sequence
+        self.request, self.sequence = request, sequence
         self.generated = self.drafted = self.accepted = 0
         self._tokenizer = tokenizer
         self._capacity, self._vocab_size = capacity, vocab_size
@@ -107,7 +107,7 @@ class AnswerState:
     def usage(self) -> Usage:
         return Usage(
             prompt_tokens=len(self.request.prompt),
-            cached_tokens=self._sequence.cached_tokens or 0,
+            cached_tokens=self.sequence.cached_tokens or 0,
             completion_tokens=self.generated,
             drafted_tokens=self.drafted,
             accepted_tokens=self.accepted,

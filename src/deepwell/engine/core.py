@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 
 import msgspec
 
@@ -15,7 +16,7 @@ from deepwell.engine.scheduler import SchedulerLimits, Segment, StepPlan, Tier
 from deepwell.engine.sequence import SequenceState
 from deepwell.engine.speculation.speculator import DRAFTERS, Kind, Speculator
 from deepwell.engine.steps import Steps
-from deepwell.engine.types import Delta, FinishReason, Request, SamplingParams, Usage
+from deepwell.engine.types import NOTHING, Delta, FinishReason, OnEnd, Request, SamplingParams
 from deepwell.engine.validate import check_request
 from deepwell.errors import ConfigError, QueueFull, RequestError
 from deepwell.ops.sampling import Ask, Chosen, SamplingRules
@@ -89,10 +90,6 @@ class EngineStats(msgspec.Struct, frozen=True):
         return self.finished["abort"]
 
 
-OnEnd = Callable[[Request, Usage, FinishReason], None]
-"""Told of every request that was admitted, once, when it ends: what it used, and why it ended."""
-
-
 class EngineCore:
     """Live requests, their blocks and the model. Not thread-safe: one caller at a time, `stats` excepted."""
 
@@ -105,8 +102,11 @@ class EngineCore:
         on_end: OnEnd | None = None,
         tier: Tier | None = None,
     ) -> None:
-        """`clock` gives seconds; it decides how long steps seem to take, and nothing about what they say. Blocks that
-        `tier` has are read from there instead of being computed."""
+        """`clock` gives seconds; it decides how long steps seem to take, and nothing about what they say.
+
+        `on_end` is told of every request that was added, once, when it ends. Blocks that `tier` has are read from there
+        instead of being computed.
+        """
         self.config = config = config or EngineConfig()
         first, *others = backend.groups
         blocks = first.blocks if config.blocks is None else config.blocks
@@ -160,6 +160,18 @@ class EngineCore:
     def abort(self, id: str) -> Delta | None:
         """End a request and free its blocks; its last piece, None if it has ended already."""
         return self._end(id, self._live[id].end("abort")) if id in self._live else None
+
+    def fail(self, message: str) -> list[tuple[str, Delta]]:
+        """End every request after a fault of the engine itself; their last pieces. Nothing can be computed after it."""
+        pieces = []
+        for id, answer in list(self._live.items()):
+            last = answer.end("error", message)
+            # What failed may be the scheduler itself; what was used is counted all the same.
+            with suppress(Exception):
+                self._steps.end(id, forget=True)
+            self._account(id, last, answer.sequence)
+            pieces.append((id, last))
+        return pieces
 
     def step(self) -> list[tuple[str, Delta]]:
         """Compute one step and return the pieces it gave, by request id."""
@@ -305,15 +317,24 @@ class EngineCore:
         return self._end(id, last, forget=True)
 
     def _end(self, id: str, last: Delta, forget: bool = False) -> Delta:
+        sequence = self._steps.end(id, forget)
+        self._speculator.forget(id)
+        self._account(id, last, sequence)
+        return last
+
+    def _account(self, id: str, last: Delta, sequence: SequenceState) -> None:
+        """Count what a request has used and tell of its end: the one place that every request passes, once."""
         assert last.finish_reason is not None
         assert last.usage is not None
         answer = self._live.pop(id)
-        self._steps.end(id, forget)
-        self._speculator.forget(id)
         self._finished[last.finish_reason] += 1
-        if self._on_end is not None:
-            self._on_end(answer.request, last.usage, last.finish_reason)
-        return last
+        if self._on_end is None:
+            return
+        try:
+            admitted = sequence.cached_tokens is not None
+            self._on_end(answer.request, last.usage if admitted else NOTHING, last.finish_reason)
+        except Exception:
+            _log.exception("the end of request %s could not be noted", id)
 
 
 def rules_of(sampling: SamplingParams) -> SamplingRules:

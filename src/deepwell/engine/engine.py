@@ -14,11 +14,11 @@ import msgspec
 
 from deepwell.engine.core import EngineConfig, EngineCore, EngineStats
 from deepwell.engine.runner import Backend
-from deepwell.engine.types import Delta, Request, Usage
-from deepwell.errors import EngineStopped
+from deepwell.engine.types import NOTHING, Delta, FinishReason, OnEnd, Request, Usage
+from deepwell.errors import EngineStopped, QueueFull
 from deepwell.weights.tokenizer import Tokenizer
 
-__all__ = ["AsyncEngine", "EngineConfig", "EngineStats", "Stream"]
+__all__ = ["AsyncEngine", "EngineConfig", "EngineStats", "Place", "Stream"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -77,14 +77,53 @@ class Stream:
         self._pieces.put_nowait(delta)
 
 
+class Place:
+    """Room for one request, held while it is read, rendered and encoded; on the event loop only.
+
+    A context manager: leaving it without `submit` gives the room back. Leaving with an error after `submit` aborts the
+    request, since nobody will read it then.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._held = True
+        self._stream: Stream | None = None
+
+    def submit(self, request: Request) -> Stream:
+        """Fill the place. Raises RequestError or EngineStopped, and then the place is still held."""
+        if not self._held:
+            raise RuntimeError("this place was filled or given back before")
+        self._stream = self._engine._fill(request)
+        self._held = False
+        return self._stream
+
+    def close(self) -> None:
+        """Give the room back. Nothing happens if a request is in it, or the second time."""
+        if self._held:
+            self._held = False
+            self._engine._give_back()
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        if error is not None and self._stream is not None:
+            self._stream.abort()
+
+
 class AsyncEngine:
     """Many requests at once over one model. Every method but `stats` belongs to one event loop."""
 
     def __init__(self, backend: Backend, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
-        self._core = EngineCore(backend, tokenizer, self.config)
+        self._core = EngineCore(backend, tokenizer, self.config, on_end=self._ended)
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._streams: dict[str, Stream] = {}
+        self._places = 0
+        self._listeners: list[OnEnd] = []
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._empty = asyncio.Event()
@@ -103,16 +142,32 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._serve, name="deepwell-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request) -> Stream:
-        """Queue a request. Raises RequestError, QueueFull or EngineStopped at once."""
+    def tell_ends(self, listener: OnEnd) -> None:
+        """Have `listener` told of every request's end from now on."""
+        self._listeners.append(listener)
+
+    def check_open(self) -> None:
+        """Raise EngineStopped unless requests are taken. Any thread may call this."""
         if self._refusal is not None:
             raise EngineStopped(self._refusal)
-        self._core.check(request, self._streams.keys())
-        self._loop = asyncio.get_running_loop()
-        stream = self._streams[request.id] = Stream(request, self._commands)
-        self._empty.clear()
-        self._commands.put(request)
-        return stream
+
+    def check_room(self) -> None:
+        """Raise QueueFull or EngineStopped if `place` would now."""
+        self.check_open()
+        taken = len(self._streams) + self._places
+        if taken >= self.config.max_running + self.config.max_waiting:
+            raise QueueFull(f"the queue is full: {taken} requests are live; try again shortly")
+
+    def place(self) -> Place:
+        """Take room for one request, among the running and the waiting. Raises QueueFull or EngineStopped at once."""
+        self.check_room()
+        self._places += 1
+        return Place(self)
+
+    def submit(self, request: Request) -> Stream:
+        """Queue a request. Raises RequestError, QueueFull or EngineStopped at once."""
+        with self.place() as place:
+            return place.submit(request)
 
     async def stop(self) -> None:
         """Refuse new requests, let the live ones finish for `drain_seconds`, abort the rest, end the thread."""
@@ -129,14 +184,32 @@ class AsyncEngine:
         await asyncio.to_thread(self._thread.join)
 
     def stats(self) -> EngineStats:
-        """A snapshot; requests on their way to the engine's thread count as waiting."""
+        """A snapshot; places that are held and requests on their way to the engine's thread count as waiting."""
         stats = self._core.stats()
-        waiting = max(stats.waiting, len(self._streams) - stats.running)
+        waiting = max(stats.waiting, len(self._streams) - stats.running) + self._places
         return msgspec.structs.replace(stats, waiting=waiting)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a block is leaked. For an idle or stopped engine."""
         self._core.check_integrity()
+
+    def _fill(self, request: Request) -> Stream:
+        """The request of a place. Raises RequestError or EngineStopped."""
+        self.check_open()
+        self._core.check(request, self._streams.keys())
+        self._loop = asyncio.get_running_loop()
+        stream = self._streams[request.id] = Stream(request, self._commands)
+        self._places -= 1
+        self._empty.clear()
+        self._commands.put(request)
+        return stream
+
+    def _give_back(self) -> None:
+        self._places -= 1
+
+    def _ended(self, request: Request, usage: Usage, reason: FinishReason) -> None:
+        for listener in self._listeners:
+            listener(request, usage, reason)
 
     def _serve(self) -> None:
         """The thread: obey commands, step, and wait for a command when there is nothing to do."""
@@ -146,7 +219,8 @@ class AsyncEngine:
         except Exception as error:
             _log.exception("the engine's thread failed")
             self._refusal = f"the engine failed: {type(error).__name__}: {error}"
-            self._call(self._fail_all, self._refusal)
+            self._post(self._core.fail(self._refusal))
+            self._call(self._fail_rest, self._refusal)
 
     def _obey(self) -> bool:
         """Carry out all commands that are there; when idle, wait for one. False at the end."""
@@ -183,9 +257,9 @@ class AsyncEngine:
         if not self._streams:
             self._empty.set()
 
-    def _fail_all(self, message: str) -> None:
-        lost = []
-        for id, stream in self._streams.items():
-            usage = Usage(prompt_tokens=len(stream.request.prompt), cached_tokens=0, completion_tokens=0)
-            lost.append((id, Delta(finish_reason="error", usage=usage, error=message)))
-        self._deliver(lost)
+    def _fail_rest(self, message: str) -> None:
+        """End what the engine's thread had not come to when it failed. Called when no more can be submitted."""
+        for stream in self._streams.values():
+            self._ended(stream.request, NOTHING, "error")
+        usage = {id: Usage(len(stream.request.prompt), 0, 0) for id, stream in self._streams.items()}
+        self._deliver([(id, Delta(finish_reason="error", usage=usage[id], error=message)) for id in usage])

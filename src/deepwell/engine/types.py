@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -81,6 +81,16 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     completion_tokens: int
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+
+
+NOTHING = Usage(prompt_tokens=0, cached_tokens=0, completion_tokens=0)
+"""What a request has used that ended before its prompt was looked at."""
+
+OnEnd = Callable[[Request, Usage, FinishReason], None]
+"""Told once of each request that was submitted, when it ends, whoever ends it: what it really used, and why it ended.
+
+Called by the engine's thread as a rule; must be quick, and safe in any thread.
+"""
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 
+from msgspec import Meta
+
+from deepwell import bounds
+from deepwell.bounds import Bound, holds, words
 from deepwell.engine.types import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, Request, SamplingParams
 from deepwell.errors import RequestError
 
 MAX_STOP_CHARACTERS = 1024
 MAX_LISTED_TOKENS = 1024
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "max_tokens": (0, math.inf),
-    "temperature": (0.0, 100.0),
-    "top_p": (0.0, 1.0),
-    "top_k": (0, math.inf),
-    "min_p": (0.0, 1.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "repetition_penalty": (0.01, 100.0),
-    "seed": (-(2**63), 2**64 - 1),
-    "logprobs": (0, MAX_TOP_LOGPROBS),
-    "prompt_logprobs": (0, MAX_TOP_LOGPROBS),
+_BOUNDS: dict[str, Bound] = {
+    "max_tokens": Meta(ge=0),
+    "temperature": bounds.TEMPERATURE,
+    "top_p": bounds.TOP_P,
+    "top_k": bounds.TOP_K,
+    "min_p": bounds.MIN_P,
+    "presence_penalty": bounds.PENALTY,
+    "frequency_penalty": bounds.PENALTY,
+    "repetition_penalty": bounds.REPETITION_PENALTY,
+    "logprobs": Meta(ge=0, le=MAX_TOP_LOGPROBS),
+    "prompt_logprobs": Meta(ge=0, le=MAX_TOP_LOGPROBS),
 }
+_SEEDS = range(-(2**63), 2**64)
 
 
 def check_request(request: Request, vocab_size: int, capacity: int) -> None:
@@ -33,14 +36,12 @@ def check_request(request: Request, vocab_size: int, capacity: int) -> None:
     """
     _check_prompt(request, vocab_size, capacity)
     sampling = request.sampling
-    for field, (low, high) in _RANGES.items():
+    for field, bound in _BOUNDS.items():
         value = getattr(sampling, field)
-        # Written so that NaN is refused too.
-        if value is not None and not low <= value <= high:
-            allowed = f"from {low} to {high}" if high < math.inf else f"at least {low}"
-            raise RequestError(f"{field} is {value}; it must be {allowed}", param=field)
-    if sampling.top_p == 0.0:
-        raise RequestError("top_p is 0; it must be above 0 and at most 1", param="top_p")
+        if value is not None and not holds(bound, value):
+            raise RequestError(f"{field} is {value}; it must be {words(bound)}", param=field)
+    if sampling.seed is not None and sampling.seed not in _SEEDS:
+        raise RequestError(f"seed is {sampling.seed}; it must have 64 bits, from -2^63 to 2^64-1", param="seed")
     _check_stop(sampling, vocab_size)
     _check_bias(sampling, vocab_size)
 
@@ -71,8 +72,9 @@ def _check_bias(sampling: SamplingParams, vocab_size: int) -> None:
     _check_count(sampling.logit_bias, "logit_bias")
     _check_ids(sampling.logit_bias, "logit_bias", vocab_size)
     for id, bias in sampling.logit_bias.items():
-        if not -100.0 <= bias <= 100.0:
-            raise RequestError(f"logit_bias of token {id} is {bias}; it must be from -100 to 100", param="logit_bias")
+        if not holds(bounds.LOGIT_BIAS, bias):
+            allowed = words(bounds.LOGIT_BIAS)
+            raise RequestError(f"logit_bias of token {id} is {bias}; it must be {allowed}", param="logit_bias")
 
 
 def _check_count(ids: Collection[int], field: str) -> None:

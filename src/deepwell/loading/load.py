@@ -107,7 +107,7 @@ class NativeRunner:
         self._draft_head = [_draft_head_plan(decoder, again) for again in ((False, True) if mtp else ())]
         self.widths = tuple(config.cache_widths(int(mtp)))
         self._cache = native.Cache(list(self.widths), self.blocks, self.cache_dtype == "bfloat16")
-        self._greedy = self.sampler(SamplingRules(temperature=0.0), ())
+        self._greedy: list[native.Sampler] = []
 
     @property
     def groups(self) -> tuple[CacheGroup, ...]:
@@ -129,7 +129,9 @@ class NativeRunner:
     def predict(
         self, batch: Batch, x_ND: NDArray[np.float32], again: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        asks = [Ask(sampler=self._greedy, rows=1)] * len(batch.selected_L)
+        while len(self._greedy) < len(batch.selected_L):
+            self._greedy.append(self.sampler(SamplingRules(temperature=0.0), ()))
+        asks = [Ask(sampler=sampler, rows=1) for sampler in self._greedy[: len(batch.selected_L)]]
         chosen, (x_LD,) = self._draft_head[again].step(batch, self._cache, asks, [x_ND], states=True)
         # a row that is not sound guesses anything: guesses are only ever guesses
         return np.array([c.tokens[0] if c.tokens else 0 for c in chosen], np.int64), x_LD

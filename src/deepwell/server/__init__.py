@@ -1,7 +1,7 @@
 """The HTTP front door: the DeepSeek API, which OpenAI clients speak too, and the chat page."""
 
 from deepwell.server.app import create_app
-from deepwell.server.run import Server, serve
+from deepwell.server.run import Server, listen, serve
 from deepwell.server.service import ServerLimits, Service
 
-__all__ = ["Server", "ServerLimits", "Service", "create_app", "serve"]
+__all__ = ["Server", "ServerLimits", "Service", "create_app", "listen", "serve"]

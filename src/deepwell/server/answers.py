@@ -7,7 +7,7 @@ from contextlib import aclosing, closing
 from typing import Protocol
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from deepwell.engine.engine import Stream
@@ -17,9 +17,6 @@ from deepwell.server.errors import INTERNAL, JsonResponse, error_body
 from deepwell.server.metrics import RequestTimer
 from deepwell.server.replies import Finish
 from deepwell.server.wire import DONE, KEEP_ALIVE, EventStream, event, watch
-
-CLIENT_GONE = 499
-"""Status of an answer that nobody waits for any more; only the metrics see it."""
 
 
 class Writer(Protocol):
@@ -39,14 +36,12 @@ async def respond(
 ) -> Response:
     """Answer with the deltas of `stream`: as events (a comment line after `silence` seconds without one), or whole.
 
-    Raises EngineStopped if the engine stops before the first token of a whole answer.
+    Raises EngineStopped if the engine stops before the first token of a whole answer, ClientDisconnect if the client
+    leaves before its end.
     """
     if streamed:
         return EventStream(_events(request, stream, writer, timer, silence), stream)
-    try:
-        whole = await _whole(request, stream, timer)
-    except ClientDisconnect:
-        return Response(status_code=CLIENT_GONE)
+    whole = await _whole(request, stream, timer)
     if whole.finish_reason == "error":
         return JsonResponse(error_body(whole.error or "the engine failed", INTERNAL), status_code=500)
     if whole.finish_reason == "abort" and not whole.token_ids:

@@ -14,7 +14,6 @@ from deepwell.chat.reading import Reader
 from deepwell.chat.thinking import ThoughtMeter
 from deepwell.engine.types import Delta, FinishReason
 from deepwell.server.answers import finish_of, respond
-from deepwell.server.body import read_body
 from deepwell.server.conversations import conversation_of, texts_of
 from deepwell.server.logprobs import TokenBytes, chat_logprobs
 from deepwell.server.protocol import ChatRequest
@@ -44,32 +43,32 @@ async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     service: Service = request.app.state.service
     timer = service.metrics.request()
-    asked = await read_body(request, ChatRequest, service.limits.max_body_bytes)
-    check_common(asked, service)
-    conversation = conversation_of(asked, service.format)
+    async with service.admitted(request, ChatRequest) as (asked, place):
+        check_common(asked, service)
+        conversation = conversation_of(asked, service.format)
 
-    replay = service.replay
+        replay = service.replay
 
-    def render() -> tuple[tuple[int, ...], Reader]:
-        rendered = render_chat(conversation, service.tokenizer, service.format.name)
-        return replay.apply(conversation, rendered), service.format.reader(conversation, service.tokenizer)
+        def render() -> tuple[tuple[int, ...], Reader]:
+            rendered = render_chat(conversation, service.tokenizer, service.format)
+            return replay.apply(conversation, rendered), service.format.reader(conversation, service.tokenizer)
 
-    prompt, reader = await service.rendered(render, texts_of(conversation), "messages")
-    wanted = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
-    max_tokens = max_tokens_of(wanted, len(prompt), "messages", service)
-    logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    turn = Turn(reader, ThoughtMeter(prompt, service.tokenizer), one_call=asked.parallel_tool_calls is False)
-    head = service.head(asked.model)
-    stream = service.submit(head, prompt, sampling_of(asked, max_tokens, logprobs, ends=service.ends))
-    writer = ChatWriter(
-        head,
-        service.tokenizer.token_bytes,
-        turn,
-        with_usage=asked.stream_options is not None and bool(asked.stream_options.include_usage),
-        usage_chunk=service.limits.usage_chunk,
-        ended=lambda turn: replay.keep(conversation, prompt, turn.message, turn.ids),
-    )
-    return await respond(request, stream, writer, timer, bool(asked.stream), service.limits.keep_alive_seconds)
+        prompt, reader = await service.rendered(request.receive, render, texts_of(conversation), "messages")
+        wanted = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
+        max_tokens = max_tokens_of(wanted, len(prompt), "messages", service)
+        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+        turn = Turn(reader, ThoughtMeter(prompt, service.tokenizer), one_call=asked.parallel_tool_calls is False)
+        head = service.head(asked.model)
+        stream = service.submit(place, head, prompt, sampling_of(asked, max_tokens, logprobs, ends=service.ends))
+        writer = ChatWriter(
+            head,
+            service.tokenizer.token_bytes,
+            turn,
+            with_usage=asked.stream_options is not None and bool(asked.stream_options.include_usage),
+            usage_chunk=service.limits.usage_chunk,
+            ended=lambda turn: replay.keep(conversation, prompt, turn.message, turn.ids),
+        )
+        return await respond(request, stream, writer, timer, bool(asked.stream), service.limits.keep_alive_seconds)
 
 
 class ChatWriter:

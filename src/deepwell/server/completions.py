@@ -14,7 +14,6 @@ from deepwell.chat import render_fim, render_text, text_ends
 from deepwell.engine.types import Delta, TokenLogprob
 from deepwell.errors import RequestError
 from deepwell.server.answers import finish_of, respond
-from deepwell.server.body import read_body
 from deepwell.server.logprobs import TextLogprobsWriter, TokenBytes
 from deepwell.server.protocol import CompletionRequest
 from deepwell.server.replies import Head, TextChoice, TextCompletion, TextLogprobs, Usage, usage_of
@@ -26,25 +25,25 @@ async def completions(request: Request) -> Response:
     """Continue a prompt."""
     service: Service = request.app.state.service
     timer = service.metrics.request()
-    asked = await read_body(request, CompletionRequest, service.limits.max_body_bytes)
-    check_common(asked, service)
-    prompt = prompt_of(asked, service)
-    check_completion(asked, prompt)
-    tokens = await _tokens(prompt, asked.suffix, service)
-    max_tokens = max_tokens_of(asked.max_tokens, len(tokens), "prompt", service)
-    prompt_logprobs = asked.logprobs if asked.echo else None
-    head = service.head(asked.model)
-    ends = text_ends(service.tokenizer)
-    stream = service.submit(head, tokens, sampling_of(asked, max_tokens, asked.logprobs, prompt_logprobs, ends))
-    writer = TextWriter(
-        head,
-        service.tokenizer.token_bytes,
-        echo=_echoed(prompt, service) if asked.echo else "",
-        hidden=1 if isinstance(prompt, str) and service.tokenizer.bos is not None else 0,
-        with_usage=asked.stream_options is not None and bool(asked.stream_options.include_usage),
-        usage_chunk=service.limits.usage_chunk,
-    )
-    return await respond(request, stream, writer, timer, bool(asked.stream), service.limits.keep_alive_seconds)
+    async with service.admitted(request, CompletionRequest) as (asked, place):
+        check_common(asked, service)
+        prompt = prompt_of(asked, service)
+        check_completion(asked, prompt)
+        tokens = await _tokens(request, prompt, asked.suffix, service)
+        max_tokens = max_tokens_of(asked.max_tokens, len(tokens), "prompt", service)
+        prompt_logprobs = asked.logprobs if asked.echo else None
+        head = service.head(asked.model)
+        sampling = sampling_of(asked, max_tokens, asked.logprobs, prompt_logprobs, text_ends(service.tokenizer))
+        stream = service.submit(place, head, tokens, sampling)
+        writer = TextWriter(
+            head,
+            service.tokenizer.token_bytes,
+            echo=_echoed(prompt, service) if asked.echo else "",
+            hidden=1 if isinstance(prompt, str) and service.tokenizer.bos is not None else 0,
+            with_usage=asked.stream_options is not None and bool(asked.stream_options.include_usage),
+            usage_chunk=service.limits.usage_chunk,
+        )
+        return await respond(request, stream, writer, timer, bool(asked.stream), service.limits.keep_alive_seconds)
 
 
 def check_completion(asked: CompletionRequest, prompt: str | tuple[int, ...]) -> None:
@@ -110,13 +109,16 @@ class TextWriter:
         return TextCompletion(**self._head, choices=choices, usage=usage)
 
 
-async def _tokens(prompt: str | tuple[int, ...], suffix: str | None, service: Service) -> tuple[int, ...]:
+async def _tokens(
+    request: Request, prompt: str | tuple[int, ...], suffix: str | None, service: Service
+) -> tuple[int, ...]:
     if not isinstance(prompt, str):
         return prompt
     if suffix is None:
-        return await service.rendered(partial(render_text, prompt, service.tokenizer), [prompt], "prompt")
-    render = partial(render_fim, prompt, suffix, service.tokenizer)
-    return await service.rendered(render, [prompt, suffix], "prompt")
+        render, texts = partial(render_text, prompt, service.tokenizer), [prompt]
+    else:
+        render, texts = partial(render_fim, prompt, suffix, service.tokenizer), [prompt, suffix]
+    return await service.rendered(request.receive, render, texts, "prompt")
 
 
 def _echoed(prompt: str | tuple[int, ...], service: Service) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from deepwell.errors import EngineStopped, QueueFull, RequestError
@@ -15,6 +15,8 @@ INVALID = "invalid_request_error"
 BUSY = "rate_limit_error"
 STOPPING = "server_overloaded"
 INTERNAL = "internal_server_error"
+CLIENT_GONE = 499
+"""Status of an answer that nobody waits for any more; only the metrics see it."""
 RETRY_AFTER_STOP = 5
 """Seconds a client should wait when this server is going down."""
 
@@ -75,6 +77,11 @@ def _stopping(_: Request, error: Exception) -> Response:
     return JsonResponse(error_body(str(error), STOPPING), status_code=503, headers=headers)
 
 
+def _gone(_: Request, __: Exception) -> Response:
+    """For a client that hung up, whether in the middle of its own body or while its prompt was read."""
+    return Response(status_code=CLIENT_GONE)
+
+
 def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = {
@@ -94,6 +101,7 @@ HANDLERS: dict[Any, Any] = {
     BodyTooLarge: _too_large,
     QueueFull: _busy,
     EngineStopped: _stopping,
+    ClientDisconnect: _gone,
     HTTPException: _http,
     Exception: _internal,
 }

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from deepwell.engine.engine import EngineStats
 from deepwell.engine.speculation.speculator import Kind
-from deepwell.engine.types import Delta, FinishReason, Usage
+from deepwell.engine.types import Delta, FinishReason, Request, Usage
 
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -29,8 +29,8 @@ class Metrics:
         self._model = model
         self._http = self._counter("http_requests", "HTTP requests by endpoint and status.", "path", "status")
         self._finished = self._counter("request_success", "Answers by finish reason.", "finished_reason")
-        self._prompt = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
-        self._generated = self._counter("generation_tokens", "Tokens generated for finished requests.")
+        self._prompt = self._counter("prompt_tokens", "Prompt tokens of ended requests, aborted ones too.")
+        self._generated = self._counter("generation_tokens", "Tokens generated for ended requests, aborted ones too.")
         self._queried = self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
         self._hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
         self._first = self._histogram("time_to_first_token_seconds", "Arrival to first token.", _LONG)
@@ -39,6 +39,14 @@ class Metrics:
 
     def http(self, path: str, status: int) -> None:
         self._http.labels(self._model, path, str(status)).inc()
+
+    def ended(self, request: Request, usage: Usage, reason: FinishReason) -> None:
+        """Count a request that has ended, with what it used. See OnEnd."""
+        self._finished.labels(self._model, reason).inc()
+        self._prompt.labels(self._model).inc(usage.prompt_tokens)
+        self._queried.labels(self._model).inc(usage.prompt_tokens)
+        self._hits.labels(self._model).inc(usage.cached_tokens)
+        self._generated.labels(self._model).inc(usage.completion_tokens)
 
     def request(self) -> RequestTimer:
         """A timer for a request that arrives now."""
@@ -56,7 +64,7 @@ class Metrics:
 
 
 class RequestTimer:
-    """Notes when the tokens of one request came."""
+    """Notes when the tokens of one answer came to its reader. What was used, the engine tells `Metrics.ended`."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -75,22 +83,16 @@ class RequestTimer:
         if count:
             self._last = now
         if delta.finish_reason is not None:
-            self._finish(delta.finish_reason, delta.usage, now)
+            self._finish(now)
 
     def close(self) -> None:
-        """No more will come. A request without an end was left by its client, and counts as aborted."""
+        """No more will come: an answer without an end was left by its client."""
         if not self._finished:
-            self._finish("abort", None, time.perf_counter())
+            self._finish(time.perf_counter())
 
-    def _finish(self, reason: FinishReason, usage: Usage | None, now: float) -> None:
+    def _finish(self, now: float) -> None:
         m, self._finished = self._metrics, True
-        m._finished.labels(m._model, reason).inc()
         m._whole.labels(m._model).observe(now - self._arrived)
-        if usage is not None:
-            m._prompt.labels(m._model).inc(usage.prompt_tokens)
-            m._queried.labels(m._model).inc(usage.prompt_tokens)
-            m._hits.labels(m._model).inc(usage.cached_tokens)
-            m._generated.labels(m._model).inc(usage.completion_tokens)
 
 
 class _EngineGauges(Collector):

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from deepwell import bounds
+from deepwell.bounds import words
 from deepwell.engine.types import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS
 from deepwell.engine.validate import MAX_LISTED_TOKENS, MAX_STOP_CHARACTERS
 
@@ -35,7 +37,7 @@ Role = Annotated[str, Meta(extra_json_schema={"enum": list(ROLES)})]
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_INT)]
 Tokens = Annotated[int, Meta(ge=1, le=MAX_INT)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Penalty = Annotated[float, bounds.PENALTY]
 StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)]
 
@@ -121,26 +123,26 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
 
     model: Annotated[str, Meta(description="a text, one of those listed at /v1/models")]
     temperature: Annotated[
-        Annotated[float, Meta(ge=0, le=2)] | None,
-        Meta(description="a number from 0 to 2; 0 always takes the most likely token"),
+        Annotated[float, bounds.TEMPERATURE] | None,
+        Meta(description=f"a number {words(bounds.TEMPERATURE)}; 0 always takes the most likely token"),
     ] = None
-    top_p: Annotated[Annotated[float, Meta(gt=0, le=1)] | None, Meta(description="a number above 0 and up to 1")] = None
+    top_p: Annotated[Annotated[float, bounds.TOP_P] | None, Meta(description=f"a number {words(bounds.TOP_P)}")] = None
     top_k: Annotated[
-        Annotated[int, Meta(ge=0, le=MAX_INT)] | None, Meta(description="an integer of at least 0; 0 keeps all tokens")
+        Annotated[int, bounds.TOP_K, Meta(le=MAX_INT)] | None,
+        Meta(description=f"an integer of {words(bounds.TOP_K)}; 0 keeps all tokens"),
     ] = None
-    min_p: Annotated[Annotated[float, Meta(ge=0, le=1)] | None, Meta(description="a number from 0 to 1")] = None
-    presence_penalty: Annotated[Penalty | None, Meta(description="a number from -2 to 2")] = None
-    frequency_penalty: Annotated[Penalty | None, Meta(description="a number from -2 to 2")] = None
+    min_p: Annotated[Annotated[float, bounds.MIN_P] | None, Meta(description=f"a number {words(bounds.MIN_P)}")] = None
+    presence_penalty: Annotated[Penalty | None, Meta(description=f"a number {words(bounds.PENALTY)}")] = None
+    frequency_penalty: Annotated[Penalty | None, Meta(description=f"a number {words(bounds.PENALTY)}")] = None
     repetition_penalty: Annotated[
-        Annotated[float, Meta(ge=0.01, le=10)] | None, Meta(description="a number from 0.01 to 10; 1 is neutral")
+        Annotated[float, bounds.REPETITION_PENALTY] | None,
+        Meta(description=f"a number {words(bounds.REPETITION_PENALTY)}; 1 is neutral"),
     ] = None
     logit_bias: Annotated[
-        dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None,
-        Meta(description="an object from token ids to numbers from -100 to 100"),
+        dict[TokenId, Annotated[float, bounds.LOGIT_BIAS]] | None,
+        Meta(description=f"an object from token ids to numbers {words(bounds.LOGIT_BIAS)}"),
     ] = None
-    seed: Annotated[
-        Annotated[int, Meta(ge=0, le=2**63 - 1)] | None, Meta(description="an integer from 0 to 2^63-1")
-    ] = None
+    seed: Annotated[Annotated[int, bounds.SEED] | None, Meta(description=f"an integer {words(bounds.SEED)}")] = None
     stop: Annotated[
         StopString | StopStrings | None,
         Meta(description=f"a text or up to {MAX_STOP_STRINGS} texts, of 1 to {MAX_STOP_CHARACTERS} characters each"),

@@ -17,21 +17,46 @@ from deepwell.server.app import create_app
 from deepwell.server.service import Service
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+LAST_WORDS_SECONDS = 30
+"""How long answers may take to reach their readers after the engine has drained."""
 
 
 def serve(
     service: Service,
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    listener: socket.socket,
     on_ready: Callable[[str], None] | None = None,
     access_log: bool = False,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then let running answers end within the engine's drain time.
 
-    `port` 0 takes a free one; `on_ready` gets the base address (http://127.0.0.1:8000) once requests are answered.
-    Raises ConfigError if the address cannot be listened on.
+    `listener` is a socket of `listen`; `on_ready` gets the base address (http://127.0.0.1:8000) once requests are
+    answered.
     """
-    Server(service, host, port, on_ready, access_log).run()
+    Server(service, listener, on_ready, access_log).run()
+
+
+def listen(host: str = "127.0.0.1", port: int = 8000) -> socket.socket:
+    """A socket that listens; `port` 0 takes a free one. ConfigError if the address cannot be had.
+
+    For before a model is loaded: a port that is taken is said at once, and nobody else can take it during the load.
+    Whoever connects meanwhile waits in the backlog and is answered as soon as requests are. (Only bound, two servers
+    could hold the port, and one would fail after its load.)
+    """
+    listener = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from None
+    return listener
 
 
 class Server(uvicorn.Server):
@@ -40,13 +65,12 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         service: Service,
-        host: str = "127.0.0.1",
-        port: int = 8000,
+        listener: socket.socket,
         on_ready: Callable[[str], None] | None = None,
         access_log: bool = False,
     ) -> None:
         self._service, self._on_ready = service, on_ready
-        self._listener = _listen(host, port)
+        self._listener = listener
         self.address = _address(self._listener)
         config = uvicorn.Config(
             create_app(service),
@@ -56,12 +80,13 @@ class Server(uvicorn.Server):
             access_log=access_log,
             server_header=False,
             timeout_keep_alive=30,
-            timeout_graceful_shutdown=service.limits.shutdown_seconds,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=LAST_WORDS_SECONDS,
         )
         super().__init__(config)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve on the socket made at construction."""
+        """Serve on the socket given at construction."""
         super().run(sockets or [self._listener])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -93,18 +118,6 @@ class Server(uvicorn.Server):
         finally:
             for number in SIGNALS:
                 loop.remove_signal_handler(number)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from None
-    return listener
 
 
 def _address(listener: socket.socket) -> str:

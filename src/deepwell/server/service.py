@@ -6,27 +6,36 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
 import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.types import Receive
 
-from deepwell.chat import detect, end_ids, find_format
+from deepwell.chat import end_ids
 from deepwell.chat.formats.base import Format
 from deepwell.chat.replay import Replay
-from deepwell.engine.engine import AsyncEngine, Stream
+from deepwell.engine.engine import AsyncEngine, Place, Stream
 from deepwell.engine.types import Request, SamplingParams
 from deepwell.errors import RequestError
+from deepwell.server.body import read_body
 from deepwell.server.metrics import Metrics
 from deepwell.server.replies import Head
+from deepwell.server.wire import while_there
 from deepwell.weights.tokenizer import Tokenizer
 
+B = TypeVar("B", bound=msgspec.Struct)
 T = TypeVar("T")
 
 IN_LOOP_CHARACTERS = 16_384
 """Longer texts are encoded in a thread, so that other clients do not wait for them."""
+VERY_LONG_CHARACTERS = 262_144
+"""Longer texts wait for each other, and not for those that are merely long: one of them takes about a second."""
 CHARACTERS_PER_TEXT = 64
 """How many characters take as long to encode as it takes to begin with another text."""
 
@@ -37,44 +46,41 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     `max_body_bytes`: longest request body. `keep_alive_seconds`: silence after which a stream gets a comment line.
     `default_max_tokens`: longest answer when the request does not say. `usage_chunk`: with `include_usage`, send the
     usage once more in a last chunk without choices, for clients that follow OpenAI to the letter.
-    `shutdown_seconds`: how long open answers may take to end after the engine's own drain time.
     """
 
     max_body_bytes: int = 8 << 20
     keep_alive_seconds: float = 5.0
     default_max_tokens: int = 4096
     usage_chunk: bool = False
-    shutdown_seconds: int = 30
 
 
 @dataclass
 class Service:
     """A loaded model behind an engine.
 
-    `context` is the longest sequence in tokens, `model` the served name, `chats` whether the model was trained to
-    chat (a base model answers chats too, as best it can), `fingerprint` names its weights and layout.
+    `context` is the longest sequence in tokens, `model` the served name, `format` the prompt format of its chats,
+    `chats` whether the model was trained to chat (a base model answers chats too, as best it can), `fingerprint` names
+    its weights and layout.
     """
 
     engine: AsyncEngine
     tokenizer: Tokenizer
     model: str
     context: int
+    format: Format
+    chats: bool
     aliases: tuple[str, ...] = ()
-    chats: bool = True
-    chat_format: str | None = None
     limits: ServerLimits = field(default_factory=ServerLimits)
     fingerprint: bytes = b""
     created: int = field(default_factory=lambda: int(time.time()))
     stopping: asyncio.Task[None] | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        self.engine.tell_ends(self.metrics.ended)
+
     @cached_property
     def metrics(self) -> Metrics:
         return Metrics(self.engine.stats, self.model)
-
-    @cached_property
-    def format(self) -> Format:
-        """The prompt format of chats: the one named, or else the one that the tokenizer shows."""
-        return find_format(self.chat_format, self.tokenizer) if self.chat_format else detect(self.tokenizer)
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
@@ -102,10 +108,24 @@ class Service:
             id=str(uuid.uuid4()), created=int(time.time()), model=model, system_fingerprint=self.system_fingerprint
         )
 
-    async def rendered(self, render: Callable[[], T], texts: Sequence[str], param: str) -> T:
+    @asynccontextmanager
+    async def admitted(self, request: HttpRequest, kind: type[B]) -> AsyncIterator[tuple[B, Place]]:
+        """The body of a request, and a place in the engine, under which all further work on it is done.
+
+        A full server says so before it reads the body. The place is taken when the body is whole, since one that never
+        comes must not keep others out. Raises QueueFull, EngineStopped, ClientDisconnect, and what `read_body` does.
+        """
+        self.engine.check_room()
+        asked = await read_body(request, kind, self.limits.max_body_bytes)
+        with self.engine.place() as place:
+            yield asked, place
+
+    async def rendered(self, receive: Receive, render: Callable[[], T], texts: Sequence[str], param: str) -> T:
         """What `render` makes out of `texts` for a prompt, in a thread when that is long work.
 
-        Raises RequestError, without encoding, for a text that cannot fit the context whatever its tokens.
+        Raises RequestError, without encoding, for a text that cannot fit the context whatever its tokens,
+        ClientDisconnect as soon as `receive` tells that the client has left, and EngineStopped if the turn of a long
+        text comes too late.
         """
         characters = sum(map(len, texts))
         if characters + len(texts) * CHARACTERS_PER_TEXT <= IN_LOOP_CHARACTERS:
@@ -113,16 +133,28 @@ class Service:
         least = characters // self._longest_token
         if least > self.context:
             raise RequestError(f"{param} has at least {least} tokens, more than the context of {self.context}", param)
-        return await asyncio.to_thread(render)
+
+        def late() -> T:
+            self.engine.check_open()
+            return render()
+
+        encoder = self._encoders[characters > VERY_LONG_CHARACTERS]
+        work = asyncio.get_running_loop().run_in_executor(encoder, late)
+        return await while_there(work, receive)
+
+    @cached_property
+    def _encoders(self) -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
+        """For long texts and for very long ones, a thread each: the processor belongs to the streams that run."""
+        return ThreadPoolExecutor(1, "deepwell-encode"), ThreadPoolExecutor(1, "deepwell-encode")
 
     @cached_property
     def _longest_token(self) -> int:
         """Characters in the longest token of the vocabulary, at most."""
         return max(1, *(len(self.tokenizer.token_bytes(id)) for id in range(self.tokenizer.vocab_size)))
 
-    def submit(self, head: Head, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
-        """Hand a request to the engine. Raises QueueFull, EngineStopped or RequestError at once."""
-        return self.engine.submit(Request(id=head.id, prompt=prompt, sampling=sampling))
+    def submit(self, place: Place, head: Head, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
+        """Fill a place. Raises EngineStopped or RequestError at once."""
+        return place.submit(Request(id=head.id, prompt=prompt, sampling=sampling))
 
     def stop(self) -> asyncio.Task[None]:
         """Take no more requests and end the running ones within the engine's drain time; the same task every time."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -15,8 +15,24 @@ from starlette.types import Receive, Scope, Send
 from deepwell.engine.engine import Stream
 from deepwell.engine.types import Delta
 
+T = TypeVar("T")
+
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
+
+
+async def while_there(work: asyncio.Future[T], receive: Receive) -> T:
+    """The result of `work`, which is cancelled when the client leaves first: ClientDisconnect."""
+    gone = asyncio.ensure_future(_disconnected(receive))
+    both: set[asyncio.Future[Any]] = {work, gone}
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        for task in both:
+            task.cancel()
 
 
 async def watch(stream: Stream, receive: Receive, silence: float | None = None) -> AsyncGenerator[Delta | None, None]:

@@ -16,6 +16,9 @@ MAX_TOKENIZER_BYTES = 64 << 20
 MAX_CONFIG_BYTES = 4 << 20
 MAX_TEMPLATE_BYTES = 1 << 18
 
+LONG_CHARACTERS = 16_384
+"""Texts longer than this are encoded without the interpreter's lock, so that other threads go on meanwhile."""
+
 Marked = str | int
 """A piece of text, or the id of a special token that stands between two pieces."""
 
@@ -107,7 +110,11 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise RequestError(f"text holds a lone surrogate at character {error.start}; send valid Unicode") from None
-        return list(self._plain.encode(text, add_special_tokens=False).ids)
+        if len(text) <= LONG_CHARACTERS:
+            return list(self._plain.encode(text, add_special_tokens=False).ids)
+        # Of the library's ways to encode, only the one for many texts lets go of the lock.
+        (encoding,) = self._plain.encode_batch_fast([text], add_special_tokens=False)
+        return list(encoding.ids)
 
     def special(self, text: str) -> int | None:
         """Id of the special token spelled `text`, None if there is none."""

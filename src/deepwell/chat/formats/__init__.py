@@ -48,3 +48,13 @@ def detect(tokenizer: Tokenizer, model_type: str | None = None) -> Format:
     """
     found = dsml_format(tokenizer, model_type) if tokenizer.template is None else None
     return found or find_format(name_of(tokenizer, model_type), tokenizer)
+
+
+def trained_to_chat(format: Format, tokenizer: Tokenizer) -> bool:
+    """Whether a checkpoint that shows `format` shows that it was trained to chat in it, too.
+
+    It brings a template, or is of a kind that needs none: the formats that no template was published for, and Coder's,
+    which the token that ends an answer gives away. The tokens of turns show nothing: base models have the vocabulary of
+    the models that are made of them.
+    """
+    return tokenizer.template is not None or format in (*DSML_FORMATS, DEEPSEEK_CODER)
