@@ -1,20 +1,17 @@
-"""Scripted conversations and all bytes that clients get of them: `python tests/server/golden.py` records them anew.
+"""Scripted conversations, and all bytes that clients get of them.
 
+`PYTHONPATH=tests python tests/server/golden.py` records them anew, where a change of them is meant.
 What differs from run to run is replaced: ids, times, and the digits of log-probabilities behind the third.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
-
-sys.path[:0] = [str(Path(__file__).parents[1])]
-
 from scripting import TOOLS, WEATHER, Script
 from serving import T, chat, client_of, make_service, prompt, says
 
@@ -31,6 +28,7 @@ USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
 ARGUMENTS = '{ "city":"Köln" }'
 TWO_CALLS = ids("I look. ", *called("weather", ARGUMENTS), *called("clock", "{}"), EOS)
 USER: dict[str, Any] = {"role": "user", "content": "Hi"}
+CONTINUED: dict[str, Any] = {"role": "assistant", "content": "It is ", "prefix": True}
 NAMED: dict[str, Any] = {"type": "function", "function": {"name": "weather"}}
 
 
@@ -108,7 +106,7 @@ FAULTS: list[dict[str, Any]] = [
     {"tool_choice": "required"},
     {"tools": TOOLS, "tool_choice": "required"},
     {"tools": TOOLS, "tool_choice": "required", **THINKING},
-    {"tools": TOOLS, "tool_choice": NAMED, "messages": [USER, {"role": "assistant", "content": "x", "prefix": True}]},
+    {"tools": TOOLS, "tool_choice": NAMED, "messages": [USER, CONTINUED]},
     *(
         {"messages": messages}
         for messages in (
@@ -194,7 +192,7 @@ def _answer(scene: Scene, streamed: bool) -> list[str]:
 
     service.engine.submit = noted
     with client_of(service) as client:
-        return _shown(client.post(CHAT, json=chat(**scene.fields, **({"stream": True} if streamed else {}))))
+        return _shown(client.post(CHAT, json=chat(**scene.fields) | {"stream": streamed}))
 
 
 def _refusals(format: str) -> Iterator[str]:
