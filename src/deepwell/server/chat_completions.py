@@ -51,7 +51,7 @@ async def chat_completions(request: Request) -> Response:
     replay = service.replay
 
     def render() -> tuple[tuple[int, ...], Reader]:
-        rendered = render_chat(conversation, service.tokenizer, service.format.name)
+        rendered = render_chat(conversation, service.tokenizer, service.format)
         return replay.apply(conversation, rendered), service.format.reader(conversation, service.tokenizer)
 
     prompt, reader = await service.rendered(render, texts_of(conversation), "messages")

@@ -6,7 +6,7 @@ import secrets
 import string
 from collections.abc import Iterable, Iterator, Sequence
 
-from deepwell.chat import Message, ToolCall
+from deepwell.chat import Call, Message
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reader, Reasoning
 from deepwell.chat.thinking import ThoughtMeter
 from deepwell.engine.types import Delta
@@ -36,11 +36,11 @@ class Turn:
     def message(self) -> Message:
         """What was said so far. An answer that thought has a reasoning, if only an empty one."""
         reasoning = "".join(self._reasoning)
-        return Message(
+        return Message.of(
             "assistant",
             "".join(self._content),
             reasoning=reasoning if reasoning or self.thinks else None,
-            calls=tuple(ToolCall(id=id, name=name, arguments="".join(text)) for id, name, text in self._calls),
+            calls=tuple(Call(id=id, name=name, arguments="".join(text)) for id, name, text in self._calls),
         )
 
     @property

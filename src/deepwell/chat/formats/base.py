@@ -11,12 +11,10 @@ from itertools import groupby
 
 import msgspec
 
-from deepwell.chat.conversation import Conversation
+from deepwell.chat.conversation import Call, Conversation, Result, Text, Thought
 from deepwell.chat.reading import PlainReader, Reader
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
-
-BLANK_LINE = "\n\n"
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -48,7 +46,8 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer's own. `layout` gives the prompt, and raises RequestError for what the format cannot say. `reader` reads
     the answer to that prompt, knowing how it ended (in an open thought, in the middle of a call, ...).
     `thinks`: "never", "always", or "choice" if a conversation may say. `tools`: whether the format can offer tools.
-    `model_types` are the `model_type`s of config.json whose checkpoints were trained on it if they bring no template.
+    `parts` are the kinds of part that its messages may have. `model_types` are the `model_type`s of config.json whose
+    checkpoints were trained on it if they bring no template.
     """
 
     name: str
@@ -58,6 +57,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     ends: tuple[Token, ...] = ()
     thinks: str = "never"
     tools: bool = False
+    parts: tuple[type, ...] = (Text, Thought, Call, Result)
     model_types: tuple[str, ...] = ()
 
 
