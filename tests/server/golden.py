@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from scripting import TOOLS, WEATHER, Script
+from scripting import TOOLS, WEATHER, scripted
 from serving import T, chat, client_of, make_service, prompt, says
 
 from deepwell.chat import FORMATS
@@ -176,21 +176,8 @@ def recorded() -> dict[str, Any]:
 
 
 def _answer(scene: Scene, streamed: bool) -> list[str]:
-    steps = iter(range(1000))
-
-    def fail(_: Any) -> None:
-        if scene.broken is not None and next(steps) >= scene.broken:
-            raise RuntimeError("the machine is on fire")
-
-    script = Script(scene.answer)
-    service = _service(script, limits=ServerLimits(usage_chunk=scene.usage_chunk), format=scene.format, fail=fail)
-    submit = service.engine.submit
-
-    def noted(request: Any) -> Any:
-        script.prompts.append(request.prompt)
-        return submit(request)
-
-    service.engine.submit = noted
+    limits = ServerLimits(usage_chunk=scene.usage_chunk)
+    service, _ = scripted(scene.answer, format=scene.format, context=2048, broken_after=scene.broken, limits=limits)
     with client_of(service) as client:
         return _shown(client.post(CHAT, json=chat(**scene.fields) | {"stream": streamed}))
 
@@ -202,10 +189,8 @@ def _refusals(format: str) -> Iterator[str]:
             yield response.text if response.status_code == 400 else str(response.status_code)
 
 
-def _service(
-    next_token: Callable[[tuple[int, ...]], int | None], *, format: str = TOY.name, fail: Any = None, **more: Any
-) -> Any:
-    service = make_service(FakeRunner(context=2048, next_token=next_token, fail=fail), **more)
+def _service(next_token: Callable[[tuple[int, ...]], int | None], *, format: str = TOY.name) -> Any:
+    service = make_service(FakeRunner(context=2048, next_token=next_token))
     service.chat_format = format
     return service
 
