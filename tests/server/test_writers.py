@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from deepwell.chat import Conversation, Message, Tool, render_chat
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Reasoning
-from deepwell.chat.thinking import ThoughtMeter
+from deepwell.chat.reading.marks import ThoughtMeter
 from deepwell.engine.types import Delta, SamplingParams
 from deepwell.server import Service, create_app
 from deepwell.server.answers import respond

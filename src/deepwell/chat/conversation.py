@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Any, Literal
 
 import msgspec
@@ -98,7 +99,8 @@ class Message(msgspec.Struct, frozen=True):
     @property
     def content(self) -> str:
         """All texts, those of results too, joined by blank lines."""
-        return BLANK_LINE.join(part.text for part in _texts(self.parts))
+        said = [part.content if isinstance(part, Result) else (part,) for part in self.parts]
+        return BLANK_LINE.join(part.text for parts in said for part in parts if isinstance(part, Text))
 
     @property
     def reasoning(self) -> str | None:
@@ -136,16 +138,16 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
         return self.choice not in ("none", "auto")
 
 
-def in_call_order(results: Iterable[Message], calls: Iterable[Call]) -> list[Message]:
-    """Results in the order of the calls that they answer; those that answer none come last."""
-    order = {call.id: place for place, call in enumerate(calls)}
-    return sorted(results, key=lambda result: order.get(result.answers or "", len(order)))
-
-
-def _texts(parts: Sequence[Part]) -> Iterator[Text]:
-    """The texts among `parts`, and in the results among them."""
-    for part in parts:
-        if isinstance(part, Text):
-            yield part
-        elif isinstance(part, Result):
-            yield from part.content
+def in_call_order(messages: Iterable[Message]) -> tuple[Message, ...]:
+    """The messages, each run of results in the order of the last calls; results of other calls come last."""
+    ordered: list[Message] = []
+    order: dict[str | None, int] = {}
+    for is_result, run in groupby(messages, key=lambda message: message.role == "tool"):
+        if is_result:
+            ordered += sorted(run, key=lambda result: order.get(result.answers, len(order)))
+            continue
+        for message in run:
+            calls = message.calls
+            order = {call.id: place for place, call in enumerate(calls)} if calls else order
+            ordered.append(message)
+    return tuple(ordered)

@@ -6,7 +6,7 @@ words. `check` is the part of it that every prompt needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -80,7 +80,9 @@ def check(conversation: Conversation, format: Format, fields: Fields = FIELDS) -
             where = f"{fields.message(index)}.prefix"
             raise RequestError(f"{where} is only allowed on a last message of role assistant", where)
     check_thinking(conversation.thinking, format, "thinking", "leave thinking out")
-    _check_effort(conversation, fields)
+    if conversation.effort is not None and conversation.effort not in EFFORTS:
+        fault = f"{fields.effort} {shown(conversation.effort)} is unknown; allowed: {', '.join(EFFORTS)}"
+        raise RequestError(fault, fields.effort)
     _check_choice(conversation, format, fields)
     for index, message in enumerate(messages):
         _check_abilities(index, message, format, fields)
@@ -93,18 +95,14 @@ def settle(conversation: Conversation, format: Format, fields: Fields = FIELDS) 
     without content, calls that are no calls (by name, id or arguments), that nobody answers or answers twice, and tools
     of one name or nested too deeply.
     """
-    _check_effort(conversation, fields)
     _check_tools(conversation.tools, fields)
-    _check_choice(conversation, format, fields)
     for index, message in enumerate(conversation.messages):
-        _check_role(index, message, fields)
+        _check_parts(index, message, fields)
         _check_calls(index, message, fields)
         _check_abilities(index, message, format, fields)
-        _check_content(index, message, fields)
-    messages = _answered(conversation.messages, fields)
-    settled = msgspec.structs.replace(conversation, messages=messages)
-    check(settled, format, fields)
-    return settled
+    _check_results(conversation.messages, fields)
+    check(conversation, format, fields)
+    return msgspec.structs.replace(conversation, messages=in_call_order(conversation.messages))
 
 
 def check_thinking(wanted: bool | None, format: Format, field: str, advice: str) -> None:
@@ -141,12 +139,6 @@ def _check_abilities(index: int, message: Message, format: Format, fields: Field
         raise RequestError(f"{where} is not allowed together with {fields.kinds[Call]}", where)
 
 
-def _check_effort(conversation: Conversation, fields: Fields) -> None:
-    effort = conversation.effort
-    if effort is not None and effort not in EFFORTS:
-        raise RequestError(f"{fields.effort} {shown(effort)} is unknown; allowed: {', '.join(EFFORTS)}", fields.effort)
-
-
 def _check_choice(conversation: Conversation, format: Format, fields: Fields) -> None:
     if conversation.tools and conversation.choice != "none" and not format.tools:
         raise RequestError(
@@ -175,18 +167,26 @@ def _check_tools(tools: Sequence[Tool], fields: Fields) -> None:
         names[tool.name] = index
 
 
-def _check_role(index: int, message: Message, fields: Fields) -> None:
-    """RequestError for a part that its role cannot have, or does not have and needs."""
+def _check_parts(index: int, message: Message, fields: Fields) -> None:
+    """RequestError for a part that its role cannot have, or for the lack of one: a message says something, if only an
+    empty text."""
+    said = message.prefix and bool(message.reasoning)
+    results = 0
     for part in message.parts:
         role = {Thought: "assistant", Call: "assistant", Result: "tool"}.get(type(part), message.role)
         if message.role != role:
             where = fields.kind(index, message, type(part))
             raise RequestError(f"{where} is only allowed with role {role}", where)
-    results = sum(isinstance(part, Result) for part in message.parts)
+        results += isinstance(part, Result)
+        said |= bool(part.content) if isinstance(part, Result) else not isinstance(part, Thought)
     if message.role == "tool" and results != 1:
         where = fields.kind(index, message, Result)
         fault = "is missing" if not results else "names several calls"
         raise RequestError(f"{where} {fault}; a tool message says which call it answers", where)
+    if not said:
+        where = fields.kind(index, message, Text)
+        or_calls = f" or {fields.kinds[Call]}" if message.role == "assistant" else ""
+        raise RequestError(f"{where}{or_calls} is missing; content must be a text or a list of text parts", where)
 
 
 def _check_calls(index: int, message: Message, fields: Fields) -> None:
@@ -201,17 +201,6 @@ def _check_calls(index: int, message: Message, fields: Fields) -> None:
         if not call.name:
             raise RequestError(f"{where}.{fields.call_name} is empty", f"{where}.{fields.call_name}")
         _check_arguments(call.arguments, f"{where}.{fields.call_arguments}")
-
-
-def _check_content(index: int, message: Message, fields: Fields) -> None:
-    """RequestError for a message that says nothing, be it an empty text."""
-    result = next((part for part in message.parts if isinstance(part, Result)), None)
-    said = [part for part in message.parts if not isinstance(part, Thought | Result)]
-    if said or (result and result.content) or (message.prefix and message.reasoning):
-        return
-    where = fields.kind(index, message, Text)
-    or_calls = f" or {fields.kinds[Call]}" if message.role == "assistant" else ""
-    raise RequestError(f"{where}{or_calls} is missing; content must be a text or a list of text parts", where)
 
 
 def _check_arguments(arguments: str, where: str) -> None:
@@ -231,14 +220,11 @@ def check_depth(value: Any, where: str) -> None:
     """RequestError for JSON that is nested too deeply: formats write it by recursion, which must end early enough."""
     level = [value]
     for _ in range(MAX_DEPTH):
-        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]
+        nested = [outer for outer in level if isinstance(outer, dict | list)]
+        level = [inner for outer in nested for inner in (outer.values() if isinstance(outer, dict) else outer)]
         if not level:
             return
     raise RequestError(f"{where} is nested deeper than {MAX_DEPTH} levels", where)
-
-
-def _inside(value: dict[str, Any] | list[Any]) -> Iterator[Any]:
-    return iter(value.values() if isinstance(value, dict) else value)
 
 
 def _kind(value: Any) -> str:
@@ -246,25 +232,23 @@ def _kind(value: Any) -> str:
     return names.get(type(value).__name__, "a number")
 
 
-def _answered(messages: Sequence[Message], fields: Fields) -> tuple[Message, ...]:
-    """The messages, each run of results in the order of its calls. RequestError unless each call has one result."""
-    ordered: list[Message] = []
-    calls: tuple[Call, ...] = ()
-    results: dict[str, Message] = {}
+def _check_results(messages: Sequence[Message], fields: Fields) -> None:
+    """RequestError unless each call has one result, in the messages behind it."""
+    calls: list[str] = []
+    results: set[str] = set()
     for index, message in enumerate(messages):
         if message.role == "tool":
-            where = fields.kind(index, message, Result)
-            _check_result(message.answers or "", where, [call.id for call in calls], results, fields)
-            results[message.answers or ""] = message
+            _check_result(message.answers or "", fields.kind(index, message, Result), calls, results, fields)
+            results.add(message.answers or "")
             continue
-        _check_answered(calls, results, f"{fields.message(index)} goes on", fields.message(index))
-        ordered += (*in_call_order(results.values(), calls), message)
-        calls, results = message.calls, {}
-    _check_answered(calls, results, f"{fields.messages} end", fields.messages)
-    return (*ordered, *in_call_order(results.values(), calls))
+        if missing := [id for id in calls if id not in results]:
+            raise _unanswered(f"{fields.message(index)} goes on", missing, fields.message(index))
+        calls, results = [call.id for call in message.calls], set()
+    if missing := [id for id in calls if id not in results]:
+        raise _unanswered(f"{fields.messages} end", missing, fields.messages)
 
 
-def _check_result(id: str, where: str, calls: Sequence[str], results: dict[str, Message], fields: Fields) -> None:
+def _check_result(id: str, where: str, calls: Sequence[str], results: set[str], fields: Fields) -> None:
     if not calls:
         follows = f"an assistant message with {fields.kinds[Call]}"
         raise RequestError(f"{where}: a tool message must follow {follows}", where)
@@ -276,10 +260,8 @@ def _check_result(id: str, where: str, calls: Sequence[str], results: dict[str, 
         raise RequestError(f"{where} {shown(id)} has been answered already by an earlier tool message", where)
 
 
-def _check_answered(calls: Sequence[Call], results: dict[str, Message], ends: str, where: str) -> None:
-    missing = [call.id for call in calls if call.id not in results]
-    if missing:
-        raise RequestError(f"{ends} before tool messages answered every call; missing: {_listed(missing)}", where)
+def _unanswered(what: str, calls: Sequence[str], where: str) -> RequestError:
+    return RequestError(f"{what} before tool messages answered every call; missing: {_listed(calls)}", where)
 
 
 def _listed(ids: Sequence[str]) -> str:

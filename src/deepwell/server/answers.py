@@ -6,7 +6,7 @@ A new protocol is a file beside chat_completions.py: an endpoint, what it asks a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, closing
 from typing import Any, Protocol
 
@@ -124,7 +124,7 @@ async def watch(stream: Stream, receive: Receive, silence: float | None = None) 
     step: asyncio.Future[Delta | None] | None = None
     try:
         while True:
-            step = step or asyncio.ensure_future(_next(stream))
+            step = step or asyncio.ensure_future(anext(stream, None))
             both: set[asyncio.Future[Any]] = {step, gone}
             await asyncio.wait(both, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
             if gone.done():
@@ -163,10 +163,6 @@ class EventStream(StreamingResponse):
         finally:
             # Events that were never begun cannot do this themselves.
             self._stream.abort()
-
-
-async def _next(stream: AsyncIterator[Delta]) -> Delta | None:
-    return await anext(stream, None)
 
 
 async def _disconnected(receive: Receive) -> None:

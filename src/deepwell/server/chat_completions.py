@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from deepwell.chat import render_chat
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reader, Reasoning
-from deepwell.chat.thinking import ThoughtMeter
-from deepwell.engine.types import Delta, FinishReason
+from deepwell.chat.reading.marks import ThoughtMeter
+from deepwell.engine.types import Delta
 from deepwell.server.answers import respond
 from deepwell.server.body import read_body
 from deepwell.server.conversations import conversation_of, texts_of
@@ -104,19 +104,19 @@ class ChatWriter(EventWriter):
         for number, more in enumerate(deltas):
             yield self._chunk(more, None if number else logprobs)
         if delta.finish_reason is not None:
-            usage = self._usage(delta)
+            reason, usage = self._end(delta, called=self._calls > 0)
             last = ChatDelta(content="", reasoning_content=None if self._turn.thinks else UNSET)
-            choice = ChatChunkChoice(delta=last, finish_reason=self._finish(delta.finish_reason))
+            choice = ChatChunkChoice(delta=last, finish_reason=reason)
             yield self.event(ChatChunk(**self.head, choices=[choice], usage=usage))
             if self.usage_chunk:
                 yield self.event(ChatChunk(**self.head, choices=[], usage=usage))
 
     def whole(self, delta: Delta) -> ChatCompletion:
         """See Writer."""
-        assert delta.finish_reason is not None
-        logprobs, usage = self._logprobs(self._turn.push(delta)), self._usage(delta)
-        assert usage is not None
+        logprobs = self._logprobs(self._turn.push(delta))
         said = self._turn.message
+        reason, usage = self._end(delta, called=bool(said.calls))
+        assert usage is not None
         calls = [
             CallAnswer(index=index, id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
             for index, call in enumerate(said.calls)
@@ -126,7 +126,7 @@ class ChatWriter(EventWriter):
             reasoning_content=UNSET if said.reasoning is None else said.reasoning,
             tool_calls=calls or UNSET,
         )
-        choice = ChatChoice(message=message, logprobs=logprobs, finish_reason=self._finish(delta.finish_reason))
+        choice = ChatChoice(message=message, logprobs=logprobs, finish_reason=reason)
         return ChatCompletion(**self.head, choices=[choice], usage=usage)
 
     def _worded(self, piece: Piece) -> ChatDelta:
@@ -146,11 +146,12 @@ class ChatWriter(EventWriter):
                 more = CallDelta(index=self._calls - 1, function=FunctionDelta(arguments=text))
                 return ChatDelta(tool_calls=[more])
 
-    def _finish(self, reason: FinishReason) -> Finish:
-        return "tool_calls" if reason == "stop" and self._turn.calls else finish_of(reason)
-
-    def _usage(self, delta: Delta) -> Usage | None:
-        return usage_of(delta.usage, self._turn.reasoning_tokens) if delta.usage else None
+    def _end(self, delta: Delta, called: bool) -> tuple[Finish, Usage | None]:
+        """Why the answer ended, and what it took."""
+        assert delta.finish_reason is not None
+        called = called and delta.finish_reason == "stop"
+        usage = usage_of(delta.usage, self._turn.reasoning_tokens) if delta.usage else None
+        return "tool_calls" if called else finish_of(delta.finish_reason), usage
 
     def _logprobs(self, added: Added) -> ChatLogprobs | None:
         if not (added.thought or added.spoken):

@@ -10,7 +10,7 @@ import msgspec
 
 from deepwell.chat import Call, Message
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reader, Reasoning
-from deepwell.chat.thinking import ThoughtMeter
+from deepwell.chat.reading.marks import ThoughtMeter
 from deepwell.engine.types import Delta, TokenLogprob
 
 _LETTERS = string.ascii_letters + string.digits
@@ -58,11 +58,6 @@ class Turn:
         )
 
     @property
-    def calls(self) -> int:
-        """How many calls have begun."""
-        return len(self._calls)
-
-    @property
     def reasoning_tokens(self) -> int:
         """Tokens of the thought, if any of it was shown."""
         return self._meter.tokens if self._reasoning else 0
@@ -95,17 +90,14 @@ class Turn:
                     self._skipping = self._one_call and bool(self._calls)
                     self._skipped |= self._skipping
                     if not self._skipping:
-                        begin = CallBegin(name, f"call_{len(self._calls):02}_{_random(24)}")
+                        letters = "".join(secrets.choice(_LETTERS) for _ in range(24))
+                        begin = CallBegin(name, f"call_{len(self._calls):02}_{letters}")
                         self._calls.append((begin, []))
                         yield begin
                 case CallArguments(text):
                     if not self._skipping:
                         self._calls[-1][1].append(text)
                         yield piece
-
-
-def _random(letters: int) -> str:
-    return "".join(secrets.choice(_LETTERS) for _ in range(letters))
 
 
 def _merged(pieces: Sequence[Piece]) -> Iterator[Piece]:

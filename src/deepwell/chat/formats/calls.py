@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from deepwell.chat.conversation import BLANK_LINE, Call, Conversation, Message, Tool, in_call_order
+from deepwell.chat.conversation import BLANK_LINE, Conversation, Message, Tool
 from deepwell.chat.formats.base import Layout, Token
 from deepwell.errors import RequestError
 
@@ -41,20 +41,6 @@ def check_roles(conversation: Conversation, format: str, allowed: Sequence[str])
 def system_text(messages: Sequence[Message]) -> str:
     """All system texts, joined by blank lines; where they stood is lost."""
     return BLANK_LINE.join(message.content for message in messages if message.role == "system")
-
-
-def ordered(messages: Sequence[Message]) -> Iterator[Message]:
-    """The messages without system ones, each run of results in the order of the calls that they answer."""
-    calls: tuple[Call, ...] = ()
-    results: list[Message] = []
-    for message in messages:
-        if message.role == "tool":
-            results.append(message)
-        elif message.role != "system":
-            yield from in_call_order(results, calls)
-            calls, results = message.calls, []
-            yield message
-    yield from in_call_order(results, calls)
 
 
 def as_json(value: Any, indent: int | None = None) -> str:

@@ -17,7 +17,7 @@ from functools import partial
 
 import msgspec
 
-from deepwell.chat.conversation import Conversation, Message, Tool
+from deepwell.chat.conversation import Conversation, Message, Tool, in_call_order
 from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
 from deepwell.chat.formats.calls import (
     CALL,
@@ -34,7 +34,6 @@ from deepwell.chat.formats.calls import (
     as_json,
     check_roles,
     offered,
-    ordered,
     system_text,
     tool_list,
 )
@@ -64,7 +63,7 @@ def _layout(style: _Style, conversation: Conversation) -> Layout:
     if tools := offered(conversation):
         yield from style.tool_list(tools)
     before = ""
-    for message in ordered(conversation.messages):
+    for message in in_call_order(m for m in conversation.messages if m.role != "system"):
         if before == "tool" != message.role:
             yield END_OUTPUTS
         if message.role == "user":

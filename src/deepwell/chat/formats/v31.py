@@ -7,7 +7,7 @@ continued turn keeps its thought.
 
 from __future__ import annotations
 
-from deepwell.chat.conversation import Conversation, Message, Tool
+from deepwell.chat.conversation import Conversation, Message, Tool, in_call_order
 from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
 from deepwell.chat.formats.calls import (
     CALL,
@@ -21,7 +21,6 @@ from deepwell.chat.formats.calls import (
     THINK,
     check_roles,
     offered,
-    ordered,
     system_text,
     tool_list,
 )
@@ -41,7 +40,7 @@ def _layout(conversation: Conversation) -> Layout:
     if tools := offered(conversation):
         yield from tool_list(tools, (CALL, "tool_call_name", SEP, "tool_call_arguments", END_CALL), _CHAINED)
     before = ""
-    for message in ordered(conversation.messages):
+    for message in in_call_order(m for m in conversation.messages if m.role != "system"):
         if message.role == "user":
             yield from (USER, message.content)
         elif message.role == "tool":

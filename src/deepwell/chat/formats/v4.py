@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from deepwell.chat.conversation import BLANK_LINE, EFFORTS, Call, Conversation, Message, Tool, in_call_order
+from deepwell.chat.conversation import BLANK_LINE, EFFORTS, Conversation, Message, Tool, in_call_order
 from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
 from deepwell.chat.formats.dsml import (
     DSML,
@@ -130,13 +130,12 @@ def turns(conversation: Conversation, messages: Sequence[Message], dialect: Dial
     """All turns and the beginning of the answer. `joined` gives the texts of adjacent user messages as parts."""
     thinking = thinks(conversation, by_habit=True)
     keeps = thinking and bool(offered(conversation))
-    calls: tuple[Call, ...] = ()
     task = None
-    for turn in _turns(messages):
+    for turn in _turns(in_call_order(messages)):
         first = turn[0]
         if first.role in ("user", "tool"):
             yield USER
-            yield BLANK_LINE.join(_user_parts(turn, calls, joined))
+            yield BLANK_LINE.join(_user_parts(turn, joined))
             task = turn[-1].task
             yield from _task(task, thinking)
         elif first.role == "assistant":
@@ -146,7 +145,7 @@ def turns(conversation: Conversation, messages: Sequence[Message], dialect: Dial
             yield first.content
             yield from calls_text(first.calls, dialect)
             yield from () if first.prefix else (EOS,)
-            calls, task = first.calls or calls, None
+            task = None
         else:
             yield LATEST_REMINDER if first.role == "latest_reminder" else SYSTEM
             yield first.content
@@ -168,10 +167,10 @@ def _turns(messages: Sequence[Message]) -> Iterator[list[Message]]:
         yield turn
 
 
-def _user_parts(turn: Sequence[Message], calls: Sequence[Call], joined: Joined) -> Iterator[str]:
+def _user_parts(turn: Sequence[Message], joined: Joined) -> Iterator[str]:
     for role, run in groupby(turn, key=lambda message: message.role):
         if role == "tool":
-            yield from (f"<tool_result>{result.content}</tool_result>" for result in in_call_order(list(run), calls))
+            yield from (f"<tool_result>{result.content}</tool_result>" for result in run)
         else:
             yield from joined([message.content for message in run])
 
