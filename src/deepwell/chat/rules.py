@@ -99,7 +99,7 @@ def settle(conversation: Conversation, format: Format, fields: Fields = FIELDS) 
     for index, message in enumerate(conversation.messages):
         _check_parts(index, message, fields)
         _check_calls(index, message, fields)
-        _check_abilities(index, message, format, fields)
+        _check_abilities(index, message, format, fields)  # before `check`: a missing result is the lesser fault
     _check_results(conversation.messages, fields)
     check(conversation, format, fields)
     return msgspec.structs.replace(conversation, messages=in_call_order(conversation.messages))
@@ -149,7 +149,7 @@ def _check_choice(conversation: Conversation, format: Format, fields: Fields) ->
     if not conversation.tools:
         raise RequestError(f"{fields.choice} asks for a call, and {fields.tools} offers none", fields.choice)
     thinks = conversation.thinking or format.thinks == "always"
-    last = conversation.messages[-1] if conversation.messages else Message("user")
+    last = conversation.messages[-1]
     beside = "together with prefix" if last.prefix else "" if last.task is None else "together with a task"
     if why := "while the model thinks" if thinks else beside:
         raise RequestError(f"{fields.choice} cannot ask for a call {why}; use auto", fields.choice)
@@ -159,7 +159,7 @@ def _check_tools(tools: Sequence[Tool], fields: Fields) -> None:
     names: dict[str, int] = {}
     for index, tool in enumerate(tools):
         where = f"{fields.tools}[{index}]"
-        check_depth(tool.parameters, f"{where}.{fields.tool_parameters}")
+        _check_depth(tool.parameters, f"{where}.{fields.tool_parameters}")
         if tool.name in names:
             where = f"{where}.{fields.tool_name}"
             first = f"{fields.tools}[{names[tool.name]}]"
@@ -168,8 +168,7 @@ def _check_tools(tools: Sequence[Tool], fields: Fields) -> None:
 
 
 def _check_parts(index: int, message: Message, fields: Fields) -> None:
-    """RequestError for a part that its role cannot have, or for the lack of one: a message says something, if only an
-    empty text."""
+    """RequestError for a part that its role cannot have, or lacks; and for no part at all, not even an empty text."""
     said = message.prefix and bool(message.reasoning)
     results = 0
     for part in message.parts:
@@ -213,10 +212,10 @@ def _check_arguments(arguments: str, where: str) -> None:
         raise RequestError(f"{where} must be the text of a JSON object: {error}", where) from None
     if not isinstance(value, dict):
         raise RequestError(f"{where} must be the text of a JSON object, not of {_kind(value)}", where)
-    check_depth(value, where)
+    _check_depth(value, where)
 
 
-def check_depth(value: Any, where: str) -> None:
+def _check_depth(value: Any, where: str) -> None:
     """RequestError for JSON that is nested too deeply: formats write it by recursion, which must end early enough."""
     level = [value]
     for _ in range(MAX_DEPTH):
