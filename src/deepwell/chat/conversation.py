@@ -115,7 +115,10 @@ class Message(msgspec.Struct, frozen=True):
     @property
     def answers(self) -> str | None:
         """The id of the call whose result this is; None if it is none."""
-        return next((part.answers for part in self.parts if isinstance(part, Result)), None)
+        for part in self.parts:
+            if isinstance(part, Result):
+                return part.answers
+        return None
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,7 +150,7 @@ def in_call_order(messages: Iterable[Message]) -> tuple[Message, ...]:
             ordered += sorted(run, key=lambda result: order.get(result.answers, len(order)))
             continue
         for message in run:
-            calls = message.calls
-            order = {call.id: place for place, call in enumerate(calls)} if calls else order
+            if message.role == "assistant" and (calls := message.calls):
+                order = {call.id: place for place, call in enumerate(calls)}
             ordered.append(message)
     return tuple(ordered)

@@ -25,6 +25,9 @@ from deepwell.chat.conversation import (
 from deepwell.chat.formats.base import Format
 from deepwell.errors import RequestError, shown
 
+_ROLES = {Thought: "assistant", Call: "assistant", Result: "tool"}
+"""Who alone may have a part of a kind."""
+
 MAX_DEPTH = 64
 """How deep a schema or the arguments of a call may be nested."""
 
@@ -128,7 +131,7 @@ def _check_kinds(index: int, message: Message, format: Format, fields: Fields) -
 
 def _check_abilities(index: int, message: Message, format: Format, fields: Fields) -> None:
     """RequestError for a message of what the format does not have, or that cannot be continued."""
-    if (message.calls or message.role == "tool") and not format.tools:
+    if not format.tools and (message.role == "tool" or message.calls):
         where = fields.uses_tools(index, message)
         raise RequestError(f"{where}: prompt format {format.name} of this model has no tools", where)
     if message.prefix and message.reasoning and format.thinks == "never":
@@ -172,7 +175,7 @@ def _check_parts(index: int, message: Message, fields: Fields) -> None:
     said = message.prefix and bool(message.reasoning)
     results = 0
     for part in message.parts:
-        role = {Thought: "assistant", Call: "assistant", Result: "tool"}.get(type(part), message.role)
+        role = _ROLES.get(type(part), message.role)
         if message.role != role:
             where = fields.kind(index, message, type(part))
             raise RequestError(f"{where} is only allowed with role {role}", where)
@@ -237,26 +240,27 @@ def _check_results(messages: Sequence[Message], fields: Fields) -> None:
     results: set[str] = set()
     for index, message in enumerate(messages):
         if message.role == "tool":
-            _check_result(message.answers or "", fields.kind(index, message, Result), calls, results, fields)
-            results.add(message.answers or "")
+            answered = message.answers or ""
+            if answered not in calls or answered in results:
+                raise _misplaced(answered, fields.kind(index, message, Result), calls, fields)
+            results.add(answered)
             continue
         if missing := [id for id in calls if id not in results]:
             raise _unanswered(f"{fields.message(index)} goes on", missing, fields.message(index))
-        calls, results = [call.id for call in message.calls], set()
+        calls, results = [part.id for part in message.parts if isinstance(part, Call)], set()
     if missing := [id for id in calls if id not in results]:
         raise _unanswered(f"{fields.messages} end", missing, fields.messages)
 
 
-def _check_result(id: str, where: str, calls: Sequence[str], results: set[str], fields: Fields) -> None:
+def _misplaced(id: str, where: str, calls: Sequence[str], fields: Fields) -> RequestError:
+    """What is wrong with a result: there are no calls, it is of none of them, or it is not the first of its call."""
     if not calls:
         follows = f"an assistant message with {fields.kinds[Call]}"
-        raise RequestError(f"{where}: a tool message must follow {follows}", where)
+        return RequestError(f"{where}: a tool message must follow {follows}", where)
     if id not in calls:
-        raise RequestError(
-            f"{where} {shown(id)} is no call of the assistant message before; its calls: {_listed(calls)}", where
-        )
-    if id in results:
-        raise RequestError(f"{where} {shown(id)} has been answered already by an earlier tool message", where)
+        whose = f"is no call of the assistant message before; its calls: {_listed(calls)}"
+        return RequestError(f"{where} {shown(id)} {whose}", where)
+    return RequestError(f"{where} {shown(id)} has been answered already by an earlier tool message", where)
 
 
 def _unanswered(what: str, calls: Sequence[str], where: str) -> RequestError:
