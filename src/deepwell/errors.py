@@ -1,6 +1,12 @@
 """Errors made for the person who reads them: what was wrong, where, and what is allowed."""
 
 
+def shown(value: str) -> str:
+    """A value in an error message, cut where it gets long."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 class DeepwellError(Exception):
     """Base of every error that a user can cause; its text is shown without a traceback."""
 

@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
         tokenizer.template = template
         if (shown := detect(tokenizer).name) != path.stem:
             raise SystemExit(f"{path} is detected as {shown}")
-        cases = [Case(conversation, rendered(conversation, template)) for conversation in cases_of(path.stem)]
+        cases = [Case.of(conversation, rendered(conversation, template)) for conversation in cases_of(path.stem)]
         digest = hashlib.sha256(template.encode()).hexdigest()
         vectors = Vectors(transformers.__version__, digest, cases)
         out = VECTORS / f"{path.stem}.json"

@@ -25,7 +25,7 @@ from fakes import BOS, EOS, tiny_tokenizer  # noqa: E402
 TALKS = (
     [user("Hi < there")],
     [system("Be brief."), user(" Hi\n"), answer("Hello."), user("Go on, 深度求索 🐳")],
-    [user("Hi"), Message("assistant", "Hello.", reasoning="Hm."), user("{{ x }}"), answer("So."), user("And?")],
+    [user("Hi"), Message.of("assistant", "Hello.", reasoning="Hm."), user("{{ x }}"), answer("So."), user("And?")],
 )
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from deepwell.chat import Conversation, Message, ToolCall
+from deepwell.chat import Call, Conversation, Message, Role, Tool, detect, find_format, render_chat
+from deepwell.weights.tokenizer import Tokenizer
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -18,9 +19,46 @@ NO_CALLS = (*TEXT_ONLY, "deepseek-r1")
 THINKERS = ("deepseek-r1", "deepseek-r1-0528", "deepseek-v3.1")
 
 
+class Said(msgspec.Struct, frozen=True, kw_only=True):
+    """A message as it is recorded: flat, with one thought, one text and calls."""
+
+    role: Role
+    content: str = ""
+    reasoning: str | None = None
+    calls: tuple[Call, ...] = ()
+    answers: str | None = None
+    prefix: bool = False
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation as it is recorded."""
+
+    messages: tuple[Said, ...]
+    tools: tuple[Tool, ...] = ()
+    choice: str = "auto"
+    thinking: bool | None = None
+    effort: str | None = None
+
+
 class Case(msgspec.Struct, frozen=True):
-    conversation: Conversation
+    recorded: Recorded = msgspec.field(name="conversation")
     text: str
+
+    @classmethod
+    def of(cls, conversation: Conversation, text: str) -> Case:
+        fields = ("role", "content", "reasoning", "calls", "answers", "prefix")
+        said = tuple(Said(**{name: getattr(m, name) for name in fields}) for m in conversation.messages)
+        return cls(Recorded(messages=said, thinking=conversation.thinking), text)
+
+    @property
+    def conversation(self) -> Conversation:
+        told = self.recorded
+        assert (told.tools, told.choice, told.effort) == ((), "auto", None)
+        messages = tuple(
+            Message.of(m.role, m.content, reasoning=m.reasoning, calls=m.calls, answers=m.answers, prefix=m.prefix)
+            for m in told.messages
+        )
+        return Conversation(messages=messages, thinking=told.thinking)
 
 
 class Vectors(msgspec.Struct, frozen=True):
@@ -31,24 +69,29 @@ class Vectors(msgspec.Struct, frozen=True):
     cases: list[Case]
 
 
+def rendered(conversation: Conversation, tokenizer: Tokenizer, name: str | None = None) -> tuple[int, ...]:
+    """The prompt in the format of that name, or in the one that the tokenizer shows."""
+    return render_chat(conversation, tokenizer, find_format(name, tokenizer) if name else detect(tokenizer))
+
+
 def system(text: str) -> Message:
-    return Message("system", text)
+    return Message.of("system", text)
 
 
 def user(text: str) -> Message:
-    return Message("user", text)
+    return Message.of("user", text)
 
 
-def answer(text: str = "", *calls: ToolCall) -> Message:
-    return Message("assistant", text, calls=calls)
+def answer(text: str = "", *calls: Call) -> Message:
+    return Message.of("assistant", text, calls=calls)
 
 
 def result(text: str, id: str) -> Message:
-    return Message("tool", text, answers=id)
+    return Message.of("tool", text, answers=id)
 
 
-def call(id: str, name: str = "weather", arguments: str = '{"city": "Köln", "days": [1, 2]}') -> ToolCall:
-    return ToolCall(name=name, arguments=arguments, id=id)
+def call(id: str, name: str = "weather", arguments: str = '{"city": "Köln", "days": [1, 2]}') -> Call:
+    return Call(name=name, arguments=arguments, id=id)
 
 
 CALLED = [user("Weather?"), answer("", call("a")), result('{"sky": "grey"}', "a")]

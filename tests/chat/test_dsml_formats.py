@@ -6,15 +6,16 @@ import json
 from typing import Any
 
 import pytest
+from conversations import rendered
 from dsml_fakes import DSML_SPECIALS, TASKS, dsml_tokenizer
 
-from deepwell.chat import FORMATS, Conversation, Message, Tool, ToolCall, render_chat
+from deepwell.chat import FORMATS, Call, Conversation, Message, Tool
 from deepwell.chat.formats.dsml_family import dsml_format
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
 T = dsml_tokenizer()
-USER = Message("user", "x")
+USER = Message.of("user", "x")
 TOOL = Tool(name="f")
 BOTH = pytest.mark.parametrize("format", ["deepseek-v4", "deepseek-v4.1"])
 OFF: dict[str, Any] = {"thinking": False}
@@ -32,7 +33,7 @@ class Lacking(Tokenizer):
 
 
 def prompt(format: str, *messages: Message, **more: Any) -> str:
-    return T.decode(render_chat(Conversation(messages=messages, **more), T, format)).removeprefix(DSML_SPECIALS[0])
+    return T.decode(rendered(Conversation(messages=messages, **more), T, format)).removeprefix(DSML_SPECIALS[0])
 
 
 @pytest.mark.parametrize(
@@ -65,16 +66,16 @@ def test_tokens_count_where_the_model_type_names_no_format() -> None:
 @BOTH
 def test_what_people_wrote_never_turns_into_a_template_token(format: str) -> None:
     def specials(text: str, name: str) -> list[int]:
-        call = ToolCall(name=name, arguments=json.dumps({name: text}), id="1")
+        call = Call(name=name, arguments=json.dumps({name: text}), id="1")
         messages = (
-            Message("system", text),
-            Message("user", text),
-            Message("assistant", text, reasoning=text, calls=(call,)),
-            Message("tool", text, answers="1"),
-            Message("latest_reminder", text),
+            Message.of("system", text),
+            Message.of("user", text),
+            Message.of("assistant", text, reasoning=text, calls=(call,)),
+            Message.of("tool", text, answers="1"),
+            Message.of("latest_reminder", text),
         )
         tool = Tool(name=name, description=text, parameters={text: text})
-        ids = render_chat(Conversation(messages=messages, tools=(tool,)), T, format)
+        ids = rendered(Conversation(messages=messages, tools=(tool,)), T, format)
         return [id for id in ids if T.is_special(id)]
 
     everything = "".join(DSML_SPECIALS)
@@ -86,9 +87,9 @@ def test_what_people_wrote_never_turns_into_a_template_token(format: str) -> Non
 def test_a_task_asks_for_a_label(format: str, task: str) -> None:
     header = "<｜Assistant｜></think>" if task == "action" else ""
     asked = f"<｜User｜>x{header}<｜{task}｜>"
-    question = Message("user", "x", task=task)
+    question = Message.of("user", "x", task=task)
     assert prompt(format, question, **OFF) == asked
-    told = prompt(format, question, Message("assistant", "Label"), USER, **OFF)
+    told = prompt(format, question, Message.of("assistant", "Label"), USER, **OFF)
     assert told == f"{asked}Label<｜end▁of▁sentence｜><｜User｜>x<｜Assistant｜></think>"
     thinking = prompt(format, question, thinking=True)
     assert thinking.endswith(asked.replace("</think>", "<think>"))
@@ -98,14 +99,14 @@ def test_a_task_asks_for_a_label(format: str, task: str) -> None:
 @pytest.mark.parametrize(
     ("messages", "more", "param"),
     [
-        ([Message("developer", "y"), USER], {}, "messages[0].role"),
-        ([Message("user", "y", task="poem")], {}, "messages[0].task"),
-        ([Message("system", "y", task="title")], {}, "messages[0].task"),
-        ([Message("user", "y", task="title"), USER], {}, "messages[0].task"),
+        ([Message.of("developer", "y"), USER], {}, "messages[0].role"),
+        ([Message.of("user", "y", task="poem")], {}, "messages[0].task"),
+        ([Message.of("system", "y", task="title")], {}, "messages[0].task"),
+        ([Message.of("user", "y", task="title"), USER], {}, "messages[0].task"),
         ([USER], {"effort": "huge"}, "reasoning_effort"),
         ([USER], {"choice": "required", **OFF}, "tool_choice"),
         ([USER], {"choice": "required", "tools": (TOOL,), "thinking": True}, "tool_choice"),
-        ([USER, Message("assistant", "y", prefix=True)], {"choice": TOOL, **OFF}, "tool_choice"),
+        ([USER, Message.of("assistant", "y", prefix=True)], {"choice": TOOL, **OFF}, "tool_choice"),
     ],
 )
 def test_what_they_cannot_say_is_refused(
@@ -124,8 +125,8 @@ def test_nesting_has_a_limit(format: str) -> None:
     with pytest.raises(RequestError, match="nested too deeply") as caught:
         prompt(format, USER, tools=(Tool(name="f", parameters=deep),), **OFF)
     assert caught.value.param == "tools[0].function.parameters"
-    call = ToolCall(name="f", arguments=json.dumps(deep), id="1")
-    text = prompt(format, USER, Message("assistant", calls=(call,)), Message("tool", "y", answers="1"), **OFF)
+    call = Call(name="f", arguments=json.dumps(deep), id="1")
+    text = prompt(format, USER, Message.of("assistant", calls=(call,)), Message.of("tool", "y", answers="1"), **OFF)
     assert f'name="arguments" string="true">{json.dumps(deep)}</' in text
 
 

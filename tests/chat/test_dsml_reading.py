@@ -278,7 +278,7 @@ def test_thoughts_that_end_again_show_no_mark() -> None:
     assert whole("a</think>b</think>\nc", Start.THOUGHT) == ("a", "b\nc", [])
 
 
-ASKED = Message("user", "x")
+ASKED = Message.of("user", "x")
 TOOL = Tool(name="f")
 
 
@@ -290,8 +290,8 @@ TOOL = Tool(name="f")
         ("deepseek-v4.1", Conversation(messages=(ASKED,), effort="none"), ("", "ab", [])),
         ("deepseek-v3.2", Conversation(messages=(ASKED,)), ("", "ab", [])),
         ("deepseek-v3.2", Conversation(messages=(ASKED,), thinking=True), ("a", "b", [])),
-        ("deepseek-v4", Conversation(messages=(Message("user", "x", task="title"),)), ("", "ab", [])),
-        ("deepseek-v4", Conversation(messages=(Message("assistant", "x", prefix=True),)), ("", "ab", [])),
+        ("deepseek-v4", Conversation(messages=(Message.of("user", "x", task="title"),)), ("", "ab", [])),
+        ("deepseek-v4", Conversation(messages=(Message.of("assistant", "x", prefix=True),)), ("", "ab", [])),
     ],
 )
 def test_a_reader_begins_where_the_prompt_ended(format: str, conversation: Conversation, expected: Read) -> None:

@@ -11,11 +11,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from conversations import rendered
 from dsml_fakes import Read, dsml_tokenizer, half_marked, marked, read, reader_of, tokenizer_json
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from deepwell.chat import Conversation, Message, Tool, ToolCall, render_chat
+from deepwell.chat import Call, Conversation, Message, Tool
 from deepwell.errors import RequestError
 
 if (sys.platform, platform.machine()) not in {("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")}:
@@ -119,11 +120,11 @@ def conversation_of(body: dict[str, Any]) -> Conversation:
 
 
 def _message(said: dict[str, Any]) -> Message:
-    return Message(
+    return Message.of(
         said["role"],
         said["content"],
         reasoning=said.get("reasoning_content"),
-        calls=tuple(ToolCall(id=call["id"], **call["function"]) for call in said.get("tool_calls", [])),
+        calls=tuple(Call(id=call["id"], **call["function"]) for call in said.get("tool_calls", [])),
         answers=said.get("tool_call_id"),
         prefix=said.get("prefix", False),
     )
@@ -153,7 +154,7 @@ def nothing_but_a_prefix(body: dict[str, Any]) -> bool:
 def test_prompt_and_its_ids_are_those_of_deepseek(body: dict[str, Any], format: str) -> None:
     assume(format == "deepseek-v4" or not (adjacent_reminders(body) or nothing_but_a_prefix(body)))
     theirs = reference(body, format).conversation
-    ours = render_chat(conversation_of(body), T, format)
+    ours = rendered(conversation_of(body), T, format)
     assert T.decode(ours) == ENCODINGS[format].render_conversation(theirs).prompt
     assert list(ours) == ENCODINGS[format].encode(theirs)
 
@@ -163,14 +164,14 @@ def test_no_reminder_is_lost() -> None:
     body = {"messages": [{"role": "latest_reminder", "content": text} for text in ("one", "two")]}
     assert "two" not in prompt_of(body, "deepseek-v4.1")
     with pytest.raises(RequestError, match="one latest_reminder at a time"):
-        render_chat(conversation_of(body), T, "deepseek-v4.1")
+        rendered(conversation_of(body), T, "deepseek-v4.1")
 
 
 def test_a_prefix_alone_is_continued_where_it_ended() -> None:
     """A difference on purpose: V4.1's renderer closes a thought that comes first, and its parser expects it open."""
     body = {"messages": [{"role": "assistant", "content": "", "reasoning_content": "Well", "prefix": True}]}
     assert prompt_of(body, "deepseek-v4.1").endswith("<｜Assistant｜></think>")
-    assert T.decode(render_chat(conversation_of(body), T, "deepseek-v4.1")).endswith("<｜Assistant｜><think>Well")
+    assert T.decode(rendered(conversation_of(body), T, "deepseek-v4.1")).endswith("<｜Assistant｜><think>Well")
 
 
 def prompt_of(body: dict[str, Any], format: str) -> str:

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conversations import rendered
 from dsml_fakes import DSML_SPECIALS, dsml_tokenizer, marked, read, reader_of
 
-from deepwell.chat import Conversation, Message, Tool, ToolCall, render_chat
+from deepwell.chat import Call, Conversation, Message, Tool
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 from fakes import tiny_tokenizer
 
 T = dsml_tokenizer()
 CAPTURED = json.loads((Path(__file__).parent / "dsml_v32.json").read_text(encoding="utf-8"))
-USER = Message("user", "x")
+USER = Message.of("user", "x")
 TOOL = Tool(name="f", description="d", parameters={"type": "object"})
 
 
@@ -29,25 +30,23 @@ def conversation_of(case: dict[str, Any]) -> Conversation:
 
 
 def _message(said: dict[str, Any]) -> Message:
-    return Message(
+    return Message.of(
         said["role"],
         said["content"],
         reasoning=said.get("reasoning_content"),
-        calls=tuple(ToolCall(id=call["id"], **call["function"]) for call in said.get("tool_calls", [])),
+        calls=tuple(Call(id=call["id"], **call["function"]) for call in said.get("tool_calls", [])),
         answers=said.get("tool_call_id"),
     )
 
 
 def prompt(*messages: Message, tokenizer: Tokenizer = T, **more: Any) -> str:
     conversation = Conversation(messages=messages, **more)
-    return tokenizer.decode(render_chat(conversation, tokenizer, "deepseek-v3.2")).removeprefix(
-        "<｜begin▁of▁sentence｜>"
-    )
+    return tokenizer.decode(rendered(conversation, tokenizer, "deepseek-v3.2")).removeprefix("<｜begin▁of▁sentence｜>")
 
 
 @pytest.mark.parametrize("case", CAPTURED["prompts"])
 def test_prompt_is_that_of_deepseek(case: dict[str, Any]) -> None:
-    assert T.decode(render_chat(conversation_of(case), T, "deepseek-v3.2")) == case["prompt"]
+    assert T.decode(rendered(conversation_of(case), T, "deepseek-v3.2")) == case["prompt"]
 
 
 @pytest.mark.parametrize("case", CAPTURED["prompts"][:10])
@@ -59,7 +58,7 @@ def test_results_are_put_into_call_order(case: dict[str, Any]) -> None:
         for place, index in enumerate(results):
             shuffled[index] = messages[results[-1 - place]]
     told = case | {"messages": shuffled}
-    assert T.decode(render_chat(conversation_of(told), T, "deepseek-v3.2")) == case["prompt"]
+    assert T.decode(rendered(conversation_of(told), T, "deepseek-v3.2")) == case["prompt"]
 
 
 def _runs_of_results(messages: list[dict[str, Any]]) -> list[list[int]]:
@@ -82,21 +81,21 @@ def test_answers_are_read_as_deepseek_reads_them(case: dict[str, Any]) -> None:
 def test_what_people_wrote_never_turns_into_a_template_token() -> None:
     text = "".join(DSML_SPECIALS)
     said = [
-        Message("system", text),
-        Message("developer", text),
-        Message("assistant", text, reasoning=text, calls=(ToolCall(name=text, arguments=json.dumps({text: text})),)),
-        Message("tool", text),
+        Message.of("system", text),
+        Message.of("developer", text),
+        Message.of("assistant", text, reasoning=text, calls=(Call(name=text, arguments=json.dumps({text: text})),)),
+        Message.of("tool", text),
     ]
     plain = [
-        Message("system", "x"),
-        Message("developer", "x"),
-        Message("assistant", "x", reasoning="x", calls=(ToolCall(name="x", arguments='{"x": "x"}'),)),
-        Message("tool", "x"),
+        Message.of("system", "x"),
+        Message.of("developer", "x"),
+        Message.of("assistant", "x", reasoning="x", calls=(Call(name="x", arguments='{"x": "x"}'),)),
+        Message.of("tool", "x"),
     ]
     ids, expected = (
         [
             id
-            for id in render_chat(Conversation(messages=tuple(m), tools=(tool,), thinking=True), T, "deepseek-v3.2")
+            for id in rendered(Conversation(messages=tuple(m), tools=(tool,), thinking=True), T, "deepseek-v3.2")
             if T.is_special(id)
         ]
         for m, tool in ((said, Tool(name=text, description=text)), (plain, Tool(name="x", description="x")))
@@ -125,8 +124,8 @@ def test_a_demanded_call_is_opened() -> None:
 
 
 def test_prefixes_are_continued() -> None:
-    begun = Message("assistant", "Well", reasoning="Hm", prefix=True)
-    thought = Message("assistant", reasoning="Hm", prefix=True)
+    begun = Message.of("assistant", "Well", reasoning="Hm", prefix=True)
+    thought = Message.of("assistant", reasoning="Hm", prefix=True)
     assert prompt(USER, begun) == "<｜User｜>x<｜Assistant｜></think>Well"
     assert prompt(USER, begun, thinking=True) == "<｜User｜>x<｜Assistant｜><think>Hm</think>Well"
     assert prompt(USER, thought, thinking=True) == "<｜User｜>x<｜Assistant｜><think>Hm"
@@ -137,7 +136,7 @@ def test_prefixes_are_continued() -> None:
 
 def test_an_answer_that_follows_no_question_has_its_header_too() -> None:
     """A difference on purpose: the encoder writes the header behind a question only."""
-    said = Message("assistant", "y")
+    said = Message.of("assistant", "y")
     assert prompt(said, said, USER) == (
         "<｜Assistant｜></think>y<｜end▁of▁sentence｜>" * 2 + "<｜User｜>x<｜Assistant｜></think>"
     )
@@ -147,9 +146,9 @@ def test_an_answer_that_follows_no_question_has_its_header_too() -> None:
 @pytest.mark.parametrize(
     ("messages", "param"),
     [
-        ([USER, Message("system", "y")], "messages[1].role"),
-        ([Message("latest_reminder", "y"), USER], "messages[0].role"),
-        ([Message("user", "x", task="title")], "messages[0].task"),
+        ([USER, Message.of("system", "y")], "messages[1].role"),
+        ([Message.of("latest_reminder", "y"), USER], "messages[0].role"),
+        ([Message.of("user", "x", task="title")], "messages[0].task"),
     ],
 )
 def test_what_it_cannot_say_is_refused(messages: list[Message], param: str) -> None:

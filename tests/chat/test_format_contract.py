@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 from answers import Lacking, cut_at, length, marked, read, written
-from conversations import VECTORS, Vectors, answer, call, result, system, user
+from conversations import VECTORS, Vectors, answer, call, rendered, result, system, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepwell.chat import FORMATS, Conversation, Message, Tool, ToolCall, render_chat
+from deepwell.chat import FORMATS, Call, Conversation, Message, Tool
 from deepwell.chat.formats import find_format
 from deepwell.chat.formats.base import Format, Token
 from deepwell.chat.reading import PlainReader
@@ -79,7 +79,7 @@ def test_text_and_ids_are_those_of_the_checkpoints_template(name: str) -> None:
         assert text_of(FORMATS[name], case.conversation) == case.text
         said = "".join(m.content for m in case.conversation.messages)
         if not any(token in said for token in SPECIALS):
-            assert list(render_chat(case.conversation, T, name)) == encoded(case.text)
+            assert list(rendered(case.conversation, T, name)) == encoded(case.text)
 
 
 SPELLED = st.sampled_from([*SPECIALS, "<think", "｜>", "</ think>", "<｜User", "User", "\n```json\n", "```", "<", ">"])
@@ -95,8 +95,8 @@ def test_no_text_spells_a_template_token(name: str, roles: list[Any], texts: lis
     thinking = thinking if format.thinks == "choice" else None
 
     def specials(said: Sequence[str]) -> list[int]:
-        messages = tuple(Message(role, text) for role, text in zip(roles, said, strict=False))
-        ids = render_chat(Conversation(messages=messages, thinking=thinking), tokenizer, name)
+        messages = tuple(Message.of(role, text) for role, text in zip(roles, said, strict=False))
+        ids = rendered(Conversation(messages=messages, thinking=thinking), tokenizer, name)
         return [id for id in ids if tokenizer.is_special(id)]
 
     assert specials(texts) == specials(["x" if text else "" for text in texts])
@@ -106,10 +106,10 @@ def test_no_text_spells_a_template_token(name: str, roles: list[Any], texts: lis
 @given(texts=st.lists(TEXTS.filter(bool), min_size=8, max_size=8))
 def test_no_text_of_tools_and_calls_spells_a_template_token(name: str, texts: list[str]) -> None:
     def specials(a: str, b: str, c: str, d: str, e: str, f: str, g: str, h: str) -> list[int]:
-        calls = (ToolCall(name=a, arguments=b, id="1"), ToolCall(name=c, arguments=d, id="2"))
-        messages = (user(e), Message("assistant", f, calls=calls), result(g, "1"), result(h, "2"))
+        calls = (Call(name=a, arguments=b, id="1"), Call(name=c, arguments=d, id="2"))
+        messages = (user(e), Message.of("assistant", f, calls=calls), result(g, "1"), result(h, "2"))
         tools = (Tool(name=a, description=b, parameters={c: [d, {e: f}]}), Tool(name=g))
-        return [id for id in render_chat(Conversation(messages=messages, tools=tools), T, name) if T.is_special(id)]
+        return [id for id in rendered(Conversation(messages=messages, tools=tools), T, name) if T.is_special(id)]
 
     assert specials(*texts) == specials(*"abcdefgh")
 
@@ -171,7 +171,7 @@ def test_a_rendered_turn_reads_as_what_it_says(name: str, content: str, calls: l
     asked = Conversation(messages=(user("x"),), tools=(WEATHER,))
     turn = answer(content, *(call(str(n), tool, arguments) for n, (tool, arguments) in enumerate(made)))
     said = Conversation(messages=(*asked.messages, turn, user("y")), tools=asked.tools)
-    prompt, more = render_chat(asked, T, name), render_chat(said, T, name)
+    prompt, more = rendered(asked, T, name), rendered(said, T, name)
     start = len(prompt) if FORMATS[name].thinks != "always" else more.index(T.special("<｜Assistant｜>")) + 1
     ids = more[start : more.index(T.eos[0], start)]
     reader = FORMATS[name].reader(msgspec.structs.replace(said, messages=(user("x"),)), T)
@@ -196,7 +196,7 @@ def test_calls_of_tools_that_were_not_offered_are_content(name: str, offer: dict
 @given(content=TEXTS)
 def test_what_stands_around_an_answer_in_words_is_not_part_of_it(name: str, content: str) -> None:
     """The blank after "Assistant:" and the line break before the end belong to the layout."""
-    messages = (user("x"), Message("assistant", content), user("y"))
+    messages = (user("x"), Message.of("assistant", content), user("y"))
     prompt, more = (text_of(FORMATS[name], Conversation(messages=said)) for said in (messages[:1], messages))
     sampled = more[len(prompt) :].rpartition({"deepseek-coder": "<|EOT|>", "plain": "\n\nUser: "}.get(name, EOS))[0]
     reader = FORMATS[name].reader(Conversation(messages=messages[:1]), T)
@@ -206,24 +206,24 @@ def test_what_stands_around_an_answer_in_words_is_not_part_of_it(name: str, cont
 @every_format
 def test_a_turn_is_continued_where_it_ends(name: str) -> None:
     format, tokenizer = format_of(name)
-    unfinished = Conversation(messages=(user("x"), Message("assistant", "It is", prefix=True)))
-    finished = Conversation(messages=(user("x"), Message("assistant", "It is a", prefix=True)))
-    ids = render_chat(unfinished, tokenizer, name)
+    unfinished = Conversation(messages=(user("x"), Message.of("assistant", "It is", prefix=True)))
+    finished = Conversation(messages=(user("x"), Message.of("assistant", "It is a", prefix=True)))
+    ids = rendered(unfinished, tokenizer, name)
     assert tokenizer.decode(ids).endswith("It is")
-    assert tokenizer.decode(render_chat(finished, tokenizer, name)).endswith("It is a")
+    assert tokenizer.decode(rendered(finished, tokenizer, name)).endswith("It is a")
     assert read(format.reader(unfinished, tokenizer), [[" a dog"]]) == ("", " a dog", [])
 
 
 @thinkers
 def test_a_thought_is_continued_where_it_ends(name: str) -> None:
     format = FORMATS[name]
-    last = Message("assistant", reasoning="First", prefix=True)
+    last = Message.of("assistant", reasoning="First", prefix=True)
     conversation = Conversation(messages=(user("x"), last))
     assert text_of(format, conversation).endswith("First")
     assert THINK in text_of(format, conversation)
     going_on = written([" of all", END_THINK, "Yes."], T)
     assert read(format.reader(conversation, T), [going_on]) == (" of all", "Yes.", [])
-    last = Message("assistant", "Yes", reasoning="First", prefix=True)
+    last = Message.of("assistant", "Yes", reasoning="First", prefix=True)
     conversation = Conversation(messages=(user("x"), last))
     assert re.search("First\n?</think>\n*Yes$", text_of(format, conversation))
     assert read(format.reader(conversation, T), [["."]]) == ("", ".", [])
@@ -231,10 +231,10 @@ def test_a_thought_is_continued_where_it_ends(name: str) -> None:
 
 @thinkers
 def test_thoughts_of_earlier_turns_are_left_out(name: str) -> None:
-    said = Message("assistant", "Yes.", reasoning="Hm, a secret")
+    said = Message.of("assistant", "Yes.", reasoning="Hm, a secret")
     with_thought = Conversation(messages=(user("x"), said, user("y")))
     without = Conversation(messages=(user("x"), answer("Yes."), user("y")))
-    assert render_chat(with_thought, T, name) == render_chat(without, T, name)
+    assert rendered(with_thought, T, name) == rendered(without, T, name)
 
 
 @with_tools
@@ -242,7 +242,7 @@ def test_results_stand_in_the_order_of_their_calls(name: str) -> None:
     asked = (user("x"), answer("", call("a"), call("b")))
     told = Conversation(messages=(*asked, result("two", "b"), result("one", "a")))
     ordered = Conversation(messages=(*asked, result("one", "a"), result("two", "b")))
-    assert render_chat(told, T, name) == render_chat(ordered, T, name)
+    assert rendered(told, T, name) == rendered(ordered, T, name)
 
 
 @with_tools
@@ -252,10 +252,10 @@ def test_a_call_that_must_come_is_opened_by_the_prompt(name: str, choice: Any) -
     conversation = Conversation(messages=(user("x"),), tools=(WEATHER,), choice=choice)
     if format.thinks == "always":
         with pytest.raises(RequestError, match="thinks") as caught:
-            render_chat(conversation, T, name)
+            rendered(conversation, T, name)
         assert caught.value.param == "tool_choice"
         return
-    prompt = render_chat(conversation, T, name)
+    prompt = rendered(conversation, T, name)
     assert CALL in T.decode(prompt)
     fenced = T.decode(prompt).count("```json")
     ending = "\n```" if fenced > 1 or name != "deepseek-v3.1" else ""
@@ -276,7 +276,7 @@ def test_formats_without_tools_say_so(name: str) -> None:
     }
     for field, conversation in fields.items():
         with pytest.raises(RequestError, match=name) as caught:
-            render_chat(conversation, tokenizer, name)
+            rendered(conversation, tokenizer, name)
         assert caught.value.param == field
 
 
@@ -284,7 +284,7 @@ def test_formats_without_tools_say_so(name: str) -> None:
 @pytest.mark.parametrize("role", ["developer", "latest_reminder"])
 def test_roles_of_later_formats_are_refused(name: str, role: Any) -> None:
     with pytest.raises(RequestError, match="allowed: system, user, assistant") as caught:
-        render_chat(Conversation(messages=(user("x"), Message(role, "y"))), T, name)
+        rendered(Conversation(messages=(user("x"), Message.of(role, "y"))), T, name)
     assert caught.value.param == "messages[1].role"
 
 
@@ -292,19 +292,19 @@ def test_roles_of_later_formats_are_refused(name: str, role: Any) -> None:
 def test_thinking_against_the_formats_habit_is_refused(name: str) -> None:
     habit = FORMATS[name].thinks
     if habit == "choice":
-        prompts = {render_chat(Conversation(messages=(user("x"),), thinking=on), T, name) for on in (True, False)}
+        prompts = {rendered(Conversation(messages=(user("x"),), thinking=on), T, name) for on in (True, False)}
         assert len(prompts) == 2
         return
     agrees = Conversation(messages=(user("x"),), thinking=habit == "always")
-    assert render_chat(agrees, T, name) == render_chat(Conversation(messages=(user("x"),)), T, name)
+    assert rendered(agrees, T, name) == rendered(Conversation(messages=(user("x"),)), T, name)
     with pytest.raises(RequestError, match="thinking") as caught:
-        render_chat(Conversation(messages=(user("x"),), thinking=habit == "never"), T, name)
+        rendered(Conversation(messages=(user("x"),), thinking=habit == "never"), T, name)
     assert caught.value.param == "thinking"
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_formats_begin_with_the_begin_token(name: str) -> None:
-    assert render_chat(Conversation(messages=(system("s"), user("x"))), T, name)[0] == T.special(BOS)
+    assert rendered(Conversation(messages=(system("s"), user("x"))), T, name)[0] == T.special(BOS)
 
 
 def test_formats_that_only_speak_read_all_as_content() -> None:

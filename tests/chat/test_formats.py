@@ -8,18 +8,18 @@ from typing import Any
 import msgspec
 import pytest
 from answers import Lacking, read, written
+from conversations import rendered
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deepwell.chat import (
     FORMATS,
+    Call,
     Conversation,
     Message,
     Tool,
-    ToolCall,
     detect,
     fills_gaps,
-    render_chat,
     render_fim,
     render_text,
     trained_to_chat,
@@ -44,18 +44,24 @@ def ids(*parts: Any) -> tuple[int, ...]:
 
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer, format: str | None = None) -> tuple[int, ...]:
-    return render_chat(Conversation(messages=tuple(messages)), tokenizer, format)
+    return rendered(Conversation(messages=tuple(messages)), tokenizer, format)
 
 
 def user(text: str) -> Message:
-    return Message("user", text)
+    return Message.of("user", text)
 
 
 def answer(text: str, prefix: bool = False) -> Message:
-    return Message("assistant", text, prefix=prefix)
+    return Message.of("assistant", text, prefix=prefix)
 
 
-TALK = [Message("system", "Be brief."), user("Hi"), answer("Hello."), Message("system", "In verse."), user("Go on")]
+TALK = [
+    Message.of("system", "Be brief."),
+    user("Hi"),
+    answer("Hello."),
+    Message.of("system", "In verse."),
+    user("Go on"),
+]
 
 
 def test_v3_layout() -> None:
@@ -154,7 +160,9 @@ def test_empty_conversation_is_refused() -> None:
     assert caught.value.param == "messages"
 
 
-@pytest.mark.parametrize("messages", [[answer("y", True), user("x")], [user("x"), Message("user", "y", prefix=True)]])
+@pytest.mark.parametrize(
+    "messages", [[answer("y", True), user("x")], [user("x"), Message.of("user", "y", prefix=True)]]
+)
 def test_prefix_belongs_to_a_last_assistant_message(messages: list[Message]) -> None:
     with pytest.raises(RequestError, match="last message of role assistant") as caught:
         render(messages, T)
@@ -171,10 +179,10 @@ ROLES = st.sampled_from(["system", "user", "assistant"])
 OF_T = sorted(f.name for f in FORMATS.values() if all(T.special(mark.spelling) is not None for mark in f.marks))
 
 
-@given(st.lists(st.builds(Message, ROLES, TEXTS), min_size=1, max_size=5), st.sampled_from(OF_T))
+@given(st.lists(st.builds(Message.of, ROLES, TEXTS), min_size=1, max_size=5), st.sampled_from(OF_T))
 def test_text_never_spells_a_template_token(messages: list[Message], format: str) -> None:
     """Special tokens come from the layout alone: their number does not depend on what the texts say."""
-    blank = [Message(m.role, "x" if m.content else "") for m in messages]
+    blank = [Message.of(m.role, "x" if m.content else "") for m in messages]
 
     def specials(of: list[Message]) -> list[int]:
         return [id for id in render(of, T, format) if T.is_special(id)]
@@ -227,8 +235,8 @@ def text(messages: Sequence[Message], format: str) -> str:
     return T.decode(render(messages, T, format))
 
 
-CALLED = Message("assistant", calls=(ToolCall(name="w", arguments="{}", id="1"),))
-RESULT = Message("tool", "grey", answers="1")
+CALLED = Message.of("assistant", calls=(Call(name="w", arguments="{}", id="1"),))
+RESULT = Message.of("tool", "grey", answers="1")
 
 
 @pytest.mark.parametrize("format", ["deepseek-v2.5", "deepseek-v3", "deepseek-r1", "deepseek-r1-0528"])
@@ -322,8 +330,8 @@ You have the following functions available:
 
 def listed(tools: Sequence[Tool], format: str, **wishes: Any) -> str:
     """What stands between the system text and the first message."""
-    messages = (Message("system", "Be brief."), user("x"))
-    prompt = T.decode(render_chat(Conversation(messages=messages, tools=tuple(tools), **wishes), T, format))
+    messages = (Message.of("system", "Be brief."), user("x"))
+    prompt = T.decode(rendered(Conversation(messages=messages, tools=tuple(tools), **wishes), T, format))
     return prompt.split("Be brief.")[1].split("<｜User｜>")[0]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deepwell.chat import Conversation, Message, ToolCall
+from deepwell.chat import Call, Conversation, Message
 from deepwell.chat.replay import ENTRY_BYTES, Replay
 from fakes import tiny_tokenizer
 
@@ -28,10 +28,10 @@ BOS, EOS, USER, ASSISTANT, THINK, END_THINK, CALL, SEP, END_CALL = (
         "<｜tool▁call▁end｜>",
     )
 )
-HI = Message("user", "Hi")
-AND = Message("user", "And?")
-CALLED = Message("assistant", calls=(ToolCall(id="call_1", name="f", arguments='{"a": 1}'),))
-NOON = Message("tool", "noon", answers="call_1")
+HI = Message.of("user", "Hi")
+AND = Message.of("user", "And?")
+CALLED = Message.of("assistant", calls=(Call(id="call_1", name="f", arguments='{"a": 1}'),))
+NOON = Message.of("tool", "noon", answers="call_1")
 
 
 def ids(*parts: Any) -> tuple[int, ...]:
@@ -49,7 +49,7 @@ def talk(*messages: Message) -> Conversation:
 
 ASKED = ids(BOS, USER, "Hi", ASSISTANT)
 SAID = (*letters("The quick"), EOS)
-REPLY = Message("assistant", "The quick")
+REPLY = Message.of("assistant", "The quick")
 
 
 def kept(
@@ -77,28 +77,28 @@ def test_calls_are_found_by_their_ids_and_keep_their_bytes() -> None:
     rendered = ids(*ASKED, CALL, "f", SEP, '{"a": 1}', END_CALL, EOS, "noon", ASSISTANT)
     replay = kept(CALLED, sampled)
     assert replay.apply(talk(HI, CALLED, NOON), rendered) == ids(*ASKED, *sampled, "noon", ASSISTANT)
-    other = Message("assistant", calls=(ToolCall(id="call_2", name="f", arguments='{"a": 1}'),))
+    other = Message.of("assistant", calls=(Call(id="call_2", name="f", arguments='{"a": 1}'),))
     assert replay.apply(talk(HI, other, NOON), rendered) == rendered
-    changed = Message("assistant", calls=(ToolCall(id="call_1", name="f", arguments='{"a": 2}'),))
+    changed = Message.of("assistant", calls=(Call(id="call_1", name="f", arguments='{"a": 2}'),))
     assert replay.apply(talk(HI, changed, NOON), rendered) == rendered
 
 
 @pytest.mark.parametrize(
     ("conversation", "rendered"),
     [
-        (talk(HI, Message("assistant", "The quick "), AND), ids(*ASKED, "The quick ", EOS, ASSISTANT)),
-        (talk(Message("user", "Ho"), REPLY, AND), ids(BOS, USER, "Ho", ASSISTANT, "The quick", EOS, ASSISTANT)),
-        (talk(Message("system", "x"), HI, REPLY), ids(BOS, "x", *ASKED[1:], "The quick", EOS, ASSISTANT)),
+        (talk(HI, Message.of("assistant", "The quick "), AND), ids(*ASKED, "The quick ", EOS, ASSISTANT)),
+        (talk(Message.of("user", "Ho"), REPLY, AND), ids(BOS, USER, "Ho", ASSISTANT, "The quick", EOS, ASSISTANT)),
+        (talk(Message.of("system", "x"), HI, REPLY), ids(BOS, "x", *ASKED[1:], "The quick", EOS, ASSISTANT)),
         (talk(HI, REPLY), ids(BOS, "a tool", *ASKED[1:], "The quick", EOS, ASSISTANT)),
-        (talk(HI, Message("assistant", "The quick", prefix=True)), ids(*ASKED, "The quick")),
-        (talk(HI, Message("assistant", "The quick", reasoning="Hm.")), ids(*ASKED, "The quick", EOS, ASSISTANT)),
+        (talk(HI, Message.of("assistant", "The quick", prefix=True)), ids(*ASKED, "The quick")),
+        (talk(HI, Message.of("assistant", "The quick", reasoning="Hm.")), ids(*ASKED, "The quick", EOS, ASSISTANT)),
     ],
 )
 def test_a_changed_turn_or_another_prompt_is_rendered(conversation: Conversation, rendered: tuple[int, ...]) -> None:
     assert kept().apply(conversation, rendered) == rendered
 
 
-THOUGHT = Message("assistant", "The quick", reasoning="Hm, hm")
+THOUGHT = Message.of("assistant", "The quick", reasoning="Hm, hm")
 THOUGHT_IDS = (*letters("Hm, hm"), END_THINK, *letters("The quick"), EOS)
 
 
@@ -107,7 +107,7 @@ def test_thoughts_come_back_where_the_prompt_keeps_them() -> None:
     replay = kept(THOUGHT, THOUGHT_IDS, prompt)
     rendered = ids(*prompt, "Hm, hm", END_THINK, "The quick", EOS, ASSISTANT)
     assert replay.apply(talk(HI, THOUGHT), rendered) == (*prompt, *THOUGHT_IDS, ASSISTANT)
-    changed = Message("assistant", "The quick", reasoning="Hm!")
+    changed = Message.of("assistant", "The quick", reasoning="Hm!")
     rendered = ids(*prompt, "Hm!", END_THINK, "The quick", EOS, ASSISTANT)
     assert replay.apply(talk(HI, changed), rendered) == rendered
 
@@ -126,7 +126,7 @@ def test_special_tokens_that_no_text_shows_do_not_come_back() -> None:
 def test_later_turns_build_on_replayed_ones() -> None:
     replay = kept()
     second = ids(*ASKED, *SAID, USER, "And?", ASSISTANT)
-    answer = Message("assistant", "brown fox")
+    answer = Message.of("assistant", "brown fox")
     replay.keep(talk(HI, REPLY, AND), second, answer, (*letters("brown fox"), EOS))
     rendered = ids(*ASKED, "The quick", EOS, USER, "And?", ASSISTANT, "brown fox", EOS, ASSISTANT)
     expected = (*second, *letters("brown fox"), EOS, ASSISTANT)
@@ -139,7 +139,7 @@ def test_only_answers_that_came_to_their_end_are_kept(sampled: tuple[int, ...]) 
 
 
 def test_continuations_are_not_kept() -> None:
-    assert len(kept(asked=Message("assistant", "The", prefix=True))) == 0
+    assert len(kept(asked=Message.of("assistant", "The", prefix=True))) == 0
 
 
 def test_the_oldest_turns_leave_and_use_keeps_a_turn() -> None:
@@ -148,11 +148,11 @@ def test_the_oldest_turns_leave_and_use_keeps_a_turn() -> None:
     replayed = (*ASKED, *SAID, ASSISTANT)
     replay.keep(talk(HI), ASKED, REPLY, SAID)
     for number in range(10):
-        replay.keep(talk(Message("user", f"{number}")), ASKED, REPLY, SAID)
+        replay.keep(talk(Message.of("user", f"{number}")), ASKED, REPLY, SAID)
         assert replay.apply(talk(HI, REPLY), rendered) == replayed
         assert len(replay) <= 3
     for number in range(3):
-        replay.keep(talk(Message("user", f"again {number}")), ASKED, REPLY, SAID)
+        replay.keep(talk(Message.of("user", f"again {number}")), ASKED, REPLY, SAID)
     assert replay.apply(talk(HI, REPLY), rendered) == rendered
 
 
@@ -161,7 +161,7 @@ def test_the_bound_in_bytes_holds() -> None:
     replay = Replay(T, [EOS], size=5 * entry)
     long = (*T.encode("a") * 1000, EOS)
     for number in range(20):
-        replay.keep(talk(Message("user", f"{number % 7}")), ASKED, REPLY, long)
+        replay.keep(talk(Message.of("user", f"{number % 7}")), ASKED, REPLY, long)
         assert replay.size == len(replay) * entry <= 5 * entry
     assert len(replay) == 5
     replay.keep(talk(HI), ASKED, REPLY, (*T.encode("a") * 10_000, EOS))
@@ -176,7 +176,7 @@ def test_threads_may_keep_and_apply_at_once() -> None:
     def work(seed: int) -> None:
         try:
             for number in range(200):
-                asked = Message("user", f"{(number * 7 + seed) % 13}")
+                asked = Message.of("user", f"{(number * 7 + seed) % 13}")
                 replay.keep(talk(asked), ASKED, REPLY, SAID)
                 found = replay.apply(talk(asked, REPLY), rendered)
                 if found not in (rendered, replayed):

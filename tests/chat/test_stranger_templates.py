@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from answers import read, written
+from conversations import rendered
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepwell.chat import Conversation, Message, detect, find_format, render_chat
+from deepwell.chat import Conversation, Message, detect, find_format
 from deepwell.chat.formats.jinja import _Marking
 from deepwell.chat.reading import PlainReader
 from deepwell.errors import CheckpointError, RequestError
@@ -53,12 +54,12 @@ def stranger(template: str) -> Tokenizer:
 
 def talk(*texts: str, **wishes: Any) -> Conversation:
     roles: list[Any] = ["user", "assistant"]
-    return Conversation(messages=tuple(Message(roles[n % 2], text) for n, text in enumerate(texts)), **wishes)
+    return Conversation(messages=tuple(Message.of(roles[n % 2], text) for n, text in enumerate(texts)), **wishes)
 
 
 def failure(template: str, *texts: str) -> str:
     with pytest.raises((RequestError, CheckpointError)) as caught:
-        render_chat(talk(*(texts or ("Hi",))), stranger(template), "jinja")
+        rendered(talk(*(texts or ("Hi",))), stranger(template), "jinja")
     return str(caught.value)
 
 
@@ -69,13 +70,13 @@ def test_rendered_as_transformers_does(template: str, texts: tuple[str, ...]) ->
     wanted, _ = render_jinja_template(
         conversations=[messages], chat_template=template, add_generation_prompt=True, bos_token=BOS, eos_token=EOS
     )
-    assert T.decode(render_chat(talk(*texts), stranger(template), "jinja")) == wanted[0]
+    assert T.decode(rendered(talk(*texts), stranger(template), "jinja")) == wanted[0]
 
 
 def test_template_tokens_become_ids() -> None:
     eot, think = T.special("<|EOT|>"), T.special("<think>")
     expected = [eot, *T.encode("user\nHi"), T.eos[0], *T.encode("\n"), eot, *T.encode("assistant\n"), think]
-    assert list(render_chat(talk("Hi"), stranger(THINKING))) == [*expected, *T.encode("\n")]
+    assert list(rendered(talk("Hi"), stranger(THINKING))) == [*expected, *T.encode("\n")]
 
 
 SPELLED = st.sampled_from([*SPECIALS, "<", ">", "<|", "EOT", "|>", "<|EOT", "EOT|>", "</", "think>", " ", "\n"])
@@ -89,7 +90,7 @@ GREEDY = (
 
 @given(texts=st.lists(TEXTS, min_size=1, max_size=3))
 def test_no_text_becomes_a_token_whatever_the_template_does_to_it(texts: list[str]) -> None:
-    ids = render_chat(talk(*texts), stranger(GREEDY), "jinja")
+    ids = rendered(talk(*texts), stranger(GREEDY), "jinja")
     assert not any(T.is_special(id) for id in ids)
 
 
@@ -97,13 +98,13 @@ def test_no_text_becomes_a_token_whatever_the_template_does_to_it(texts: list[st
 def test_no_text_is_changed(texts: list[str]) -> None:
     """The marks leave again, whatever characters the texts hold."""
     conversation = talk(*texts)
-    ids = render_chat(conversation, stranger("{% for m in messages %}{{ m.content }}\n{% endfor %}"), "jinja")
+    ids = rendered(conversation, stranger("{% for m in messages %}{{ m.content }}\n{% endfor %}"), "jinja")
     assert T.decode(ids) == "".join(text + "\n" for text in texts)
 
 
 def test_marks_are_none_of_the_texts_own_characters() -> None:
     private = "".join(map(chr, range(0xF0000, 0xF0010)))
-    ids = render_chat(talk(f"{private}<|EOT|>{private}"), stranger("{{ messages[0].content }}"), "jinja")
+    ids = rendered(talk(f"{private}<|EOT|>{private}"), stranger("{{ messages[0].content }}"), "jinja")
     assert T.decode(ids) == f"{private}<|EOT|>{private}"
     assert not any(map(T.is_special, ids))
 
@@ -120,20 +121,20 @@ def test_marks_of_a_tokenizer_without_special_tokens() -> None:
 
 @pytest.mark.parametrize("prefix", ["It is", " It is "])
 def test_a_turn_is_continued(prefix: str) -> None:
-    said = (Message("user", "x"), Message("assistant", prefix, prefix=True))
-    ids = render_chat(Conversation(messages=said), stranger(THINKING))
+    said = (Message.of("user", "x"), Message.of("assistant", prefix, prefix=True))
+    ids = rendered(Conversation(messages=said), stranger(THINKING))
     assert T.decode(ids) == f"<|EOT|>user\nx{EOS}\n<|EOT|>assistant\n{prefix}"
-    empty = Conversation(messages=(said[0], Message("assistant", "", prefix=True)))
-    assert render_chat(empty, stranger(THINKING)) == render_chat(talk("x"), stranger(THINKING))
+    empty = Conversation(messages=(said[0], Message.of("assistant", "", prefix=True)))
+    assert rendered(empty, stranger(THINKING)) == rendered(talk("x"), stranger(THINKING))
 
 
 def test_a_turn_that_the_template_changes_cannot_be_continued() -> None:
-    said = Conversation(messages=(Message("user", "x"), Message("assistant", "abc", prefix=True)))
+    said = Conversation(messages=(Message.of("user", "x"), Message.of("assistant", "abc", prefix=True)))
     with pytest.raises(RequestError, match="leave prefix out"):
-        render_chat(said, stranger("{% for m in messages %}{{ m.content | upper }}{% endfor %}"))
-    thought = Conversation(messages=(Message("user", "x"), Message("assistant", reasoning="hm", prefix=True)))
+        rendered(said, stranger("{% for m in messages %}{{ m.content | upper }}{% endfor %}"))
+    thought = Conversation(messages=(Message.of("user", "x"), Message.of("assistant", reasoning="hm", prefix=True)))
     with pytest.raises(RequestError, match="cannot continue a thought"):
-        render_chat(thought, stranger(THINKING))
+        rendered(thought, stranger(THINKING))
 
 
 def test_thoughts_are_read_if_the_template_knows_them() -> None:
@@ -152,11 +153,11 @@ def test_thoughts_are_read_if_the_template_knows_them() -> None:
 def test_a_thought_left_in_an_earlier_answer_is_given_apart() -> None:
     shows = "{% for m in messages %}[{{ m.reasoning_content }}|{{ m.content }}]{% endfor %}{# </think> #}"
     talked = talk("<think>a</think>b", "<think>\nhm\n</think>\n\nYes.", "c", "hm</think>No.", "d")
-    ids = render_chat(talked, stranger(shows), "jinja")
+    ids = rendered(talked, stranger(shows), "jinja")
     assert T.decode(ids) == "[|<think>a</think>b][hm|Yes.][|c][hm|No.][|d]"
     assert not any(map(T.is_special, ids))
     unknowing = stranger(shows.replace("</think>", ""))
-    assert "[|hm</think>No.]" in T.decode(render_chat(talked, unknowing, "jinja"))
+    assert "[|hm</think>No.]" in T.decode(rendered(talked, unknowing, "jinja"))
 
 
 def test_the_templates_own_refusal_is_told() -> None:
@@ -240,10 +241,10 @@ def test_a_template_gets_at_nothing(template: str) -> None:
 
 def test_what_a_template_may_spend_grows_with_the_conversation() -> None:
     long = ["word " * 2000] * 60
-    assert T.decode(render_chat(talk(*long), stranger(THINKING))).count("word") == 120_000
+    assert T.decode(rendered(talk(*long), stranger(THINKING))).count("word") == 120_000
 
 
 def test_formats_of_two_templates_do_not_mix() -> None:
     first, second = stranger("{{ messages[0].content }}1"), stranger("{{ messages[0].content }}2")
-    assert [T.decode(render_chat(talk("x"), one)) for one in (first, second, first)] == ["x1", "x2", "x1"]
+    assert [T.decode(rendered(talk("x"), one)) for one in (first, second, first)] == ["x1", "x2", "x1"]
     assert find_format("jinja", first) is find_format("jinja", first)

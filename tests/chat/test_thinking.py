@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deepwell.chat.thinking import ThoughtMeter
+from deepwell.chat.reading.marks import ThoughtMeter
 from fakes import tiny_tokenizer
 
 T = tiny_tokenizer()

@@ -19,7 +19,7 @@ import pytest
 from cli_calls import COMMAND, deepwell
 from rich.console import Console
 
-from deepwell.chat import FORMATS, Message, render_chat
+from deepwell.chat import FORMATS, Message, detect, render_chat
 from deepwell.chat import Conversation as Talk
 from deepwell.chat.reading import Piece
 from deepwell.cli.chat import Conversation, _obey, messages
@@ -40,7 +40,7 @@ def model(model_folder: Path) -> LoadedModel:
 def answer(model: LoadedModel, *turns: Message, max_tokens: int = 8) -> str:
     request = Request(
         id="x",
-        prompt=render_chat(Talk(messages=turns), model.tokenizer),
+        prompt=render_chat(Talk(messages=turns), model.tokenizer, detect(model.tokenizer)),
         sampling=SamplingParams(temperature=0.0, max_tokens=max_tokens),
     )
     return "".join(delta.text for delta in EngineCore(model.runner, model.tokenizer).generate(request))
@@ -48,11 +48,11 @@ def answer(model: LoadedModel, *turns: Message, max_tokens: int = 8) -> str:
 
 def test_turns_build_on_each_other(model: LoadedModel) -> None:
     talk = Conversation(model, ChatOptions(max_tokens=8, system="Be brief."))
-    system, first, second = Message("system", "Be brief."), Message("user", "Hi"), Message("user", "And?")
+    system, first, second = Message.of("system", "Be brief."), Message.of("user", "Hi"), Message.of("user", "And?")
     said = "".join(delta.text for _, delta in talk.ask("Hi"))
     assert said == answer(model, system, first)
     again = "".join(delta.text for _, delta in talk.ask("And?"))
-    assert again == answer(model, system, first, Message("assistant", said), second)
+    assert again == answer(model, system, first, Message.of("assistant", said), second)
     assert [turn.role for turn in talk.turns] == ["user", "assistant"] * 2
 
 
@@ -74,7 +74,7 @@ def test_a_stopped_answer_is_kept_and_the_next_one_works(model: LoadedModel) -> 
     stream = talk.ask("Hi")
     first = next(stream)[1].text
     stream.close()
-    assert talk.turns == [Message("user", "Hi"), Message("assistant", first)]
+    assert talk.turns == [Message.of("user", "Hi"), Message.of("assistant", first)]
     assert list(talk.ask("Go on"))[-1][1].finish_reason is not None
 
 
@@ -101,7 +101,7 @@ def test_several_lines_make_one_message(monkeypatch: pytest.MonkeyPatch) -> None
 def test_commands(model_folder: Path, model: LoadedModel) -> None:
     typed = "Hi\n/help\n/nonsense\n/system Be kind.\n/history\n/new\n/retry\n/history\n/exit\nnot read\n"
     done = deepwell("chat", str(model_folder), "--max-tokens", "8", input=typed)
-    said = answer(model, Message("user", "Hi"))
+    said = answer(model, Message.of("user", "Hi"))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(said + "\n/help ")
     assert "/nonsense is not a command; /help lists them\n" in done.stdout
@@ -136,7 +136,7 @@ def test_a_pipe_gets_the_answer_alone(monkeypatch: pytest.MonkeyPatch, capsys: p
     talk = thinker(monkeypatch)
     _obey(talk, "Hi", Console(markup=False))
     assert capsys.readouterr().out == "Cold.\n"
-    assert talk.turns[-1] == Message("assistant", "Cold.", reasoning="Hm, hm")
+    assert talk.turns[-1] == Message.of("assistant", "Cold.", reasoning="Hm, hm")
 
 
 def test_thinking_can_be_switched(monkeypatch: pytest.MonkeyPatch, model: LoadedModel) -> None:
@@ -149,7 +149,7 @@ def test_thinking_can_be_switched(monkeypatch: pytest.MonkeyPatch, model: Loaded
     assert talk.turns[-1].reasoning == "Hm, hm"
     with pytest.raises(RequestError, match="on, off, auto"):
         _obey(talk, "/thinking hard", console)
-    with pytest.raises(RequestError, match="never thinks"):
+    with pytest.raises(RequestError, match="does not think"):
         Conversation(model, ChatOptions(thinking="on", chat_format="deepseek-llm"))
     with pytest.raises(RequestError, match="always thinks"):
         Conversation(model, ChatOptions(thinking="off", chat_format="deepseek-r1"))

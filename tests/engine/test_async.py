@@ -379,7 +379,7 @@ async def test_a_stop_tells_the_end_of_what_it_cuts_off() -> None:
 
 async def test_a_failing_engine_tells_what_was_used_until_then() -> None:
     """Of one that was read, one that waited, and one that the engine's thread never saw."""
-    engine = AsyncEngine(FakeRunner(), TOKENIZER, EngineConfig(max_running=1))
+    engine = AsyncEngine(FakeRunner(), TOKENIZER, EngineConfig(max_running=1, step_ms=0))
     ends = noted_ends(engine)
     loop, step, submitted = asyncio.get_running_loop(), engine._core.step, threading.Event()
 

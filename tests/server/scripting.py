@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 from serving import make_service, noted
@@ -27,11 +28,25 @@ class Script:
 
 
 def scripted(
-    *answers: list[int], format: str = TOY.name, context: int = 4096, delay: float = 0.0, **config: Any
+    *answers: list[int],
+    format: str = TOY.name,
+    context: int = 4096,
+    delay: float = 0.0,
+    broken_after: int | None = None,
+    **config: Any,
 ) -> tuple[Service, Script]:
-    """A service that chats in `format` and answers the n-th request with the n-th list of tokens."""
-    script = Script(*answers)
-    service = make_service(FakeRunner(context=context, next_token=script, delay=delay), format=format, **config)
+    """A service that chats in `format` and answers the n-th request with the n-th list of tokens.
+
+    Its model breaks after `broken_after` steps.
+    """
+    script, steps = Script(*answers), count()
+
+    def fail(_: Any) -> None:
+        if broken_after is not None and next(steps) >= broken_after:
+            raise RuntimeError("the machine is on fire")
+
+    runner = FakeRunner(context=context, next_token=script, delay=delay, fail=fail)
+    service = make_service(runner, format=format, **config)
     noted(service.engine, lambda request: script.prompts.append(request.prompt))
     return service, script
 

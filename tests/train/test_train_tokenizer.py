@@ -64,10 +64,15 @@ def test_transformers_reads_the_same_tokens_and_the_v3_conversation(tokenizer: T
     ]
     said = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert said == f"{BOS}Be brief.<｜User｜>Hi<｜Assistant｜>Hello.{EOS}<｜User｜>Bye<｜Assistant｜>"
-    ours = Conversation(messages=tuple(Message(turn["role"], turn["content"]) for turn in turns))  # type: ignore[arg-type]
+    ours = Conversation(messages=tuple(Message.of(turn["role"], turn["content"]) for turn in turns))  # type: ignore[arg-type]
     served = Served.load(tmp_path)
-    assert list(render_chat(ours, served)) == theirs.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
-    assert list(render_chat(Conversation(messages=ours.messages[1:2]), served)) == prompt_ids("Hi", tokenizer)
+    assert (
+        list(render_chat(ours, served, detect(served)))
+        == theirs.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    )
+    assert list(render_chat(Conversation(messages=ours.messages[1:2]), served, detect(served))) == prompt_ids(
+        "Hi", tokenizer
+    )
     assert find_format("deepseek-v3", served) == detect(served)
 
 

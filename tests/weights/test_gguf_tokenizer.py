@@ -15,7 +15,7 @@ from gguf import GGUFWriter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepwell.chat import Conversation, Message, render_chat, render_text
+from deepwell.chat import FORMATS, Conversation, Message, render_chat, render_text
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from deepwell.weights.gguf.reader import GgufFile
 from deepwell.weights.gguf.tokenizer import SPLITS, tokenizer_from
@@ -74,8 +74,9 @@ def test_special_tokens_and_ends(from_file: Tokenizer) -> None:
     for text in SPECIALS:
         assert from_file.special(text) == wanted.special(text) is not None
         assert from_file.token_bytes(from_file.special(text) or 0) == text.encode()
-    chat = Conversation(messages=(Message(role="user", content=f"Hello {EOS}"),))
-    assert render_chat(chat, from_file, "deepseek-v3") == render_chat(chat, wanted, "deepseek-v3")
+    chat = Conversation(messages=(Message.of("user", f"Hello {EOS}"),))
+    format = FORMATS["deepseek-v3"]
+    assert render_chat(chat, from_file, format) == render_chat(chat, wanted, format)
     assert from_file.template == "{{ bos_token }}"
 
 

@@ -1,17 +1,20 @@
 """Conversations and texts as token ids, and token ids as answers: one renderer and one reader per prompt format."""
 
-from deepwell.chat.conversation import Conversation, Message, Role, Tool, ToolCall
+from deepwell.chat.conversation import Call, Conversation, Message, Result, Role, Text, Thought, Tool
 from deepwell.chat.fim import fills_gaps, render_fim, render_text, text_ends
 from deepwell.chat.formats import FORMATS, detect, find_format, trained_to_chat
 from deepwell.chat.render import end_ids, render_chat
 
 __all__ = [
     "FORMATS",
+    "Call",
     "Conversation",
     "Message",
+    "Result",
     "Role",
+    "Text",
+    "Thought",
     "Tool",
-    "ToolCall",
     "detect",
     "end_ids",
     "fills_gaps",

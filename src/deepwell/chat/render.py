@@ -1,29 +1,28 @@
-"""Conversations as token ids."""
+"""Conversations as token ids.
+
+Template tokens of a layout become their ids; everything between two of them is encoded at once as plain text, so what a
+user writes can never turn into a template token.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from deepwell.chat.conversation import Conversation
-from deepwell.chat.formats import detect, find_format
-from deepwell.chat.formats.base import Format, splice
+from deepwell.chat.formats.base import BOS, EOS, Format, Layout, Token
+from deepwell.chat.rules import check
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
 
-def render_chat(
-    conversation: Conversation, tokenizer: Tokenizer, format: Format | str | None = None
-) -> tuple[int, ...]:
-    """Token ids that ask the model for the next assistant turn, in `format` or the one the tokenizer shows.
+def render_chat(conversation: Conversation, tokenizer: Tokenizer, format: Format) -> tuple[int, ...]:
+    """Token ids that ask the model for the next assistant turn.
 
-    Raises RequestError, which names the field, for an empty conversation, a `prefix` that is not on a last assistant
-    message, what the format cannot say (tools, thinking, a role), an unknown format, or a format whose template tokens
-    the tokenizer lacks.
+    Raises RequestError, which names the field, for what `check` refuses, what else the format cannot say (a role, an
+    order of turns), or a format whose template tokens the tokenizer lacks.
     """
-    if isinstance(format, str):
-        format = find_format(format, tokenizer)
-    chosen = format or detect(tokenizer)
-    _check_messages(conversation)
-    _check_wishes(conversation, chosen)
-    return tuple(splice(chosen.layout(conversation), chosen.name, tokenizer))
+    check(conversation, format)
+    return tuple(_splice(format.layout(conversation), format.name, tokenizer))
 
 
 def end_ids(format: Format, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -32,31 +31,30 @@ def end_ids(format: Format, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(id for id in ids if id is not None and id not in tokenizer.eos)
 
 
-def _check_messages(conversation: Conversation) -> None:
-    messages = conversation.messages
-    if not messages:
-        raise RequestError("messages must hold at least one message", "messages")
-    for index, message in enumerate(messages):
-        if message.prefix and (message.role != "assistant" or index + 1 < len(messages)):
-            where = f"messages[{index}].prefix"
-            raise RequestError(f"{where} is only allowed on a last message of role assistant", where)
-        if message.prefix and message.calls:
-            where = f"messages[{index}].prefix"
-            raise RequestError(f"{where} is not allowed together with tool_calls", where)
+def _splice(layout: Layout, format: str, tokenizer: Tokenizer) -> Iterator[int]:
+    texts: list[str] = []
+    for part in layout:
+        ids = None if isinstance(part, str) else _ids(part, format, tokenizer)
+        if ids is None:
+            texts.append(part if isinstance(part, str) else part.spelling)
+            continue
+        if text := "".join(texts):
+            yield from tokenizer.encode(text)
+        texts = []
+        yield from ids
+    if text := "".join(texts):
+        yield from tokenizer.encode(text)
 
 
-def _check_wishes(conversation: Conversation, format: Format) -> None:
-    """RequestError for thinking, tools and calls where the format has none."""
-    habits = {"always": True, "never": False}
-    habit = habits.get(format.thinks, conversation.thinking)
-    if conversation.thinking is not None and conversation.thinking is not habit:
-        fact = "always thinks" if habit else "does not think"
-        raise RequestError(f"a model of prompt format {format.name} {fact}; leave thinking out", "thinking")
-    if format.tools:
-        return
-    if conversation.tools and conversation.choice != "none":
-        raise RequestError(f"prompt format {format.name} of this model has no tools; leave tools out", "tools")
-    for index, message in enumerate(conversation.messages):
-        if message.calls or message.role == "tool":
-            where = f"messages[{index}].{'tool_calls' if message.calls else 'role'}"
-            raise RequestError(f"{where}: prompt format {format.name} of this model has no tools", where)
+def _ids(token: Token, format: str, tokenizer: Tokenizer) -> tuple[int, ...] | None:
+    """None for a token that the tokenizer lacks and that may be text."""
+    if token is BOS:
+        return () if tokenizer.bos is None else (tokenizer.bos,)
+    id = tokenizer.special(token.spelling)
+    if id is not None:
+        return (id,)
+    if token.may_be_text:
+        return None
+    if token is EOS:
+        return tokenizer.eos[:1]
+    raise RequestError(f"prompt format {format!r} needs the token {token.spelling}, which this model lacks")

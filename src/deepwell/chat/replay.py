@@ -18,7 +18,7 @@ from hashlib import blake2b
 import msgspec
 
 from deepwell.chat.conversation import Conversation, Message
-from deepwell.chat.thinking import END_OF_THINK
+from deepwell.chat.reading.marks import END_THINK
 from deepwell.weights.tokenizer import Tokenizer
 
 ENTRY_BYTES = 512
@@ -47,7 +47,7 @@ class Replay:
     def __init__(self, tokenizer: Tokenizer, ends: Iterable[int], turns: int = 4096, size: int = 64 << 20) -> None:
         """`ends` are the tokens that end a turn, in an answer and in a prompt."""
         self._ends = frozenset(ends)
-        self._close = tokenizer.special(END_OF_THINK)
+        self._close = tokenizer.special(END_THINK)
         self._special = tokenizer.is_special
         self._most, self._most_size = turns, size
         self._turns: OrderedDict[bytes, _Turn] = OrderedDict()

@@ -16,6 +16,7 @@ from deepwell.chat import Conversation as Talk
 from deepwell.chat import Message, end_ids, render_chat
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reasoning
 from deepwell.chat.replay import Replay
+from deepwell.chat.rules import check_thinking
 from deepwell.cli.model import chat_format, describe, engine_config, kept_packed, load, sampling_of
 from deepwell.cli.terminal import show, visible
 from deepwell.engine import EngineCore, Request
@@ -88,20 +89,20 @@ class Conversation:
 
     @property
     def messages(self) -> list[Message]:
-        return [*([Message("system", self.system)] if self.system else []), *self.turns]
+        return [*([Message.of("system", self.system)] if self.system else []), *self.turns]
 
     def think(self, thinking: Thinking) -> None:
         """Have the following answers thought over or not. Raises RequestError if the model cannot do so."""
-        if {"on": "never", "off": "always"}.get(thinking) == self._format.thinks:
-            raise RequestError(f"this model {self._format.thinks} thinks; thinking can be auto")
-        self._thinking = {"on": True, "off": False}.get(thinking)
+        wanted = {"on": True, "off": False}.get(thinking)
+        check_thinking(wanted, self._format, "thinking", "thinking can be auto")
+        self._thinking = wanted
 
     def ask(self, text: str) -> Generator[tuple[list[Piece], Delta]]:
         """Say something; gives the answer as it comes. Leaves no trace in the history if it cannot be asked.
 
         Closing the iterator stops the answer; what came of it is kept. Raises RequestError.
         """
-        question = Message("user", text)
+        question = Message.of("user", text)
         talk = Talk(messages=(*self.messages, question), thinking=self._thinking)
         prompt = self._replay.apply(talk, render_chat(talk, self._model.tokenizer, self._format))
         room = self._model.runner.context - len(prompt)
@@ -155,7 +156,7 @@ def _message_of(said: Sequence[Piece]) -> Message:
     """The turn that the pieces make. Nobody answers calls here, so they are not kept."""
     thoughts = "".join(piece.text for piece in said if isinstance(piece, Reasoning))
     content = "".join(piece.text for piece in said if isinstance(piece, Content))
-    return Message("assistant", content, reasoning=thoughts or None)
+    return Message.of("assistant", content, reasoning=thoughts or None)
 
 
 def _message(prompt: str) -> str:

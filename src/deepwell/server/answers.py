@@ -1,75 +1,104 @@
-"""From a running request to an HTTP answer, whole or streamed, whatever the endpoint."""
+"""From a running request to an HTTP answer, whole or streamed, whatever the protocol: its `Writer` has all the words.
+
+A new protocol is a file beside chat_completions.py: an endpoint, what it asks as a conversation, and a writer.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, closing
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from deepwell.engine.engine import Stream
-from deepwell.engine.types import Delta, FinishReason, join
+from deepwell.engine.types import Delta, join
 from deepwell.errors import EngineStopped
-from deepwell.server.errors import INTERNAL, JsonResponse, error_body
+from deepwell.server.errors import JsonResponse
 from deepwell.server.metrics import RequestTimer
-from deepwell.server.replies import Finish
-from deepwell.server.wire import DONE, KEEP_ALIVE, EventStream, event, watch
+
+T = TypeVar("T")
+
+FAILED = "the engine failed"
 
 
 class Writer(Protocol):
-    """How one endpoint words its answers."""
+    """All that a protocol says of one answer. Streamed, it is the opening, the pieces, and the end; each as bytes."""
 
-    def chunks(self, delta: Delta) -> Iterable[msgspec.Struct]:
-        """The events of the next piece of a streamed answer."""
+    media_type: str
+    """Of a streamed answer."""
+
+    def opening(self) -> Iterable[bytes]:
+        """What comes before the first piece. An answer that fails before it has none."""
         ...
 
-    def answer(self, whole: Delta) -> msgspec.Struct:
-        """The body of an answer that came in one piece."""
+    def pieces(self, delta: Delta) -> Iterable[bytes]:
+        """The next piece of the answer; with the last one, how it ended."""
+        ...
+
+    def ping(self) -> bytes:
+        """A sign of life for a client that waits, at any time."""
+        ...
+
+    def failed(self, error: str) -> bytes:
+        """What stands in place of the last piece where there is an error."""
+        ...
+
+    def ended(self) -> bytes:
+        """What comes last, after an error too."""
+        ...
+
+    def whole(self, delta: Delta) -> msgspec.Struct:
+        """The body of an answer that comes in one piece."""
+        ...
+
+    def failure(self, error: str) -> msgspec.Struct:
+        """The body in place of such an answer where there is an error."""
         ...
 
 
 async def respond(
     request: Request, stream: Stream, writer: Writer, timer: RequestTimer, streamed: bool, silence: float
 ) -> Response:
-    """Answer with the deltas of `stream`: as events (a comment line after `silence` seconds without one), or whole.
+    """Answer with the deltas of `stream`: as events (a ping after `silence` seconds without one), or whole.
 
     Raises EngineStopped if the engine stops before the first token of a whole answer, ClientDisconnect if the client
     leaves before its end.
     """
     if streamed:
-        return EventStream(_events(request, stream, writer, timer, silence), stream)
+        return EventStream(_events(request, stream, writer, timer, silence), stream, writer.media_type)
     whole = await _whole(request, stream, timer)
     if whole.finish_reason == "error":
-        return JsonResponse(error_body(whole.error or "the engine failed", INTERNAL), status_code=500)
+        return JsonResponse(writer.failure(whole.error or FAILED), status_code=500)
     if whole.finish_reason == "abort" and not whole.token_ids:
         raise EngineStopped("the server stopped before this request began; try again")
-    return JsonResponse(writer.answer(whole))
-
-
-def finish_of(reason: FinishReason) -> Finish:
-    """DeepSeek's word for why an answer ended."""
-    return "stop" if reason == "stop" else "length" if reason == "length" else "insufficient_system_resource"
+    return JsonResponse(writer.whole(whole))
 
 
 async def _events(
     request: Request, stream: Stream, writer: Writer, timer: RequestTimer, silence: float
 ) -> AsyncGenerator[bytes, None]:
+    opened = False
     with closing(timer):
         async with aclosing(watch(stream, request.receive, silence)) as deltas:
             async for delta in deltas:
                 if delta is None:
-                    yield KEEP_ALIVE
+                    yield writer.ping()
                     continue
                 timer.delta(delta)
                 if delta.finish_reason == "error":
-                    yield event(error_body(delta.error or "the engine failed", INTERNAL))
+                    yield writer.failed(delta.error or FAILED)
                     continue
-                for chunk in writer.chunks(delta):
-                    yield event(chunk)
-        yield DONE
+                for event in () if opened else writer.opening():
+                    yield event
+                opened = True
+                for event in writer.pieces(delta):
+                    yield event
+        yield writer.ended()
 
 
 async def _whole(request: Request, stream: Stream, timer: RequestTimer) -> Delta:
@@ -82,3 +111,72 @@ async def _whole(request: Request, stream: Stream, timer: RequestTimer) -> Delta
                     timer.delta(delta)
                     parts.append(delta)
     return join(parts)
+
+
+async def watch(stream: Stream, receive: Receive, silence: float | None = None) -> AsyncGenerator[Delta | None, None]:
+    """Deltas as they come; None whenever `silence` seconds pass without one.
+
+    Raises ClientDisconnect as soon as the client leaves. However it ends, the request is aborted if still running.
+    """
+    gone = asyncio.ensure_future(_disconnected(receive))
+    step: asyncio.Future[Delta | None] | None = None
+    try:
+        while True:
+            step = step or asyncio.ensure_future(anext(stream, None))
+            both: set[asyncio.Future[Any]] = {step, gone}
+            await asyncio.wait(both, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                raise ClientDisconnect
+            if not step.done():
+                yield None
+                continue
+            delta, step = step.result(), None
+            if delta is None:
+                return
+            yield delta
+    finally:
+        stream.abort()
+        for task in (step, gone):
+            if task is not None:
+                task.cancel()
+
+
+async def while_there(work: asyncio.Future[T], receive: Receive) -> T:
+    """The result of `work`, which is cancelled when the client leaves first: ClientDisconnect."""
+    gone = asyncio.ensure_future(_disconnected(receive))
+    both: set[asyncio.Future[Any]] = {work, gone}
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        for task in both:
+            task.cancel()
+
+
+class EventStream(StreamingResponse):
+    """Events about a running request, which is aborted if they end early.
+
+    A client that leaves ends them quietly.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes, None], stream: Stream, media_type: str) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type=media_type, headers=headers)
+        self._events, self._stream = events, stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with aclosing(self._events):
+                await self.stream_response(send)
+        except (ClientDisconnect, OSError):
+            return
+        finally:
+            # Events that were never begun cannot do this themselves.
+            self._stream.abort()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
 from deepwell.chat import render_chat
-from deepwell.chat.reading import Reader
-from deepwell.chat.thinking import ThoughtMeter
-from deepwell.engine.types import Delta, FinishReason
-from deepwell.server.answers import finish_of, respond
+from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reader, Reasoning
+from deepwell.chat.reading.marks import ThoughtMeter
+from deepwell.engine.types import Delta
+from deepwell.server.answers import respond
 from deepwell.server.conversations import conversation_of, texts_of
 from deepwell.server.logprobs import TokenBytes, chat_logprobs
 from deepwell.server.protocol import ChatRequest
 from deepwell.server.replies import (
     CallAnswer,
+    CallDelta,
     CalledFunction,
     ChatAnswer,
     ChatChoice,
@@ -27,16 +27,17 @@ from deepwell.server.replies import (
     ChatCompletion,
     ChatDelta,
     ChatLogprobs,
+    EventWriter,
     Finish,
+    FunctionDelta,
     Head,
     Usage,
+    finish_of,
     usage_of,
 )
 from deepwell.server.rules import check_common, max_tokens_of, sampling_of
 from deepwell.server.service import Service
-from deepwell.server.turn import Turn
-
-Ended = Callable[[Turn], None]
+from deepwell.server.turn import Added, Turn
 
 
 async def chat_completions(request: Request) -> Response:
@@ -57,7 +58,12 @@ async def chat_completions(request: Request) -> Response:
         wanted = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
         max_tokens = max_tokens_of(wanted, len(prompt), "messages", service)
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        turn = Turn(reader, ThoughtMeter(prompt, service.tokenizer), one_call=asked.parallel_tool_calls is False)
+        turn = Turn(
+            reader,
+            ThoughtMeter(prompt, service.tokenizer),
+            one_call=asked.parallel_tool_calls is False,
+            ended=lambda turn: replay.keep(conversation, prompt, turn.message, turn.ids),
+        )
         head = service.head(asked.model)
         stream = service.submit(place, head, prompt, sampling_of(asked, max_tokens, logprobs, ends=service.ends))
         writer = ChatWriter(
@@ -66,58 +72,50 @@ async def chat_completions(request: Request) -> Response:
             turn,
             with_usage=asked.stream_options is not None and bool(asked.stream_options.include_usage),
             usage_chunk=service.limits.usage_chunk,
-            ended=lambda turn: replay.keep(conversation, prompt, turn.message, turn.ids),
         )
         return await respond(request, stream, writer, timer, bool(asked.stream), service.limits.keep_alive_seconds)
 
 
-class ChatWriter:
+class ChatWriter(EventWriter):
     """DeepSeek's order of events: the role, the thought, the content, the calls, and last the finish reason with the
-    usage.
-
-    `with_usage` adds a null usage to the earlier events, `usage_chunk` then repeats the usage in an event of its own.
-    `ended` is told of a turn that came to its own end.
-    """
+    usage."""
 
     def __init__(
-        self,
-        head: Head,
-        token_bytes: TokenBytes,
-        turn: Turn,
-        *,
-        with_usage: bool = False,
-        usage_chunk: bool = False,
-        ended: Ended = lambda turn: None,
+        self, head: Head, token_bytes: TokenBytes, turn: Turn, *, with_usage: bool = False, usage_chunk: bool = False
     ) -> None:
-        self._head = msgspec.structs.asdict(head)
+        super().__init__(head, with_usage=with_usage, usage_chunk=usage_chunk)
         self._token_bytes = token_bytes
         self._turn = turn
-        self._usage_chunk = with_usage and usage_chunk
-        self._no_usage: UnsetType | None = None if with_usage else UNSET
-        self._ended = ended
-        self._begun = False
+        self._thought = turn.thinks
+        self._calls = 0
 
-    def chunks(self, delta: Delta) -> Iterator[ChatChunk]:
+    def opening(self) -> Iterator[bytes]:
         """See Writer."""
-        if not self._begun:
-            self._begun = True
-            yield self._chunk(ChatChunkChoice(delta=_opening(self._turn.thinks)))
-        added, thoughts = self._turn.push(delta)
-        logprobs = self._logprobs(delta, thoughts)
-        if logprobs and not added:
-            added = [ChatDelta(content="")]
-        for number, more in enumerate(added):
-            yield self._chunk(ChatChunkChoice(delta=more, logprobs=None if number else logprobs))
+        silent = ChatDelta(role="assistant", content="")
+        thinking = ChatDelta(role="assistant", content=None, reasoning_content="")
+        yield self._chunk(thinking if self._turn.thinks else silent)
+
+    def pieces(self, delta: Delta) -> Iterator[bytes]:
+        """See Writer."""
+        added = self._turn.push(delta)
+        logprobs = self._logprobs(added)
+        deltas = [self._worded(piece) for piece in added.pieces] or ([ChatDelta(content="")] if logprobs else [])
+        for number, more in enumerate(deltas):
+            yield self._chunk(more, None if number else logprobs)
         if delta.finish_reason is not None:
-            yield from self._last(self._finish(delta.finish_reason), self._usage(delta))
+            reason, usage = self._end(delta, called=self._calls > 0)
+            last = ChatDelta(content="", reasoning_content=None if self._turn.thinks else UNSET)
+            choice = ChatChunkChoice(delta=last, finish_reason=reason)
+            yield self.event(ChatChunk(**self.head, choices=[choice], usage=usage))
+            if self.usage_chunk:
+                yield self.event(ChatChunk(**self.head, choices=[], usage=usage))
 
-    def answer(self, whole: Delta) -> ChatCompletion:
+    def whole(self, delta: Delta) -> ChatCompletion:
         """See Writer."""
-        assert whole.finish_reason is not None
-        _, thoughts = self._turn.push(whole)
-        usage = self._usage(whole)
-        assert usage is not None
+        logprobs = self._logprobs(self._turn.push(delta))
         said = self._turn.message
+        reason, usage = self._end(delta, called=bool(said.calls))
+        assert usage is not None
         calls = [
             CallAnswer(index=index, id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
             for index, call in enumerate(said.calls)
@@ -127,44 +125,41 @@ class ChatWriter:
             reasoning_content=UNSET if said.reasoning is None else said.reasoning,
             tool_calls=calls or UNSET,
         )
-        choice = ChatChoice(
-            message=message,
-            logprobs=self._logprobs(whole, thoughts),
-            finish_reason=self._finish(whole.finish_reason),
-        )
-        return ChatCompletion(**self._head, choices=[choice], usage=usage)
+        choice = ChatChoice(message=message, logprobs=logprobs, finish_reason=reason)
+        return ChatCompletion(**self.head, choices=[choice], usage=usage)
 
-    def _finish(self, reason: FinishReason) -> Finish:
-        if reason == "stop" and self._turn.whole:
-            self._ended(self._turn)
-        return "tool_calls" if reason == "stop" and self._turn.calls else finish_of(reason)
+    def _worded(self, piece: Piece) -> ChatDelta:
+        match piece:
+            case Reasoning(text):
+                self._thought = True
+                return ChatDelta(content=None, reasoning_content=text)
+            case Content(text):
+                return ChatDelta(content=text, reasoning_content=None if self._thought else UNSET)
+            case CallBegin(name, id):
+                self._calls += 1
+                begin = CallDelta(
+                    index=self._calls - 1, id=id, type="function", function=FunctionDelta(name=name, arguments="")
+                )
+                return ChatDelta(tool_calls=[begin])
+            case CallArguments(text):
+                more = CallDelta(index=self._calls - 1, function=FunctionDelta(arguments=text))
+                return ChatDelta(tool_calls=[more])
 
-    def _usage(self, delta: Delta) -> Usage | None:
-        return usage_of(delta.usage, self._turn.reasoning_tokens) if delta.usage else None
+    def _end(self, delta: Delta, called: bool) -> tuple[Finish, Usage | None]:
+        """Why the answer ended, and what it took."""
+        assert delta.finish_reason is not None
+        called = called and delta.finish_reason == "stop"
+        usage = usage_of(delta.usage, self._turn.reasoning_tokens) if delta.usage else None
+        return "tool_calls" if called else finish_of(delta.finish_reason), usage
 
-    def _logprobs(self, delta: Delta, thoughts: list[bool]) -> ChatLogprobs | None:
-        if not delta.logprobs:
+    def _logprobs(self, added: Added) -> ChatLogprobs | None:
+        if not (added.thought or added.spoken):
             return None
-        marked = list(zip(delta.logprobs, thoughts, strict=True))
-        thought = chat_logprobs((token for token, thinks in marked if thinks), self._token_bytes)
-        spoken = chat_logprobs((token for token, thinks in marked if not thinks), self._token_bytes)
-        return ChatLogprobs(content=spoken or UNSET, reasoning_content=thought or UNSET)
+        return ChatLogprobs(
+            content=chat_logprobs(added.spoken, self._token_bytes) or UNSET,
+            reasoning_content=chat_logprobs(added.thought, self._token_bytes) or UNSET,
+        )
 
-    def _chunk(self, choice: ChatChunkChoice) -> ChatChunk:
-        return ChatChunk(**self._head, choices=[choice], usage=self._no_usage)
-
-    def _last(self, reason: Finish, usage: Usage | None) -> Iterator[ChatChunk]:
-        choice = ChatChunkChoice(delta=_closing(self._turn.thinks), finish_reason=reason)
-        yield ChatChunk(**self._head, choices=[choice], usage=usage)
-        if self._usage_chunk:
-            yield ChatChunk(**self._head, choices=[], usage=usage)
-
-
-def _opening(thinks: bool) -> ChatDelta:
-    if thinks:
-        return ChatDelta(role="assistant", content=None, reasoning_content="")
-    return ChatDelta(role="assistant", content="")
-
-
-def _closing(thinks: bool) -> ChatDelta:
-    return ChatDelta(content="", reasoning_content=None) if thinks else ChatDelta(content="")
+    def _chunk(self, delta: ChatDelta, logprobs: ChatLogprobs | None = None) -> bytes:
+        choices = [ChatChunkChoice(delta=delta, logprobs=logprobs)]
+        return self.event(ChatChunk(**self.head, choices=choices, usage=self.no_usage))

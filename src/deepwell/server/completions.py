@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
 from deepwell.chat import render_fim, render_text, text_ends
 from deepwell.engine.types import Delta, TokenLogprob
 from deepwell.errors import RequestError
-from deepwell.server.answers import finish_of, respond
+from deepwell.server.answers import respond
 from deepwell.server.logprobs import TextLogprobsWriter, TokenBytes
 from deepwell.server.protocol import CompletionRequest
-from deepwell.server.replies import Head, TextChoice, TextCompletion, TextLogprobs, Usage, usage_of
+from deepwell.server.replies import (
+    EventWriter,
+    Head,
+    TextChoice,
+    TextCompletion,
+    TextLogprobs,
+    Usage,
+    finish_of,
+    usage_of,
+)
 from deepwell.server.rules import check_common, max_tokens_of, prompt_of, sampling_of
 from deepwell.server.service import Service
 
@@ -56,7 +64,7 @@ def check_completion(asked: CompletionRequest, prompt: str | tuple[int, ...]) ->
         raise RequestError("echo with logprobs cannot be combined with suffix", "logprobs")
 
 
-class TextWriter:
+class TextWriter(EventWriter):
     """OpenAI's older shape. `echo` is put in front of the answer; the first `hidden` prompt tokens are not shown."""
 
     def __init__(
@@ -69,35 +77,34 @@ class TextWriter:
         with_usage: bool = False,
         usage_chunk: bool = False,
     ) -> None:
-        self._head = msgspec.structs.asdict(head)
+        super().__init__(head, with_usage=with_usage, usage_chunk=usage_chunk)
         self._logprobs = TextLogprobsWriter(token_bytes)
         self._echo = echo
         self._hidden = hidden
-        self._usage_chunk = with_usage and usage_chunk
-        self._no_usage: UnsetType | None = None if with_usage else UNSET
 
-    def chunks(self, delta: Delta) -> Iterator[TextCompletion]:
+    def pieces(self, delta: Delta) -> Iterator[bytes]:
         """See Writer."""
         text, tokens = self._echo + delta.text, self._shown(delta)
         self._echo = ""
         if text or tokens:
-            yield self._chunk([TextChoice(text=text, logprobs=self._written(tokens))], self._no_usage)
+            yield self.event(self._chunk([TextChoice(text=text, logprobs=self._written(tokens))], self.no_usage))
         if delta.finish_reason is not None:
             usage = usage_of(delta.usage) if delta.usage else None
-            yield self._chunk([TextChoice(text="", finish_reason=finish_of(delta.finish_reason))], usage)
-            if self._usage_chunk:
-                yield self._chunk([], usage)
+            last = TextChoice(text="", finish_reason=finish_of(delta.finish_reason))
+            yield self.event(self._chunk([last], usage))
+            if self.usage_chunk:
+                yield self.event(self._chunk([], usage))
 
-    def answer(self, whole: Delta) -> TextCompletion:
+    def whole(self, delta: Delta) -> TextCompletion:
         """See Writer."""
-        assert whole.finish_reason is not None
-        assert whole.usage is not None
+        assert delta.finish_reason is not None
+        assert delta.usage is not None
         choice = TextChoice(
-            text=self._echo + whole.text,
-            logprobs=self._written(self._shown(whole)),
-            finish_reason=finish_of(whole.finish_reason),
+            text=self._echo + delta.text,
+            logprobs=self._written(self._shown(delta)),
+            finish_reason=finish_of(delta.finish_reason),
         )
-        return self._chunk([choice], usage_of(whole.usage))
+        return self._chunk([choice], usage_of(delta.usage))
 
     def _shown(self, delta: Delta) -> tuple[TokenLogprob, ...]:
         return delta.prompt_logprobs[self._hidden :] + delta.logprobs
@@ -106,7 +113,7 @@ class TextWriter:
         return self._logprobs.write(tokens) if tokens else None
 
     def _chunk(self, choices: list[TextChoice], usage: Usage | UnsetType | None) -> TextCompletion:
-        return TextCompletion(**self._head, choices=choices, usage=usage)
+        return TextCompletion(**self.head, choices=choices, usage=usage)
 
 
 async def _tokens(

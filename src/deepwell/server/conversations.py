@@ -1,37 +1,47 @@
-"""From the body of a chat request to a conversation, with every rule about messages, tools and thinking."""
+"""From the body of a chat request to a conversation. What must hold of any conversation is in chat/rules.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import msgspec
 
-from deepwell.chat import Conversation, Message, Role, Tool, ToolCall
+from deepwell.chat import Call, Conversation, Message, Result, Role, Text, Thought, Tool
 from deepwell.chat.formats.base import Format
-from deepwell.errors import RequestError
-from deepwell.server.protocol import EFFORTS, ROLES, ChatMessage, ChatRequest, OfferedTool
-from deepwell.server.rules import shown
-
-MAX_DEPTH = 64
-"""How deep a schema or the arguments of a call may be nested."""
+from deepwell.chat.rules import Fields, check_thinking, settle
+from deepwell.errors import RequestError, shown
+from deepwell.server.protocol import ROLES, CalledTool, ChatMessage, ChatRequest, ContentPart, OfferedTool
 
 Choice = Literal["none", "auto", "required"] | Tool
 
 
-def conversation_of(asked: ChatRequest, format: Format) -> Conversation:
-    """The conversation that a request holds, for a model of `format`.
+class ChatFields(Fields):
+    """The fields of a chat request, whose texts, thoughts, calls and call ids lie apart."""
 
-    Text parts are joined by a blank line and results stand in the order of their calls. Raises RequestError naming the
-    field at fault.
+    def uses_tools(self, index: int, message: Message) -> str:
+        return self.message(index)
+
+
+FIELDS = ChatFields()
+
+
+def conversation_of(asked: ChatRequest, format: Format) -> Conversation:
+    """The conversation that a request holds, for a model of `format`, settled (see rules.py).
+
+    Raises RequestError naming the field at fault.
     """
     _check_pairs(asked)
     thinking, effort = _thinking(asked, format)
     tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(asked.tools or ()))
-    _check_names(tools)
-    choice = _choice(asked, tools, thinking, format)
-    messages = _in_call_order([_message(m, f"messages[{index}]", format) for index, m in enumerate(asked.messages)])
-    return Conversation(messages=messages, tools=tools, choice=choice, thinking=thinking, effort=effort)
+    told = Conversation(
+        messages=tuple(_message(message, f"messages[{index}]") for index, message in enumerate(asked.messages)),
+        tools=tools,
+        choice=_choice(asked, tools),
+        thinking=thinking,
+        effort=effort,
+    )
+    return settle(told, format, FIELDS)
 
 
 def texts_of(conversation: Conversation) -> list[str]:
@@ -59,21 +69,13 @@ def _thinking(asked: ChatRequest, format: Format) -> tuple[bool | None, str | No
         raise RequestError(
             f"thinking.type {shown(kind)} is unknown; allowed: enabled, disabled, adaptive", "thinking.type"
         )
-    effort = asked.reasoning_effort
-    if effort is not None and effort not in EFFORTS:
-        raise RequestError(
-            f"reasoning_effort {shown(effort)} is unknown; allowed: {', '.join(EFFORTS)}", "reasoning_effort"
-        )
-    if kind == "enabled" and format.thinks == "never":
-        raise RequestError("this model does not think; thinking.type may be disabled or adaptive", "thinking.type")
-    if kind == "disabled" and format.thinks == "always":
-        raise RequestError("this model always thinks; thinking.type may be enabled or adaptive", "thinking.type")
-    if effort == "none":
-        if format.thinks == "always":
-            raise RequestError("this model always thinks; reasoning_effort cannot be none", "reasoning_effort")
+    wanted = {"enabled": True, "disabled": False}.get(kind or "")
+    other = "disabled" if wanted else "enabled"
+    check_thinking(wanted, format, "thinking.type", f"thinking.type may be {other} or adaptive")
+    if asked.reasoning_effort == "none":
+        check_thinking(False, format, "reasoning_effort", "reasoning_effort cannot be none")
         return False, None
-    thinking = {"enabled": True, "disabled": False}.get(kind or "")
-    return thinking, None if effort is None else EFFORTS[effort]
+    return wanted, asked.reasoning_effort
 
 
 def _tool(tool: OfferedTool, where: str) -> Tool:
@@ -82,7 +84,6 @@ def _tool(tool: OfferedTool, where: str) -> Tool:
     function = tool.function
     if function is None:
         raise RequestError(f"{where}.function is missing; it needs at least a name", f"{where}.function")
-    _check_depth(function.parameters, f"{where}.function.parameters")
     return Tool(
         name=function.name,
         description=function.description,
@@ -91,193 +92,55 @@ def _tool(tool: OfferedTool, where: str) -> Tool:
     )
 
 
-def _check_names(tools: Sequence[Tool]) -> None:
-    names: dict[str, int] = {}
-    for index, tool in enumerate(tools):
-        if tool.name in names:
-            where = f"tools[{index}].function.name"
-            first = names[tool.name]
-            raise RequestError(f"{where}: tools[{first}] is called {shown(tool.name)} too; names are unique", where)
-        names[tool.name] = index
-
-
-def _choice(asked: ChatRequest, tools: Sequence[Tool], thinking: bool | None, format: Format) -> Choice:
+def _choice(asked: ChatRequest, tools: Sequence[Tool]) -> Choice:
     wanted = asked.tool_choice
-    choice: Choice = "auto"
-    if wanted in ("none", "auto", "required"):
-        choice = cast(Choice, wanted)
-    elif isinstance(wanted, str):
-        raise RequestError(
-            f"tool_choice {shown(wanted)} is unknown; allowed: none, auto, required, or an object naming a function",
-            "tool_choice",
-        )
-    elif wanted is not None:
-        name = wanted.function.name
-        found = next((tool for tool in tools if tool.name == name), None)
-        if wanted.type != "function" or found is None:
-            offered = ", ".join(tool.name for tool in tools[:8]) or "there is none"
+    if wanted is None:
+        return "auto"
+    if isinstance(wanted, str):
+        if wanted not in ("none", "auto", "required"):
             raise RequestError(
-                f"tool_choice names {shown(name)}, which is not a function in tools ({offered})", "tool_choice"
+                f"tool_choice {shown(wanted)} is unknown; allowed: none, auto, required, or an object naming a "
+                "function",
+                "tool_choice",
             )
-        choice = found
-    if tools and choice != "none" and not format.tools:
-        raise RequestError(f"prompt format {format.name} of this model has no tools; leave tools out", "tools")
-    forced = choice not in ("none", "auto")
-    if forced and not tools:
-        raise RequestError("tool_choice asks for a call, and tools offers none", "tool_choice")
-    if forced and (thinking or format.thinks == "always"):
-        raise RequestError("tool_choice cannot ask for a call while the model thinks; use auto", "tool_choice")
-    return choice
+        return cast(Choice, wanted)
+    name = wanted.function.name
+    found = next((tool for tool in tools if tool.name == name), None)
+    if wanted.type != "function" or found is None:
+        offered = ", ".join(tool.name for tool in tools[:8]) or "there is none"
+        raise RequestError(
+            f"tool_choice names {shown(name)}, which is not a function in tools ({offered})", "tool_choice"
+        )
+    return found
 
 
-def _message(message: ChatMessage, where: str, format: Format) -> Message:
-    role = message.role
+def _message(message: ChatMessage, where: str) -> Message:
+    role, thought = message.role, message.reasoning_content
     if role not in ROLES:
         raise RequestError(f"{where}.role: unknown role {shown(role)}; allowed: {', '.join(ROLES)}", f"{where}.role")
-    for field in ("reasoning_content", "tool_calls"):
-        if role != "assistant" and getattr(message, field):
-            raise RequestError(f"{where}.{field} is only allowed with role assistant", f"{where}.{field}")
-    if role == "tool" and message.tool_call_id is None:
-        field = f"{where}.tool_call_id"
-        raise RequestError(f"{field} is missing; a tool message says which call it answers", field)
-    if role != "tool" and message.tool_call_id is not None:
-        field = f"{where}.tool_call_id"
-        raise RequestError(f"{field} is only allowed with role tool", field)
-    calls = _calls(message, where)
-    if (calls or role == "tool") and not format.tools:
-        raise RequestError(f"{where}: prompt format {format.name} of this model has no tools", where)
-    if message.prefix and message.reasoning_content and format.thinks == "never":
-        field = f"{where}.reasoning_content"
-        raise RequestError(f"{field}: this model does not think, so it has no thought to continue", field)
-    if calls and message.prefix:
-        raise RequestError(f"{where}.prefix is not allowed together with tool_calls", f"{where}.prefix")
-    return Message(
-        cast(Role, role),
-        _content(message, where, optional=bool(calls or (message.prefix and message.reasoning_content))),
-        reasoning=message.reasoning_content,
-        calls=calls,
-        answers=message.tool_call_id,
-        prefix=bool(message.prefix),
-    )
+    texts = _texts(message.content, f"{where}.content")
+    said = texts if message.tool_call_id is None else (Result(message.tool_call_id, texts),)
+    thoughts = (Thought(thought),) if thought or (thought is not None and role == "assistant") else ()
+    calls = tuple(_call(call, f"{where}.tool_calls[{at}]") for at, call in enumerate(message.tool_calls or ()))
+    return Message(cast(Role, role), (*thoughts, *said, *calls), bool(message.prefix))
 
 
-def _content(message: ChatMessage, where: str, optional: bool) -> str:
-    content = message.content
+def _texts(content: str | list[ContentPart] | None, where: str) -> tuple[Text, ...]:
+    if content is None:
+        return ()
     if isinstance(content, str):
-        return content
-    if content is None and not optional:
-        or_calls = " or tool_calls" if message.role == "assistant" else ""
-        raise RequestError(
-            f"{where}.content{or_calls} is missing; content must be a text or a list of text parts", f"{where}.content"
-        )
-    texts = []
-    for index, part in enumerate(content or ()):
-        field = f"{where}.content[{index}]"
+        return (Text(content),)
+    for index, part in enumerate(content):
         if part.type != "text":
-            raise RequestError(f"{field}.type {shown(part.type)} is not supported; allowed: text", f"{field}.type")
+            field = f"{where}[{index}].type"
+            raise RequestError(f"{field} {shown(part.type)} is not supported; allowed: text", field)
         if part.text is None:
-            raise RequestError(f"{field}.text is missing", f"{field}.text")
-        texts.append(part.text)
-    return "\n\n".join(texts)
+            raise RequestError(f"{where}[{index}].text is missing", f"{where}[{index}].text")
+    return tuple(Text(part.text or "") for part in content) or (Text(""),)
 
 
-def _calls(message: ChatMessage, where: str) -> tuple[ToolCall, ...]:
-    calls: dict[str, ToolCall] = {}
-    for index, call in enumerate(message.tool_calls or ()):
-        field = f"{where}.tool_calls[{index}]"
-        if call.type != "function":
-            raise RequestError(f"{field}.type {shown(call.type)} is not supported; allowed: function", f"{field}.type")
-        if call.id in calls:
-            raise RequestError(f"{field}.id {shown(call.id)} is the id of another call in this message", f"{field}.id")
-        if not call.function.name:
-            raise RequestError(f"{field}.function.name is empty", f"{field}.function.name")
-        arguments = call.function.arguments if call.function.arguments.strip() else "{}"
-        _check_arguments(arguments, f"{field}.function.arguments")
-        calls[call.id] = ToolCall(name=call.function.name, arguments=arguments, id=call.id)
-    return tuple(calls.values())
-
-
-def _check_arguments(arguments: str, where: str) -> None:
-    """An object as JSON text."""
-    try:
-        value = msgspec.json.decode(arguments)
-    except RecursionError:
-        raise RequestError(f"{where} is nested too deeply", where) from None
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise RequestError(f"{where} must be the text of a JSON object: {error}", where) from None
-    if not isinstance(value, dict):
-        raise RequestError(f"{where} must be the text of a JSON object, not of {_kind(value)}", where)
-    _check_depth(value, where)
-
-
-def _check_depth(value: Any, where: str) -> None:
-    """Formats write JSON by recursion, which must end early enough."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]
-        if not level:
-            return
-    raise RequestError(f"{where} is nested deeper than {MAX_DEPTH} levels", where)
-
-
-def _inside(value: dict[str, Any] | list[Any]) -> Iterator[Any]:
-    return iter(value.values() if isinstance(value, dict) else value)
-
-
-def _kind(value: Any) -> str:
-    return (
-        "null"
-        if value is None
-        else {"list": "an array", "str": "a text", "bool": "a boolean"}.get(type(value).__name__, "a number")
-    )
-
-
-def _in_call_order(messages: list[Message]) -> tuple[Message, ...]:
-    """The messages, each run of results sorted into the order of the calls that they answer."""
-    ordered: list[Message] = []
-    open_calls: dict[str, int] = {}
-    results: dict[str, Message] = {}
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if message.role == "tool":
-            _check_result(message, f"{where}.tool_call_id", open_calls, results)
-            results[message.answers or ""] = message
-            continue
-        _check_answered(open_calls, results, where)
-        ordered += _sorted(results, open_calls)
-        open_calls = {call.id: number for number, call in enumerate(message.calls)}
-        results = {}
-        ordered.append(message)
-    _check_answered(open_calls, results, "messages")
-    return (*ordered, *_sorted(results, open_calls))
-
-
-def _sorted(results: dict[str, Message], open_calls: dict[str, int]) -> list[Message]:
-    return [results[id] for id in sorted(results, key=lambda id: open_calls[id])]
-
-
-def _check_result(message: Message, where: str, open_calls: dict[str, int], results: dict[str, Message]) -> None:
-    id = message.answers
-    if not open_calls:
-        raise RequestError(f"{where}: a tool message must follow an assistant message with tool_calls", where)
-    if id not in open_calls:
-        raise RequestError(
-            f"{where} {shown(id or '')} is no call of the assistant message before; its calls: {_listed(open_calls)}",
-            where,
-        )
-    if id in results:
-        raise RequestError(f"{where} {shown(id)} has been answered already by an earlier tool message", where)
-
-
-def _check_answered(open_calls: dict[str, int], results: dict[str, Message], where: str) -> None:
-    missing = [id for id in open_calls if id not in results]
-    if missing:
-        continues = "end" if where == "messages" else "goes on"
-        raise RequestError(
-            f"{where} {continues} before tool messages answered every call; missing: {_listed(missing)}", where
-        )
-
-
-def _listed(ids: Sequence[str] | dict[str, int]) -> str:
-    some = ", ".join(shown(id) for id in list(ids)[:4])
-    return some if len(ids) <= 4 else f"{some} and {len(ids) - 4} more"
+def _call(call: CalledTool, where: str) -> Call:
+    if call.type != "function":
+        raise RequestError(f"{where}.type {shown(call.type)} is not supported; allowed: function", f"{where}.type")
+    arguments = call.function.arguments
+    return Call(name=call.function.name, arguments=arguments if arguments.strip() else "{}", id=call.id)

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from deepwell import bounds
 from deepwell.bounds import words
+from deepwell.chat.conversation import EFFORTS
 from deepwell.engine.types import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS
 from deepwell.engine.validate import MAX_LISTED_TOKENS, MAX_STOP_CHARACTERS
 
@@ -21,17 +22,6 @@ MAX_INT = 2**31 - 1
 MAX_TOOLS = 128
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "latest_reminder")
-EFFORTS = {
-    "none": None,
-    "minimal": "low",
-    "low": "low",
-    "medium": "high",
-    "high": "high",
-    "xhigh": "xhigh",
-    "max": "max",
-    "ultra": "max",
-}
-"""What `reasoning_effort` may say, and what that means to a prompt format; None turns thinking off."""
 
 Role = Annotated[str, Meta(extra_json_schema={"enum": list(ROLES)})]
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]

@@ -1,16 +1,24 @@
-"""Response bodies of the completion endpoints, in DeepSeek's shape."""
+"""Response bodies and events of the completion endpoints, in DeepSeek's shape."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from deepwell.engine.types import FinishReason
 from deepwell.engine.types import Usage as TokenCounts
+from deepwell.server.errors import INTERNAL, ErrorBody, error_body
 
 Capability = Literal["completion", "chat", "tools", "thinking", "fim"]
 Finish = Literal["stop", "length", "tool_calls", "insufficient_system_resource"]
+
+
+def finish_of(reason: FinishReason) -> Finish:
+    """DeepSeek's word for why an answer ended."""
+    return "stop" if reason == "stop" else "length" if reason == "length" else "insufficient_system_resource"
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
@@ -149,6 +157,38 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     system_fingerprint: str
+
+
+class EventWriter:
+    """What the writers of both endpoints share (see Writer): server-sent events without names, and a last `[DONE]`.
+
+    `with_usage` adds a null usage to the events before the last; `usage_chunk` then repeats the usage in one more.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, head: Head, *, with_usage: bool = False, usage_chunk: bool = False) -> None:
+        self.head = msgspec.structs.asdict(head)
+        self.no_usage: UnsetType | None = None if with_usage else UNSET
+        self.usage_chunk = with_usage and usage_chunk
+
+    def event(self, data: msgspec.Struct) -> bytes:
+        return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+    def opening(self) -> Iterable[bytes]:
+        return ()
+
+    def ping(self) -> bytes:
+        return b": keep-alive\n\n"
+
+    def failed(self, error: str) -> bytes:
+        return self.event(self.failure(error))
+
+    def ended(self) -> bytes:
+        return b"data: [DONE]\n\n"
+
+    def failure(self, error: str) -> ErrorBody:
+        return error_body(error, INTERNAL)
 
 
 class ChatCompletion(Head, frozen=True, kw_only=True):

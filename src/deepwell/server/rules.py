@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from deepwell.engine.types import SamplingParams
-from deepwell.errors import RequestError
+from deepwell.errors import RequestError, shown
 from deepwell.server.protocol import MAX_INT, CompletionRequest, SamplingFields
 from deepwell.server.service import Service
 
@@ -87,9 +87,3 @@ def sampling_of(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
-
-
-def shown(value: str) -> str:
-    """A value in an error message, cut where it gets long."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

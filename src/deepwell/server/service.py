@@ -23,10 +23,10 @@ from deepwell.chat.replay import Replay
 from deepwell.engine.engine import AsyncEngine, Place, Stream
 from deepwell.engine.types import Request, SamplingParams
 from deepwell.errors import RequestError
+from deepwell.server.answers import while_there
 from deepwell.server.body import read_body
 from deepwell.server.metrics import Metrics
 from deepwell.server.replies import Head
-from deepwell.server.wire import while_there
 from deepwell.weights.tokenizer import Tokenizer
 
 B = TypeVar("B", bound=msgspec.Struct)

@@ -123,7 +123,7 @@ class SpecialIds:
 
 def prompt_ids(question: str, tokenizer: Tokenizer) -> list[int]:
     """What a model reads before it answers a question, in DeepSeek-V3's format."""
-    layout = DEEPSEEK_V3.layout(Conversation(messages=(Message("user", question),)))
+    layout = DEEPSEEK_V3.layout(Conversation(messages=(Message.of("user", question),)))
     ids: list[int] = []
     for part in layout:
         if isinstance(part, base.Token):

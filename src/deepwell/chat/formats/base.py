@@ -1,22 +1,17 @@
 """Prompt formats: how a conversation is laid out for a model that was trained on that layout.
 
-A layout is a list of texts and template tokens. Template tokens become their ids; everything between two of them is
-encoded at once as plain text, so what a user writes can never turn into a template token.
+A layout is a list of texts and template tokens; ../render.py makes token ids of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import groupby
 
 import msgspec
 
-from deepwell.chat.conversation import Conversation
+from deepwell.chat.conversation import Call, Conversation, Result, Text, Thought
 from deepwell.chat.reading import PlainReader, Reader
-from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
-
-BLANK_LINE = "\n\n"
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -48,7 +43,8 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer's own. `layout` gives the prompt, and raises RequestError for what the format cannot say. `reader` reads
     the answer to that prompt, knowing how it ended (in an open thought, in the middle of a call, ...).
     `thinks`: "never", "always", or "choice" if a conversation may say. `tools`: whether the format can offer tools.
-    `model_types` are the `model_type`s of config.json whose checkpoints were trained on it if they bring no template.
+    `parts` are the kinds of part that its messages may have. `model_types` are the `model_type`s of config.json whose
+    checkpoints were trained on it if they bring no template.
     """
 
     name: str
@@ -58,6 +54,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     ends: tuple[Token, ...] = ()
     thinks: str = "never"
     tools: bool = False
+    parts: tuple[type, ...] = (Text, Thought, Call, Result)
     model_types: tuple[str, ...] = ()
 
 
@@ -65,32 +62,3 @@ def lacks(format: Format, tokenizer: Tokenizer) -> tuple[str, ...]:
     """The template tokens that `format` cannot do without and `tokenizer` does not have."""
     needed = (mark for mark in format.marks if mark not in (BOS, EOS) and not mark.may_be_text)
     return tuple(mark.spelling for mark in needed if tokenizer.special(mark.spelling) is None)
-
-
-def splice(layout: Layout, format: str, tokenizer: Tokenizer) -> Iterator[int]:
-    """The ids of a layout: all texts between two tokens are encoded at once."""
-    known = (_as_text(part, tokenizer) for part in layout)
-    for is_text, parts in groupby(known, key=lambda part: isinstance(part, str)):
-        if is_text:
-            text = "".join(part for part in parts if isinstance(part, str))
-            yield from tokenizer.encode(text) if text else ()
-        else:
-            for part in parts:
-                assert not isinstance(part, str)
-                yield from _ids(part, format, tokenizer)
-
-
-def _as_text(part: str | Token, tokenizer: Tokenizer) -> str | Token:
-    lacking = isinstance(part, Token) and part.may_be_text and tokenizer.special(part.spelling) is None
-    return part.spelling if lacking and isinstance(part, Token) else part
-
-
-def _ids(token: Token, format: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    if token is BOS:
-        return () if tokenizer.bos is None else (tokenizer.bos,)
-    id = tokenizer.special(token.spelling)
-    if id is None and token is EOS:
-        return tokenizer.eos[:1]
-    if id is None:
-        raise RequestError(f"prompt format {format!r} needs the token {token.spelling}, which this model lacks")
-    return (id,)

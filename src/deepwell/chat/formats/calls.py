@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from deepwell.chat.conversation import Conversation, Message, Tool
+from deepwell.chat.conversation import BLANK_LINE, Conversation, Message, Tool
 from deepwell.chat.formats.base import Layout, Token
 from deepwell.errors import RequestError
 
@@ -28,18 +28,6 @@ def offered(conversation: Conversation) -> Sequence[Tool]:
     return () if conversation.choice == "none" else conversation.tools
 
 
-def forced(conversation: Conversation) -> bool:
-    """Whether the answer must be a call, which the prompt then opens."""
-    return bool(conversation.tools) and conversation.choice not in ("none", "auto")
-
-
-def check_forced(conversation: Conversation, thinking: bool) -> None:
-    """RequestError if a call is asked for where the prompt cannot open one."""
-    if forced(conversation) and (thinking or conversation.messages[-1].prefix):
-        why = "while the model thinks" if thinking else "together with prefix"
-        raise RequestError(f"tool_choice cannot ask for a call {why}; use auto", "tool_choice")
-
-
 def check_roles(conversation: Conversation, format: str, allowed: Sequence[str]) -> None:
     """RequestError for a message of a role that the format has no words for."""
     for index, message in enumerate(conversation.messages):
@@ -52,25 +40,7 @@ def check_roles(conversation: Conversation, format: str, allowed: Sequence[str])
 
 def system_text(messages: Sequence[Message]) -> str:
     """All system texts, joined by blank lines; where they stood is lost."""
-    return "\n\n".join(message.content for message in messages if message.role == "system")
-
-
-def in_call_order(messages: Sequence[Message]) -> Iterator[Message]:
-    """The messages without system ones, each run of results sorted into the order of the calls that they answer.
-
-    A result of an unknown call comes last.
-    """
-    order: dict[str | None, int] = {}
-    results: list[Message] = []
-    for message in messages:
-        if message.role == "tool":
-            results.append(message)
-        elif message.role != "system":
-            yield from sorted(results, key=lambda result: order.get(result.answers, len(order)))
-            results = []
-            order = {call.id: index for index, call in enumerate(message.calls)}
-            yield message
-    yield from sorted(results, key=lambda result: order.get(result.answers, len(order)))
+    return BLANK_LINE.join(message.content for message in messages if message.role == "system")
 
 
 def as_json(value: Any, indent: int | None = None) -> str:

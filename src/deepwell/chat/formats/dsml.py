@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from deepwell.chat.conversation import Conversation, Message, Tool, ToolCall
+from deepwell.chat.conversation import Call, Conversation, Message, Tool
 from deepwell.chat.formats.base import Layout, Token
 from deepwell.chat.reading.dsml import DsmlReader, Start
 from deepwell.errors import RequestError
@@ -70,29 +70,12 @@ def offered(conversation: Conversation) -> tuple[Tool, ...]:
     return () if conversation.choice == "none" else conversation.tools
 
 
-def must_call(conversation: Conversation) -> bool:
-    """Whether the prompt opens the block of calls. RequestError if thinking or a prefix are asked for beside that."""
-    if isinstance(conversation.choice, str) and conversation.choice != "required":
-        return False
-    if not offered(conversation):
-        raise RequestError("tool_choice 'required' needs tools to choose from", "tool_choice")
-    if conversation.thinking:
-        raise RequestError(
-            "this model cannot think before a call that tool_choice demands; use 'auto' or disable thinking",
-            "tool_choice",
-        )
-    last = conversation.messages[-1]
-    if last.prefix or last.task is not None:
-        raise RequestError("tool_choice cannot demand a call after a prefix or a task", "tool_choice")
-    return True
-
-
 def thinks(conversation: Conversation, by_habit: bool) -> bool:
     """Whether the answer begins with a thought. A demanded call rules it out, and the effort "none".
 
     A thought to continue asks for it where nothing else says a word.
     """
-    if must_call(conversation):
+    if conversation.must_call:
         return False
     last = conversation.messages[-1]
     if conversation.thinking is None:
@@ -104,7 +87,7 @@ def open_block(dialect: Dialect) -> Layout:
     yield from template(f"\n\n<｜DSML｜{dialect.block}>\n")
 
 
-def calls_text(calls: Sequence[ToolCall], dialect: Dialect) -> Layout:
+def calls_text(calls: Sequence[Call], dialect: Dialect) -> Layout:
     """The calls of a turn as a block, after a blank line; nothing if there are none."""
     if not calls:
         return
@@ -170,12 +153,6 @@ def _quoted(value: str | int | bool | None) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def in_call_order(results: Sequence[Message], calls: Sequence[ToolCall]) -> list[Message]:
-    """Tool results in the order of the calls they answer; those that answer none come last."""
-    order = {call.id: place for place, call in enumerate(calls)}
-    return sorted(results, key=lambda result: order.get(result.answers or "", len(order)))
-
-
 def tool_schemas(tools: Sequence[Tool], fields: Callable[[Tool], dict[str, Any]], dialect: Dialect) -> str:
     """What a model is told of its tools, one JSON object a line. RequestError if one is nested too deeply."""
     lines = []
@@ -208,7 +185,7 @@ def dsml_reader(conversation: Conversation, tokenizer: Tokenizer, thinking: bool
 
 def _start(conversation: Conversation, thinking: bool) -> Start:
     last = conversation.messages[-1]
-    if must_call(conversation):
+    if conversation.must_call:
         return Start.CALLS
     if last.task is not None:
         return Start.CONTENT

@@ -111,7 +111,7 @@ class _Stranger:
         head, found, _ = message.content.partition("</think>")
         if not found or self.thinks == "never" or message.role != "assistant" or message.prefix:
             return message
-        return Message(
+        return Message.of(
             "assistant",
             message.content.split("</think>")[-1].lstrip("\n"),
             reasoning=message.reasoning or head.split("<think>")[-1].strip("\n"),

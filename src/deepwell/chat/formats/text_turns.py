@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deepwell.chat.conversation import Conversation, Message
-from deepwell.chat.formats.base import BLANK_LINE, BOS, EOS, Format, Layout, Token
+from deepwell.chat.conversation import BLANK_LINE, Conversation, Message
+from deepwell.chat.formats.base import BOS, EOS, Format, Layout, Token
 from deepwell.chat.formats.calls import check_roles
 from deepwell.chat.reading import PlainReader, Reader
 from deepwell.weights.tokenizer import Tokenizer

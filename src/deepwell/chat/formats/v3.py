@@ -17,7 +17,7 @@ from functools import partial
 
 import msgspec
 
-from deepwell.chat.conversation import Conversation, Message, Tool
+from deepwell.chat.conversation import Conversation, Message, Tool, in_call_order
 from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
 from deepwell.chat.formats.calls import (
     CALL,
@@ -32,10 +32,7 @@ from deepwell.chat.formats.calls import (
     SEP,
     THINK,
     as_json,
-    check_forced,
     check_roles,
-    forced,
-    in_call_order,
     offered,
     system_text,
     tool_list,
@@ -61,13 +58,12 @@ class _Style(msgspec.Struct, frozen=True):
 
 def _layout(style: _Style, conversation: Conversation) -> Layout:
     check_roles(conversation, style.name, ROLES)
-    check_forced(conversation, style.thinks)
     yield BOS
     yield system_text(conversation.messages)
     if tools := offered(conversation):
         yield from style.tool_list(tools)
     before = ""
-    for message in in_call_order(conversation.messages):
+    for message in in_call_order(m for m in conversation.messages if m.role != "system"):
         if before == "tool" != message.role:
             yield END_OUTPUTS
         if message.role == "user":
@@ -108,7 +104,7 @@ def _opening(style: _Style, conversation: Conversation, before: str) -> Layout:
     if before != "tool":
         yield ASSISTANT
         yield from (THINK, "\n") if style.opens else ()
-    if forced(conversation):
+    if conversation.must_call:
         yield from (CALLS, CALL, *_called(conversation))
 
 
@@ -131,7 +127,7 @@ def _reader(style: _Style, conversation: Conversation, tokenizer: Tokenizer) -> 
         thinks=style.thinks,
         offered=bool(offered(conversation)),
         continues=last.prefix and bool(last.reasoning or last.content),
-        called=called if forced(conversation) else None,
+        called=called if conversation.must_call else None,
     )
 
 

@@ -7,7 +7,7 @@ continued turn keeps its thought.
 
 from __future__ import annotations
 
-from deepwell.chat.conversation import Conversation, Message, Tool
+from deepwell.chat.conversation import Conversation, Message, Tool, in_call_order
 from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
 from deepwell.chat.formats.calls import (
     CALL,
@@ -19,10 +19,7 @@ from deepwell.chat.formats.calls import (
     OUTPUT,
     SEP,
     THINK,
-    check_forced,
     check_roles,
-    forced,
-    in_call_order,
     offered,
     system_text,
     tool_list,
@@ -38,13 +35,12 @@ ROLES = ("system", "user", "assistant", "tool")
 
 def _layout(conversation: Conversation) -> Layout:
     check_roles(conversation, NAME, ROLES)
-    check_forced(conversation, thinking=bool(conversation.thinking))
     yield BOS
     yield system_text(conversation.messages)
     if tools := offered(conversation):
         yield from tool_list(tools, (CALL, "tool_call_name", SEP, "tool_call_arguments", END_CALL), _CHAINED)
     before = ""
-    for message in in_call_order(conversation.messages):
+    for message in in_call_order(m for m in conversation.messages if m.role != "system"):
         if message.role == "user":
             yield from (USER, message.content)
         elif message.role == "tool":
@@ -78,7 +74,7 @@ def _opening(conversation: Conversation, before: str) -> Layout:
     """What asks for the answer. After results the model goes on without a turn of its own, and does not think."""
     if before != "tool":
         yield from (ASSISTANT, THINK if conversation.thinking else END_THINK)
-    if forced(conversation):
+    if conversation.must_call:
         yield from (CALLS, CALL, *_called(conversation))
 
 
@@ -99,7 +95,7 @@ def _reader(conversation: Conversation, tokenizer: Tokenizer) -> Reader:
         thinking=thinks,
         offered=bool(offered(conversation)),
         continues=last.prefix and bool(last.reasoning or last.content),
-        called=called if forced(conversation) else None,
+        called=called if conversation.must_call else None,
     )
 
 

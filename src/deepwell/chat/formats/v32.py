@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from deepwell.chat.conversation import Conversation, Message, Tool, ToolCall
-from deepwell.chat.formats.base import ASSISTANT, BLANK_LINE, BOS, EOS, USER, Format, Layout, Token
+from deepwell.chat.conversation import BLANK_LINE, Conversation, Message, Tool, in_call_order
+from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
 from deepwell.chat.formats.dsml import (
     DSML,
     END_OF_THINK,
@@ -15,9 +15,7 @@ from deepwell.chat.formats.dsml import (
     V32,
     calls_text,
     dsml_reader,
-    in_call_order,
     in_thought,
-    must_call,
     offered,
     open_block,
     refuse_role,
@@ -63,11 +61,10 @@ _AFTER_SCHEMAS = "\n</functions>\n"
 
 
 def _layout(conversation: Conversation) -> Layout:
-    messages = conversation.messages
+    messages = in_call_order(conversation.messages)
     _check(messages)
     thinking = thinks(conversation, by_habit=False)
     asked = max((index for index, m in enumerate(messages) if m.role in ("user", "developer")), default=-1)
-    calls: tuple[ToolCall, ...] = ()
     header: Token | None = None
     yield BOS
     if messages[0].role != "system":
@@ -86,14 +83,14 @@ def _layout(conversation: Conversation) -> Layout:
             yield message.content
             yield from calls_text(message.calls, V32)
             yield from () if message.prefix else (EOS,)
-            calls, header = message.calls, None
+            header = None
         else:
-            yield from _results(in_call_order(turn, calls)) if message.role == "tool" else _asked(message)
+            yield from _results(turn) if message.role == "tool" else _asked(message)
             yield begin
             header = begin
     if not messages[-1].prefix:
         yield from () if header else (ASSISTANT, THINK if thinking else END_OF_THINK)
-        yield from open_block(V32) if must_call(conversation) else ()
+        yield from open_block(V32) if conversation.must_call else ()
 
 
 def _check(messages: Sequence[Message]) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from deepwell.chat.conversation import Conversation, Message, Tool, ToolCall
-from deepwell.chat.formats.base import ASSISTANT, BLANK_LINE, BOS, EOS, USER, Format, Layout, Token
+from deepwell.chat.conversation import BLANK_LINE, EFFORTS, Conversation, Message, Tool, in_call_order
+from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
 from deepwell.chat.formats.dsml import (
     DSML,
     END_OF_THINK,
@@ -16,9 +16,7 @@ from deepwell.chat.formats.dsml import (
     Dialect,
     calls_text,
     dsml_reader,
-    in_call_order,
     in_thought,
-    must_call,
     offered,
     open_block,
     refuse_role,
@@ -53,16 +51,6 @@ _EFFORTS = {
         "Do not stop reasoning until you have independently verified the solution from multiple angles and are "
         "certain that no assumption remains unchecked and no error remains undiscovered.\n\n"
     ),
-}
-_LEVELS = {
-    "none": "high",
-    "minimal": "low",
-    "low": "low",
-    "medium": "high",
-    "high": "high",
-    "xhigh": "high",
-    "max": "max",
-    "ultra": "max",
 }
 
 _TOOLS = """\
@@ -119,11 +107,8 @@ def check(messages: Sequence[Message]) -> None:
 
 
 def level(conversation: Conversation) -> str:
-    """How long to think: low, high or max. RequestError for an effort of another name."""
-    effort = "high" if conversation.effort is None else conversation.effort
-    if effort not in _LEVELS:
-        raise RequestError(f"reasoning_effort {effort!r} is unknown; allowed: {', '.join(_LEVELS)}", "reasoning_effort")
-    return _LEVELS[effort]
+    """How long to think, if at all: low, high or max."""
+    return EFFORTS[conversation.effort or "high"] or "high"
 
 
 def tools_text(conversation: Conversation, dialect: Dialect) -> Layout:
@@ -145,13 +130,12 @@ def turns(conversation: Conversation, messages: Sequence[Message], dialect: Dial
     """All turns and the beginning of the answer. `joined` gives the texts of adjacent user messages as parts."""
     thinking = thinks(conversation, by_habit=True)
     keeps = thinking and bool(offered(conversation))
-    calls: tuple[ToolCall, ...] = ()
     task = None
-    for turn in _turns(messages):
+    for turn in _turns(in_call_order(messages)):
         first = turn[0]
         if first.role in ("user", "tool"):
             yield USER
-            yield BLANK_LINE.join(_user_parts(turn, calls, joined))
+            yield BLANK_LINE.join(_user_parts(turn, joined))
             task = turn[-1].task
             yield from _task(task, thinking)
         elif first.role == "assistant":
@@ -161,13 +145,13 @@ def turns(conversation: Conversation, messages: Sequence[Message], dialect: Dial
             yield first.content
             yield from calls_text(first.calls, dialect)
             yield from () if first.prefix else (EOS,)
-            calls, task = first.calls or calls, None
+            task = None
         else:
             yield LATEST_REMINDER if first.role == "latest_reminder" else SYSTEM
             yield first.content
     if not messages or not (messages[-1].prefix or task):
         yield from (ASSISTANT, THINK if thinking else END_OF_THINK)
-        yield from open_block(dialect) if must_call(conversation) else ()
+        yield from open_block(dialect) if conversation.must_call else ()
 
 
 def _turns(messages: Sequence[Message]) -> Iterator[list[Message]]:
@@ -183,10 +167,10 @@ def _turns(messages: Sequence[Message]) -> Iterator[list[Message]]:
         yield turn
 
 
-def _user_parts(turn: Sequence[Message], calls: Sequence[ToolCall], joined: Joined) -> Iterator[str]:
+def _user_parts(turn: Sequence[Message], joined: Joined) -> Iterator[str]:
     for role, run in groupby(turn, key=lambda message: message.role):
         if role == "tool":
-            yield from (f"<tool_result>{result.content}</tool_result>" for result in in_call_order(list(run), calls))
+            yield from (f"<tool_result>{result.content}</tool_result>" for result in run)
         else:
             yield from joined([message.content for message in run])
 

@@ -27,9 +27,10 @@ class Content(msgspec.Struct, frozen=True):
 
 
 class CallBegin(msgspec.Struct, frozen=True):
-    """A tool call begins; calls are numbered in the order in which they begin."""
+    """A tool call begins; calls are numbered in the order in which they begin. Who keeps the call gives it an `id`."""
 
     name: str
+    id: str = ""
 
 
 class CallArguments(msgspec.Struct, frozen=True):

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from deepwell.chat.reading.base import CallArguments, CallBegin, Content, Marked, Piece, Reasoning
-from deepwell.chat.reading.marks import Mark, Marks
+from deepwell.chat.reading.marks import END_THINK, THINK, Mark, Marks
 from deepwell.weights.tokenizer import Tokenizer
 
-THINK, END_THINK = "<think>", "</think>"
 CALLS, END_CALLS = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL, SEP, END_CALL = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 OUTPUTS = tuple(f"<｜tool▁{what}▁{side}｜>" for what in ("outputs", "output") for side in ("begin", "end"))

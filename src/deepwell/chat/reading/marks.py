@@ -1,4 +1,4 @@
-"""Template tokens in an answer, whether they come as ids or, for tokenizers that lack them, as text."""
+"""Template tokens in an answer, as ids or, for tokenizers that lack them, as text; and the thoughts between them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import msgspec
 
 from deepwell.chat.reading.base import Marked
 from deepwell.weights.tokenizer import Tokenizer
+
+THINK, END_THINK = "<think>", "</think>"
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -57,6 +59,32 @@ class Marks:
     def _first(self, text: str) -> tuple[int, Mark] | None:
         places = ((text.find(mark.spelling), mark) for mark in self._spelled)
         return min(((at, mark) for at, mark in places if at >= 0), key=lambda place: place[0], default=None)
+
+
+class ThoughtMeter:
+    """Tells thoughts apart from the answer by the tokens around them, as they are sampled.
+
+    An answer thinks if its prompt ends in an open thought, or if it opens one with its first token. `thinking` is
+    whether it does now, `tokens` how many tokens it thought so far, those around the thought left out.
+    """
+
+    def __init__(self, prompt: Sequence[int], tokenizer: Tokenizer) -> None:
+        self._open, self._close = tokenizer.special(THINK), tokenizer.special(END_THINK)
+        marks = (id for id in reversed(prompt) if id in (self._open, self._close))
+        self.thinking = self._open is not None and next(marks, None) == self._open
+        self.tokens = 0
+        self._first = True
+
+    def push(self, ids: Iterable[int]) -> list[bool]:
+        """Take more of the answer; for each of its tokens, whether it belongs to a thought, its marks included."""
+        thoughts: list[bool] = []
+        for id in ids:
+            closes = self.thinking and id == self._close
+            thoughts.append(self.thinking or (self._first and id == self._open))
+            self.tokens += self.thinking and not closes
+            self.thinking = thoughts[-1] and not closes
+            self._first = False
+        return thoughts
 
 
 def begun(text: str, mark: str) -> int:
