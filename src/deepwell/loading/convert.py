@@ -100,7 +100,7 @@ def write_packed(path: Path, out: Path, dtype: DType, progress: Progress, import
     source = open_source(path)
     weighted = read_importance(importance, source.config) if importance else None
     kept, total = storages(source, dtype), packed_size(source, dtype)
-    with PackedWriter(out, source.config, label(source, dtype), source.fingerprint) as writer:
+    with PackedWriter(out, source.config, label(source, dtype), source.sample) as writer:
         for param in (*source.params, *source.further):
             writer.add(param, kept[param.key], pack(source, param, kept[param.key], weighted))
             source.release()

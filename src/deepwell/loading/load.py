@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.errors import CheckpointError, ConfigError
+from deepwell.loading.identity import Identity
 from deepwell.loading.machine import default_threads, free_memory, inspect_machine, limited_by_container
 from deepwell.loading.memory import check_memory, default_blocks, memory_need
-from deepwell.loading.pack import DType, label, pack, storage, storages
+from deepwell.loading.pack import DType, label, pack_all, storage, storages
 from deepwell.loading.pack_cache import PackCache, Wanted
 from deepwell.model.accounting import Accounting, account
 from deepwell.model.config import ModelConfig
@@ -92,16 +92,15 @@ class NativeRunner:
         self.blocks = blocks or default_blocks(config, self.context, left, self.kv_bytes, mtp=mtp)
         self.context = min(self.context, self.blocks * BLOCK_TOKENS)
         self.vocab_size = config.vocab
-        salt = source.fingerprint + f"{self.dtype} {self.cache_dtype} {config.cache_width}".encode()
-        self.fingerprint = hashlib.blake2b(salt, digest_size=16).digest()
         weighted = read_importance(importance, config) if importance else None
-        self.handles: dict[str, Any] = {}
-        for param in (*source.params, *(source.further if mtp else ())):
-            self.handles[param.key] = pack(source, param, self.kept[param.key], weighted)
-            source.release()
+        params = (*source.params, *(source.further if mtp else ()))
+        self.packed = pack_all(source, params, self.kept, weighted)
+        self.handles = self.packed.handles
         recorder, decoder = native.Recorder(), Decoder(config, self.handles)
         self._plan = recorder.finish(decoder.logits(recorder, decoder.hidden(recorder)))
         widths = config.cache_widths(int(mtp))
+        identity = Identity(config, self.packed.contents, tuple(widths), self.cache_dtype, native.KERNELS)
+        self.fingerprint = identity.digest
         self._cache = native.Cache(widths, self.blocks, self.cache_dtype == "bfloat16")
         self.further: NativeFurther | None = NativeFurther(decoder, self._cache) if mtp else None
 

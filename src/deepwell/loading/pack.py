@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Literal, cast, get_args
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.errors import CheckpointError, ConfigError
+from deepwell.loading.identity import Contents
 from deepwell.model.params import Param
 from deepwell.ops import native
 from deepwell.ops.base import MlaShape
 from deepwell.weights.chunks import RELEASE_EVERY
+from deepwell.weights.digests import Digests
 from deepwell.weights.gguf.checkpoint import gguf_name
 from deepwell.weights.gguf.ggml_types import BY_NAME
 from deepwell.weights.importance import QUERY
+from deepwell.weights.packed import parts_of
 from deepwell.weights.quantize import quantise_int4
 from deepwell.weights.source import Source
 
@@ -69,9 +72,42 @@ def _kept_of(ggml_type: str) -> native.Storage:
     return cast(native.Storage, _GGML.get(ggml_type, ggml_type))
 
 
+class Packed(NamedTuple):
+    """Parameters by key: handles of the native backend, and what they hold."""
+
+    handles: dict[str, Any]
+    contents: Contents
+
+
+def pack_all(
+    source: Source, params: Iterable[Param], kept: Mapping[str, native.Storage], importance: Importance | None = None
+) -> Packed:
+    """Pack `params` one after the other. Contents are hashed beside it, or taken from a packed file's header."""
+    handles: dict[str, Any] = {}
+    hashed: dict[str, list[tuple[str, Callable[[], str]]]] = {}
+    with closing(Digests()) as digests:
+        for param in params:
+            handle = handles[param.key] = pack(source, param, kept[param.key], importance)
+            source.release()
+            parts = parts_of(handle)
+            recorded = source.digests(param) if _is_ready(source, param, kept[param.key], importance) else ()
+            found = list(map(_known, recorded)) or [digests.start(raw) for _, raw in parts]
+            hashed[param.key] = [(name, digest) for (name, _), digest in zip(parts, found, strict=True)]
+        contents = {key: tuple((name, digest()) for name, digest in parts) for key, parts in hashed.items()}
+    return Packed(handles, contents)
+
+
+def _known(digest: str) -> Callable[[], str]:
+    return lambda: digest
+
+
+def _is_ready(source: Source, param: Param, kept: native.Storage, importance: Importance | None) -> bool:
+    return kept == source.source_dtype(param) and not (importance and kept == "int4")
+
+
 def pack(source: Source, param: Param, kept: native.Storage, importance: Importance | None = None) -> Any:
     """One parameter as a handle of the native backend: mapped where the file is packed so, else filled by tensor."""
-    if kept == source.source_dtype(param) and not (importance and kept == "int4"):
+    if _is_ready(source, param, kept, importance):
         ready = source.packed(param)
         if ready is not None:
             return ready
@@ -149,7 +185,7 @@ def _pack_kv_b(source: Source, param: Param, kept: native.Storage, importance: I
         return packed
     packed = native.KvB(*sizes, kept)
     for head, w in enumerate(_heads(source.pieces(param), shape.nope + shape.value)):
-        if kept != "int4" or not importance:
+        if kept != "int4" or not importance or param.key not in importance:  # of prediction modules there is none
             packed.fill(head, w)
             continue
         transposed = np.ascontiguousarray(w[: shape.nope].T)

@@ -48,6 +48,9 @@ Storage = Literal[
 ]  # fmt: skip
 MOST_CACHED_WIDTH = 1024
 """Values of a head, at most, in a bfloat16 cache."""
+KERNELS = 1
+"""Version of the results: raise it with any change, here or in native/, that alters a bit of a key, a value or a logit.
+Cached keys and values, and seeds, of other versions are then no longer taken for this one's."""
 FLOATS: tuple[Storage, ...] = ("float32", "bfloat16", "float16")
 Vector = _native.Vector
 

@@ -97,8 +97,8 @@ class GgufCheckpoint:
         return _FLOATS.get(dtype, dtype)
 
     @property
-    def fingerprint(self) -> bytes:
-        """16 bytes that name this model: its config and, of every tensor, name, type, shape and first values."""
+    def sample(self) -> bytes:
+        """16 bytes to look copies up by: config and, of every tensor, name, type, shape and first values."""
         digest = hashlib.blake2b(msgspec.json.encode(self.config), digest_size=16)
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
@@ -156,6 +156,9 @@ class GgufCheckpoint:
 
     def packed(self, param: Param) -> None:
         return None
+
+    def digests(self, param: Param) -> tuple[str, ...]:
+        return ()
 
     def release(self) -> None:
         """Let go of the mapped pages that were read."""

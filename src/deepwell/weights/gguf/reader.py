@@ -84,7 +84,7 @@ class GgufTensor:
         return GgufTensor(self.file, f"{self.name}[{index}]", self._type, self.shape[1:], part)
 
     def sample(self) -> bytes:
-        """The first kilobyte as stored: enough to tell two models of one shape apart."""
+        """The first kilobyte as stored: enough to look a copy up by, never to name the tensor."""
         return self._raw[:1024].tobytes()
 
 
