@@ -203,6 +203,7 @@ void bind_program(nb::module_& m) {
       .def("select", &Program::select, "x"_a)
       .def("finish", &Program::finish, "logits"_a, "further"_a)
       .def_prop_ro("logits_width", &Program::logits_width)
+      .def("bytes", &Program::bytes, "rows"_a, "wanted"_a)
       .def("run", &run, "tokens"_a.noconvert(), "positions"_a.noconvert(), "sequence"_a.noconvert(),
            "block_table"_a.noconvert(), "selected"_a.noconvert(), "cache"_a, "inputs"_a);
 }

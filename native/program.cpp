@@ -386,6 +386,12 @@ int Program::logits_width() const {
   return buffers_[logits_].width;
 }
 
+size_t Program::bytes(int rows, int wanted) const {
+  const size_t selected = selected_floats_ + logits_width();
+  require(rows >= 0 && wanted >= 0 && wanted <= rows, "a step has 0 rows or more, and selects none or some of them");
+  return sizeof(float) * (row_floats_ * rows + selected * wanted);
+}
+
 void Program::check_cache(const Cache& cache) const {
   for (const LayerUse& use : layers_) {
     const auto& widths = cache.layer_widths();

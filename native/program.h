@@ -116,6 +116,8 @@ class Program {
   // `further` are results that `run` copies out too, of all rows or of the selected ones.
   void finish(View logits, const std::vector<View>& further = {});
   int logits_width() const;
+  // Bytes of the arena and the logits for a step of `rows` rows, `wanted` of them selected.
+  size_t bytes(int rows, int wanted) const;
   const std::vector<View>& inputs() const { return inputs_; }
   const std::vector<View>& further() const { return further_; }
 

@@ -132,6 +132,7 @@ class Program:
     @property
     def logits_width(self) -> int: ...
     def run(
+    def bytes(self, rows: int, wanted: int) -> int: ...
         self,
         tokens: NDArray[Any],
         positions: NDArray[Any],

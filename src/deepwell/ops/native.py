@@ -114,6 +114,10 @@ class Plan:
         self._program = program
 
     @property
+    def bytes(self, rows: int, wanted: int) -> int:
+        """Bytes of the arena and the logits for a step of `rows` rows, `wanted` of them selected."""
+        return self._program.bytes(rows, wanted)
+
     def logits_width(self) -> int:
         return self._program.logits_width
 
