@@ -356,3 +356,15 @@ def test_broken_gguf_files(damage: Any, said: str, tmp_path: Path) -> None:
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(CheckpointError, match=said):
         prepare(file, "safetensors")
+
+
+def test_a_gguf_file_says_the_type_of_most_weights(tmp_path: Path) -> None:
+    """One tensor of float32, though it is the largest, makes no float32 model."""
+    folder = saved("llama", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    embedding = "model.embed_tokens.weight"
+    assert max(weights, key=lambda name: weights[name].numel()) in (embedding, "lm_head.weight")
+    mixed = {name: value if name == embedding else value.bfloat16() for name, value in weights.items()}
+    save_file(mixed, folder / "model.safetensors")
+    made = GgufCheckpoint(convert(folder, tmp_path / "x.gguf"))
+    assert (made.stored, made.metadata["general.file_type"]) == ("bfloat16", 32)

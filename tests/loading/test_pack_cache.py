@@ -210,6 +210,21 @@ def test_a_scarce_disk_is_a_warning(
     assert list(cache.folder.iterdir()) == []
 
 
+def test_a_scarce_disk_costs_no_copy_that_is_there(
+    model: Path, cache: PackCache, told: Told, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What would have to leave for the new copy stays, where the disk has no place for it even then."""
+    _, old = load_and_store(model, cache)
+    cache.limit = packed_size(open_source(model), "bfloat16") + pack_cache._OVERHEAD + 1000
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    loaded = load(model, cache, "bfloat16")
+    assert loaded.uncached is not None
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert cache.store(loaded.uncached, loaded.runner.packed, threading.Event()) is None
+    assert "of disk are free" in told[0]
+    assert list(cache.folder.iterdir()) == [old]
+
+
 def test_a_disk_that_fills_up_is_a_warning(
     model: Path, cache: PackCache, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:

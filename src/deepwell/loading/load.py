@@ -17,7 +17,7 @@ from deepwell.errors import CheckpointError, ConfigError
 from deepwell.loading.identity import Identity
 from deepwell.loading.machine import default_threads, free_memory, inspect_machine, limited_by_container
 from deepwell.loading.memory import check_memory, default_blocks, memory_need
-from deepwell.loading.pack import DType, label, pack_all, storage, storages
+from deepwell.loading.pack import DType, is_quantised, label, pack_all, storages
 from deepwell.loading.pack_cache import PackCache, Wanted
 from deepwell.model.accounting import Accounting, account
 from deepwell.model.config import ModelConfig
@@ -72,7 +72,7 @@ class NativeRunner:
         config = source.config
         self.dtype = label(source, dtype)
         self.kept = storages(source, dtype)
-        self.cache_dtype = cache_dtype_for(config, cache_dtype, storage(dtype, source.stored))
+        self.cache_dtype = cache_dtype_for(config, cache_dtype, is_quantised(source.params, self.kept))
         self.kv_bytes = 2 if self.cache_dtype == "bfloat16" else 4
         self.context = _context(config, context)
         machine = inspect_machine()
@@ -241,8 +241,8 @@ def model_name(folder: Path) -> str:
     return "deepwell" if folder == embedded_path() else whole.name
 
 
-def cache_dtype_for(config: ModelConfig, asked: str, kept: native.Storage) -> CacheDType:
-    """bfloat16 beside quantised weights, where the kernels allow it; float32 beside floats, to stay exact."""
+def cache_dtype_for(config: ModelConfig, asked: str, quantised: bool) -> CacheDType:
+    """bfloat16 beside weights that are mostly `quantised`, where the kernels allow it; else float32, to stay exact."""
     if asked not in get_args(CacheDType):
         raise ConfigError(f"cache_dtype is {asked!r}; allowed are {', '.join(get_args(CacheDType))}")
     shape = config.attention
@@ -256,7 +256,7 @@ def cache_dtype_for(config: ModelConfig, asked: str, kept: native.Storage) -> Ca
             f"{native.MOST_CACHED_WIDTH}; this model needs float32"
         )
     if asked == "auto":
-        return "bfloat16" if possible and kept not in native.FLOATS else "float32"
+        return "bfloat16" if possible and quantised else "float32"
     return "float32" if asked == "float32" else "bfloat16"
 
 

@@ -134,20 +134,26 @@ class PackCache:
         return self.folder / f"{wanted.name}.deepwell"
 
     def _make_room(self, need: int) -> bool:
-        """Remove the least recently used copies until `need` bytes are within the limit; False if disk is scarce."""
+        """Remove the least recently used copies until `need` bytes are within the limit.
+
+        False, and nothing is removed, if even without them the disk is scarce.
+        """
         used = [(file, file.stat()) for file in self.folder.glob("*.deepwell")]
-        total = sum(about.st_size for _, about in used) + need
+        total, leaving = sum(about.st_size for _, about in used) + need, []
         for file, about in sorted(used, key=lambda entry: entry[1].st_mtime_ns):
             if total <= self.limit:
                 break
-            file.unlink(missing_ok=True)
+            leaving.append(file)
             total -= about.st_size
-        free = shutil.disk_usage(self.folder).free
+        gained = sum(about.st_size for file, about in used if file in leaving)
+        free = shutil.disk_usage(self.folder).free + gained
         if need > free / 2:  # a cache leaves the disk to those who need it
             self._warn(
                 f"no packed copy is kept: it takes {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB of disk are free"
             )
             return False
+        for file in leaving:
+            file.unlink(missing_ok=True)
         return True
 
     def _remove_leftovers(self) -> None:

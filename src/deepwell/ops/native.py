@@ -17,7 +17,7 @@ instruction set gives the same bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 from deepwell import _native
 from deepwell._native import Cache, Matrix, View, available_isas, isa, set_isa, set_threads, threads
 from deepwell.ops.base import Batch, GqaShape, IndexShape, MlaShape, Rotation, Routing
+from deepwell.ops.storages import FLOATS, Storage
 
 __all__ = [
+    "FLOATS",
     "Cache",
     "KvB",
     "Matrix",
@@ -42,16 +44,11 @@ __all__ = [
     "vector",
 ]
 
-Storage = Literal[
-    "float32", "bfloat16", "float16", "int8", "int4", "q4_1", "q5_0", "q5_1",
-    "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
-]  # fmt: skip
 MOST_CACHED_WIDTH = 1024
 """Values of a head, at most, in a bfloat16 cache."""
 KERNELS = 1
 """Version of the results: raise it with any change, here or in native/, that alters a bit of a key, a value or a logit.
 Cached keys and values, and seeds, of other versions are then no longer taken for this one's."""
-FLOATS: tuple[Storage, ...] = ("float32", "bfloat16", "float16")
 Vector = _native.Vector
 
 
@@ -114,12 +111,12 @@ class Plan:
         self._program = program
 
     @property
+    def logits_width(self) -> int:
+        return self._program.logits_width
+
     def bytes(self, rows: int, wanted: int) -> int:
         """Bytes of the arena and the logits for a step of `rows` rows, `wanted` of them selected."""
         return self._program.bytes(rows, wanted)
-
-    def logits_width(self) -> int:
-        return self._program.logits_width
 
     def run(self, batch: Batch, cache: Cache) -> NDArray[np.float32]:
         """Extend the cache by the batch's tokens and return logits_LV. Raises ValueError for a bad batch."""

@@ -24,7 +24,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -36,6 +36,7 @@ from deepwell.model.config import ModelConfig, check_config
 from deepwell.model.params import Param, param_specs
 from deepwell.ops import native
 from deepwell.ops.base import MlaShape
+from deepwell.ops.storages import OF_GGML, STORAGES
 from deepwell.weights.digests import Digests
 from deepwell.weights.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer, TokenizerState
 
@@ -50,9 +51,9 @@ _MAGIC = b"DEEPWELL"
 _PREAMBLE = struct.Struct("<8sIIQQ32s")
 _CHUNK = 8 << 20
 """Bytes of one write. Whole multiples of 2 MiB let the system keep the file in huge pages."""
-_STORAGES = frozenset(get_args(native.Storage))
+_STORAGES = frozenset(STORAGES)
 _DIGEST = re.compile("[0-9a-f]{64}")
-_STORED = _STORAGES | {"q8_0", "q4_0"}
+_STORED = _STORAGES | OF_GGML.keys()
 
 Shape = tuple[int, int, int, bool]
 """Count, rows, columns and pairs of a packed matrix."""

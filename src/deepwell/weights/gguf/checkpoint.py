@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from deepwell.errors import CheckpointError
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import Param, param_specs
+from deepwell.ops.storages import GGML_FLOATS
 from deepwell.weights.chunks import chunks
 from deepwell.weights.gguf.config import model_config
 from deepwell.weights.gguf.ggml_types import values_in
@@ -56,7 +58,6 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(\w+)")
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(\w+)_proj")
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _UNUSED = ("rope_freqs.weight",)
-_FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def gguf_name(source: str) -> tuple[str, int | None]:
@@ -93,8 +94,11 @@ class GgufCheckpoint:
     @property
     def stored(self) -> str:
         """float32, float16, bfloat16 or the name of a ggml type."""
-        dtype = max(self.tensors.values(), key=lambda t: values_in(t.shape)).dtype
-        return _FLOATS.get(dtype, dtype)
+        values: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            values[tensor.dtype] += values_in(tensor.shape)
+        dtype = values.most_common(1)[0][0]
+        return GGML_FLOATS.get(dtype, dtype)
 
     @property
     def sample(self) -> bytes:

@@ -7,8 +7,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deepwell.errors import CheckpointError
-from deepwell.model.config import MOST_CHOSEN, WIDEST_INDEX, IndexConfig, MlaConfig, ModelConfig, MoeConfig
+from deepwell.errors import CheckpointError, ConfigError
+from deepwell.model.config import (
+    MOST_CHOSEN,
+    WIDEST_INDEX,
+    IndexConfig,
+    MlaConfig,
+    ModelConfig,
+    MoeConfig,
+    check_config,
+)
 from deepwell.model.rope import RopeConfig, yarn_mscale
 from deepwell.ops.base import Routing
 from deepwell.weights.gguf.reader import GgufFile, GgufTensor
@@ -37,7 +45,7 @@ def model_config(file: GgufFile) -> ModelConfig:
     moe = _moe(keys, layers) if arch.startswith("deepseek") else None
     sigmoid = moe is not None and moe.routing.scoring == "sigmoid"
     everywhere = keys.has("blk.0.attn_output.bias")
-    return ModelConfig(
+    config = ModelConfig(
         family="deepseek_v32" if index else ("deepseek_v3" if sigmoid else "deepseek_v2") if mla else arch,
         vocab=keys.tensor("token_embd.weight").shape[0],
         hidden=hidden,
@@ -60,6 +68,11 @@ def model_config(file: GgufFile) -> ModelConfig:
         interleaved=arch in ("llama", "deepseek"),
         index=index,
     )
+    try:
+        check_config(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{file.files[0]}: its metadata describe no model that can run: {error}") from None
+    return config
 
 
 class _Keys:
