@@ -20,7 +20,7 @@ from test_block_fp8 import publish
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepwell.errors import CheckpointError, ConfigError
-from deepwell.loading.convert import Target, prepare, target_of
+from deepwell.loading.convert import Target, as_hugging_face, prepare, target_of
 from deepwell.loading.load import NativeRunner
 from deepwell.model.config_json import config_json
 from deepwell.ops.base import Batch
@@ -31,7 +31,6 @@ from deepwell.weights.gguf.layout import as_gguf
 from deepwell.weights.gguf.metadata import architecture
 from deepwell.weights.gguf.tokenizer import SPLITS
 from deepwell.weights.gguf.vocabulary import split_name, tokenizer_metadata
-from deepwell.weights.outgoing import as_hugging_face
 from deepwell.weights.source import Source, open_source
 from deepwell.weights.tokenizer import Tokenizer
 from fakes import write_tiny_tokenizer
@@ -323,7 +322,7 @@ def test_a_family_that_gguf_is_not_written_for() -> None:
 
 
 def test_two_tensors_of_one_name() -> None:
-    source = open_source(embedded_path())
+    source = Checkpoint(embedded_path())
     tensors = as_hugging_face(source)
     with pytest.raises(CheckpointError, match=r"two tensors of the source would be called output_norm\.weight"):
         as_gguf(source.config, [*tensors, next(t for t in tensors if t.name == "model.norm.weight")])

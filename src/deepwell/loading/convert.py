@@ -19,19 +19,20 @@ from deepwell.weights.checkpoint import Checkpoint, read_config
 from deepwell.weights.encode import ENCODERS, fits
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from deepwell.weights.gguf.folder import folder_files
-from deepwell.weights.gguf.layout import as_gguf, gguf_type
+from deepwell.weights.gguf.keys import General, TokenizerKey
+from deepwell.weights.gguf.layout import as_gguf, gguf_type, of_gguf
 from deepwell.weights.gguf.metadata import architecture, model_metadata, rope_freqs
 from deepwell.weights.gguf.vocabulary import tokenizer_metadata
 from deepwell.weights.gguf.writer import gguf_size, write_gguf
 from deepwell.weights.importance import read_importance
-from deepwell.weights.outgoing import Outgoing, as_hugging_face
+from deepwell.weights.outgoing import Outgoing, as_stored
 from deepwell.weights.packed import PackedWriter, Progress
 from deepwell.weights.safetensors_writer import safetensors_size, write_safetensors
 from deepwell.weights.source import Source, open_source
 
 Target = Literal["packed", "gguf", "safetensors"]
 
-_FLOATS = {long: short for short, long in GGML_FLOATS.items()}
+_FLOATS: dict[str, str] = {GGML_FLOATS[name]: name for name in ENCODERS if name in GGML_FLOATS}
 _BLOCKS = tuple(name for name in ENCODERS if name not in GGML_FLOATS)
 ALLOWED: Mapping[Target, tuple[str, ...]] = {
     "packed": get_args(DType),
@@ -119,8 +120,8 @@ def _gguf(source: Checkpoint | GgufCheckpoint, kind: str) -> Prepared:
     if isinstance(source, GgufCheckpoint):
         if kind == "auto":
             raise ConfigError(f"{source.path} is a GGUF file already; say with --dtype what to make of its weights")
-        tokenizer = {key: value for key, value in source.metadata.items() if key.startswith("tokenizer.")}
-        name = source.metadata.get("general.name")
+        tokenizer = {key: value for key, value in source.metadata.items() if key.startswith(TokenizerKey.PREFIX)}
+        name = source.metadata.get(General.NAME)
     else:
         tokenizer = tokenizer_metadata(source.path, source.config.vocab)
         name = source.path.resolve().name
@@ -161,6 +162,11 @@ def _folder(source: Checkpoint | GgufCheckpoint, kind: str, shard_bytes: int) ->
             (out / name).write_bytes(content)
 
     return Prepared(safetensors_size(planned) + beside + _MARGIN, write)
+
+
+def as_hugging_face(source: Checkpoint | GgufCheckpoint, *, extra: bool = False) -> list[Outgoing]:
+    """A model's tensors as a Hugging Face checkpoint has them. With `extra`, also those that Deepwell does not read."""
+    return as_stored(source, extra=extra) if isinstance(source, Checkpoint) else of_gguf(source)
 
 
 def _float_now(tensor: Outgoing) -> str:

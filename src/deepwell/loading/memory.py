@@ -135,7 +135,8 @@ def check_memory(
     raise ConfigError(
         f"not enough memory: the model needs {_gb(need.total)} as {dtype} ({_gb(need.weights)} of weights, "
         f"{_gb(need.cache)} of KV cache for {need.tokens} tokens, {_gb(max(need.reading, need.activations))} to read "
-        f"tensors and to compute {rows} tokens at a time), and {_gb(free_bytes)} are free{' within the limit of this container' * container}; "
+        f"tensors and to compute {rows} tokens at a time), and {_gb(free_bytes)} are free"
+        f"{' within the limit of this container' * container}; "
         + (f"it would need {others}: " if others else "")
         + (f"use --dtype {fits[0]}" if fits else "no format that Deepwell keeps weights in would fit")
     )

@@ -15,16 +15,18 @@ from deepwell.model.params import Param
 from deepwell.ops import native
 from deepwell.ops.base import MlaShape
 from deepwell.ops.storages import OF_GGML
-from deepwell.options import Dtype as DType
+from deepwell.options import Dtype
 from deepwell.weights.chunks import RELEASE_EVERY
 from deepwell.weights.digests import Digests
-from deepwell.weights.gguf.checkpoint import gguf_name
 from deepwell.weights.gguf.ggml_types import BY_NAME
+from deepwell.weights.gguf.names import gguf_name
 from deepwell.weights.importance import QUERY
 from deepwell.weights.packed import parts_of
 from deepwell.weights.quantize import quantise_int4
 from deepwell.weights.source import Source
 
+DType = Dtype
+"""What may be asked for; `auto` keeps what a file holds."""
 Importance = Mapping[str, NDArray[np.float32]]
 
 

@@ -22,10 +22,9 @@ from deepwell.weights.chunks import chunks
 from deepwell.weights.explain import AGAIN, decided_by, no_config, no_weights, stranger
 from deepwell.weights.json_files import read_json, read_object
 from deepwell.weights.mapping import maps_behind, release
-from deepwell.weights.safetensors import Tensor, read
+from deepwell.weights.safetensors import TYPES, Tensor, read
 from deepwell.weights.tokenizer import Tokenizer
 
-_STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8", "F8_E5M2": "float8"}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -72,7 +71,7 @@ class Checkpoint:
         sizes: Counter[str] = Counter()
         for param in self.params:
             for source in param.sources:
-                sizes[_STORED[self.tensors[source].dtype]] += param.size // len(param.sources)
+                sizes[TYPES[self.tensors[source].dtype].name] += param.size // len(param.sources)
         return sizes.most_common(1)[0][0]
 
     @property
