@@ -12,10 +12,10 @@ import time
 from statistics import median
 
 from deepwell.engine import EngineConfig, EngineCore, Request, SamplingParams
-from deepwell.engine.speculation.speculator import Mode
 from deepwell.loading.load import LoadedModel, load_model
+from deepwell.options import Speculate
 
-WAYS: list[tuple[Mode, int]] = [("off", 1), ("lookup", 3), ("mtp", 1), ("mtp", 3), ("auto", 3)]
+WAYS: list[tuple[Speculate, int]] = [("off", 1), ("lookup", 3), ("mtp", 1), ("mtp", 3), ("auto", 3)]
 ROUNDS, TOKENS = 3, 256
 REPETITIVE = "".join(
     f"    def get_{name}(self):\n        return self.{name}\n\n" for name in ("left", "right", "value")

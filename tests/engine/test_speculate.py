@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from deepwell.engine import Delta, EngineConfig, EngineCore, Request, SamplingParams
 from deepwell.engine.scheduler import SequenceState
-from deepwell.engine.speculation.speculator import Mode
 from deepwell.errors import ConfigError
+from deepwell.options import Speculate
 from fake_further import FakeFurther
 from fakes import EOS, FakeRunner, reply, tiny_tokenizer
 
@@ -44,7 +44,7 @@ def ticking(seed: int = 0) -> Iterator[float]:
         yield now
 
 
-def make_core(runner: FakeRunner, speculate: Mode, **config: object) -> EngineCore:
+def make_core(runner: FakeRunner, speculate: Speculate, **config: object) -> EngineCore:
     return EngineCore(runner, TOKENIZER, EngineConfig(speculate=speculate, **config), clock=ticking().__next__)
 
 
@@ -147,7 +147,7 @@ def some_requests(draw: st.DrawFn) -> list[Request]:
 )
 @settings(max_examples=80)
 def test_no_answer_changes(
-    requests: list[Request], mode: Mode, draft_tokens: int, blocks: int, budget: int, max_running: int
+    requests: list[Request], mode: Speculate, draft_tokens: int, blocks: int, budget: int, max_running: int
 ) -> None:
     """Batches, chunks, prefix hits, preemption, stops, penalties, EOS, limits: all as without speculation."""
     runner = make_runner(blocks=blocks)
@@ -191,7 +191,7 @@ def test_any_guesses_at_all(requests: list[Request], source: random.Random, most
 
 @pytest.mark.parametrize("mode", ["lookup", "mtp"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_right_guesses_save_steps(mode: Mode, temperature: float) -> None:
+def test_right_guesses_save_steps(mode: Speculate, temperature: float) -> None:
     r = request("a", prompt_of(1, 100), max_tokens=200, temperature=temperature, seed=1, ignore_eos=True)
     core = make_core(make_runner(), mode)
     answer = serve(core, [r])["a"]
@@ -207,7 +207,7 @@ def test_right_guesses_save_steps(mode: Mode, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("mode", ["lookup", "mtp"])
-def test_a_second_answer_from_the_cache(mode: Mode) -> None:
+def test_a_second_answer_from_the_cache(mode: Speculate) -> None:
     """Prefix hits on blocks whose tokens were guesses once; the module's cache is found there too."""
     r = request("a", prompt_of(1, 100), max_tokens=200, temperature=0.0, ignore_eos=True)
     runner = make_runner()
@@ -316,7 +316,7 @@ def test_a_failing_drafter_ends_the_guessing_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("mode", ["lookup", "mtp"])
-def test_abort_in_the_middle(mode: Mode) -> None:
+def test_abort_in_the_middle(mode: Speculate) -> None:
     runner = make_runner()
     core = make_core(runner, mode)
     other = request("b", prompt_of(2, 70), max_tokens=60, temperature=0.0, ignore_eos=True)

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 from safetensors.torch import load_file, save_file
 
-from deepwell.engine.speculation.speculator import Mode
 from deepwell.errors import CheckpointError, ConfigError
 from deepwell.loading import load, machine
 from deepwell.loading.load import load_model
@@ -17,6 +16,7 @@ from deepwell.loading.pack import storage
 from deepwell.model import account, preset
 from deepwell.model.config import MlaConfig, MoeConfig
 from deepwell.ops.base import Routing
+from deepwell.options import Speculate
 from deepwell.weights import embedded_path
 
 V3 = msgspec.structs.replace(
@@ -127,7 +127,7 @@ def without_module(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("speculate", "loaded"), [("off", False), ("lookup", False), ("mtp", True), ("auto", True)])
-def test_the_prediction_module_is_loaded_where_it_may_be_used(speculate: Mode, loaded: bool) -> None:
+def test_the_prediction_module_is_loaded_where_it_may_be_used(speculate: Speculate, loaded: bool) -> None:
     assert (load_model(blocks=2, speculate=speculate).runner.further is not None) == loaded
 
 
