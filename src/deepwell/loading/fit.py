@@ -108,7 +108,10 @@ def fit(config: ModelConfig, precision: str, free_bytes: int, kept: Mapping[str,
     tokens = 0
     if need.total <= free_bytes:
         try:
-            tokens = default_blocks(config, config.context, free_bytes - need.weights, kv_bytes) * BLOCK_TOKENS
+            tokens = (
+                default_blocks(config, config.context, free_bytes - need.weights - need.activations, kv_bytes)
+                * BLOCK_TOKENS
+            )
         except ConfigError:  # a cache of one block does not fit
             tokens = 0
     return Fit(

@@ -88,7 +88,8 @@ class NativeRunner:
             kept=self.kept if source.is_blocks else None,
             container=limited_by_container(machine),
         )
-        left = free - memory_need(config, self.dtype, mtp=mtp, kept=self.kept).weights
+        need = memory_need(config, self.dtype, mtp=mtp, kept=self.kept)
+        left = free - need.weights - need.activations
         self.blocks = blocks or default_blocks(config, self.context, left, self.kv_bytes, mtp=mtp)
         self.context = min(self.context, self.blocks * BLOCK_TOKENS)
         self.vocab_size = config.vocab

@@ -5,7 +5,7 @@ time of change of its bytes (mtime) and of anything about it (ctime), beside how
 the version of the format. It says where a copy may be, never what a model is: the identity is made of the digests in
 the copy (identity.py). A byte changed behind the samples is noticed because ctime changes with every write, and no
 program can set it as it can set mtime; what is not noticed is a write to the disk below the file system, or one with
-the clock set back to the same nanosecond. The price is that a model copied elsewhere is packed anew.
+the clock set back to the same nanosecond. The price is that files copied or renamed are packed anew.
 
 What a name promises is checked when a copy is opened; a copy that does not keep it is removed. The least recently used
 copies go when a new one would exceed the limit. Failing to write is a warning, never an error: the model is loaded
