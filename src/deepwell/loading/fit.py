@@ -108,10 +108,8 @@ def fit(config: ModelConfig, precision: str, free_bytes: int, kept: Mapping[str,
     tokens = 0
     if need.total <= free_bytes:
         try:
-            tokens = (
-                default_blocks(config, config.context, free_bytes - need.weights - need.activations, kv_bytes)
-                * BLOCK_TOKENS
-            )
+            left = free_bytes - need.weights - need.activations
+            tokens = default_blocks(config, config.context, left, kv_bytes) * BLOCK_TOKENS
         except ConfigError:  # a cache of one block does not fit
             tokens = 0
     return Fit(

@@ -1,7 +1,9 @@
-"""What is written as GGUF and read again is what it was: the config, the tensors' layout, the tokenizer."""
+"""What is written and read again is what it was: a GGUF file's config, layout and tokenizer, and safetensors."""
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +18,15 @@ from deepwell.ops.base import Routing
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from deepwell.weights.gguf.layout import as_gguf, of_gguf
 from deepwell.weights.gguf.metadata import model_metadata, rope_freqs
+from deepwell.weights.gguf.reader import GgufFile
+from deepwell.weights.gguf.tokenizer import tokenizer_from
+from deepwell.weights.gguf.vocabulary import tokenizer_metadata
 from deepwell.weights.gguf.writer import write_gguf
 from deepwell.weights.outgoing import Outgoing
+from deepwell.weights.safetensors import TYPES, read
+from deepwell.weights.safetensors_writer import write_safetensors
+from deepwell.weights.tokenizer import Tokenizer
+from fakes import SPECIALS, write_tiny_tokenizer
 
 
 def silent(done: int, total: int) -> None:
@@ -133,3 +142,46 @@ def test_config_and_layout_come_back(config: ModelConfig, tmp_path_factory: pyte
     for tensor in tensors:
         assert back[tensor.name].shape == tensor.shape
         np.testing.assert_array_equal(whole(back[tensor.name]), whole(tensor))
+
+
+@settings(max_examples=10)
+@given(vocab=st.integers(270, 330), specials=st.integers(2, len(SPECIALS)), text=st.text(max_size=60))
+def test_a_tokenizer_comes_back(vocab: int, specials: int, text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
+    write_tiny_tokenizer(folder, vocab, SPECIALS[:specials])
+    wanted, file = Tokenizer.load(folder), folder / "tokenizer.gguf"
+    metadata = tokenizer_metadata(folder, wanted.vocab_size + 3)
+    write_gguf(file, {"general.architecture": "llama"} | metadata, [], silent, lambda: None)
+    got = tokenizer_from(GgufFile(file))
+    assert (got.bos, got.eos, got.template) == (wanted.bos, wanted.eos, wanted.template)
+    assert got.encode(text) == wanted.encode(text)
+    assert list(map(got.token_bytes, range(wanted.vocab_size))) == list(
+        map(wanted.token_bytes, range(wanted.vocab_size))
+    )
+    assert list(map(got.special, SPECIALS)) == list(map(wanted.special, SPECIALS))
+
+
+@settings(max_examples=25)
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3), min_size=1, max_size=8),
+    kinds=st.lists(st.sampled_from(["f32", "f16", "bf16"]), min_size=8, max_size=8),
+    most=st.integers(1, 4000),
+)
+def test_safetensors_come_back(
+    shapes: list[list[int]], kinds: list[str], most: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """In as many shards as it takes; whole numbers up to 99 are exact in every type."""
+    folder = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
+    rng, planned, values = np.random.default_rng(0), [], {}
+    for number, shape in enumerate(shapes):
+        name = f"tensor.{number}"
+        whole_numbers = values[name] = rng.integers(-99, 99, shape).astype(np.float32)
+        rows = whole_numbers.reshape(-1, shape[-1] if len(shape) > 1 else 1)
+        tensor = Outgoing(name, tuple(shape), "f32", lambda begin, end, rows=rows: rows[begin:end])
+        planned.append((tensor, kinds[number]))
+    write_safetensors(folder, planned, most, silent, lambda: None)
+    back = {name: tensor for shard in folder.glob("*.safetensors") for name, tensor in read(shard).items()}
+    assert back.keys() == values.keys()
+    for (tensor, kind), wanted in zip(planned, values.values(), strict=True):
+        assert TYPES[back[tensor.name].dtype].ggml == kind
+        np.testing.assert_array_equal(back[tensor.name].float32(), wanted)
