@@ -2,9 +2,9 @@
 
     python benchmarks/before_after.py OLD/.venv/bin/deepwell NEW/.venv/bin/deepwell [MODEL ...] --rounds 5
 
-OLD and NEW are checkouts with an environment of their own (`make .venv/.core`). Without MODEL, the embedded one. Each round
-runs `deepwell bench --json` once with each build, the order changing every round. Prints a Markdown table of medians and
-of the median of the rounds' ratios.
+OLD and NEW are of checkouts with an environment each (`make .venv/.core`). Without MODEL, the embedded one. Each round
+runs `deepwell bench --json` once with each build, the order changing every round. Prints a Markdown table of medians,
+and of the median of the rounds' ratios.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from transformers import __version__ as transformers_version
 
 from deepwell.chat import FORMATS
 from deepwell.model.published import Published, published
-from deepwell.weights.gguf.config import ARCHITECTURES
+from deepwell.weights.gguf.keys import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "models.md"
@@ -132,7 +132,7 @@ def _cells(row: Row, own: list[Mapping[str, Any]], measured: list[Mapping[str, A
     yield row.name
     yield ", ".join(_shortened(model.name) for model in models)
     kinds = "float32, float16, bfloat16" + (", block FP8" if any(m.stored == "float8" for m in models) else "")
-    yield f"safetensors ({kinds})" + (f"; GGUF (`{row.gguf}`)" if row.gguf in ARCHITECTURES else "")
+    yield f"safetensors ({kinds})" + (f"; GGUF (`{row.gguf}`)" if row.gguf in ARCHITECTURES.values() else "")
     yield ", ".join(dict.fromkeys(r["reference"] for r in own))
     yield f"{max(r['error'] for r in own):.1e}"
     formats = [FORMATS[name] for name in row.formats if name in FORMATS]

@@ -193,25 +193,6 @@ void put_iq4_xs(const uint8_t* from, uint8_t* block, int r) {
 
 }  // namespace
 
-BlockSize block_size(Storage storage) {
-  switch (storage) {
-    case Storage::kInt8: return {32, 34};
-    case Storage::kInt4: return {32, 18};
-    case Storage::kQ4_1: return {32, 20};
-    case Storage::kQ5_0: return {32, 22};
-    case Storage::kQ5_1: return {32, 24};
-    case Storage::kQ2K: return {256, 84};
-    case Storage::kQ3K: return {256, 110};
-    case Storage::kQ4K: return {256, 144};
-    case Storage::kQ5K: return {256, 176};
-    case Storage::kQ6K: return {256, 210};
-    case Storage::kIq4Nl: return {32, 18};
-    case Storage::kIq4Xs: return {256, 136};
-    case Storage::kMxfp4: return {32, 17};
-    default: return {0, 0};
-  }
-}
-
 bool finite_scales(Storage s, const uint8_t* block) {
   if (s == Storage::kMxfp4) return block[0] <= 252;  // 12 * 2^(252 - 128) is the last that float32 holds
   const int at = s == Storage::kQ2K ? 80 : s == Storage::kQ3K ? 108 : s == Storage::kQ6K ? 208 : 0;

@@ -4,13 +4,6 @@
 
 namespace deepwell {
 
-// Columns and bytes of a block as ggml stores it; {0, 0} for storages that have none.
-struct BlockSize {
-  int cols;
-  size_t bytes;
-};
-BlockSize block_size(Storage storage);
-
 // Whether the scales of one ggml block are finite numbers, and with them every value it can hold.
 bool finite_scales(Storage storage, const uint8_t* block);
 

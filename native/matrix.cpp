@@ -164,21 +164,18 @@ size_t tile_bytes_of(Storage s, int cols) {
   return round_up(cols, kGroup) * kLanes * (s == Storage::kFloat32 ? 4 : 2);
 }
 
-const char* const kNames[kStorages] = {"float32", "bfloat16", "float16", "int8", "int4", "q4_1",   "q5_0",   "q5_1",
-                                       "q2_k",    "q3_k",     "q4_k",    "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4"};
-
 }  // namespace
 
 Storage parse_storage(const std::string& name) {
   std::string names;
   for (int i = 0; i < kStorages; ++i) {
-    if (name == kNames[i]) return static_cast<Storage>(i);
-    names += (i ? ", " : "") + std::string(kNames[i]);
+    if (name == kStorageTable[i].name) return static_cast<Storage>(i);
+    names += (i ? ", " : "") + std::string(kStorageTable[i].name);
   }
   fail("storage '" + name + "' is unknown; allowed: " + names);
 }
 
-const char* storage_name(Storage storage) { return kNames[static_cast<int>(storage)]; }
+const char* storage_name(Storage storage) { return kStorageTable[static_cast<int>(storage)].name; }
 
 size_t Matrix::packed_bytes(int count, int rows, int cols, Storage storage, bool pairs) {
   require(count > 0 && rows > 0 && cols > 0, "a matrix needs a count, rows and columns of at least 1");

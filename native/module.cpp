@@ -5,6 +5,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "isa.h"
@@ -285,6 +286,14 @@ NB_MODULE(_native, m) {
     nb::gil_scoped_release release;
     return checksum(bytes.data(), bytes.size());
   }, "bytes"_a, "A 64-bit sum of bytes that finds damage, not forgery; computed by all threads.");
+  m.def("storages", [] {
+    std::vector<std::tuple<std::string, double, int, size_t>> all;
+    for (int i = 0; i < kStorages; ++i) {
+      const BlockSize block = kStorageTable[i].ggml;
+      all.emplace_back(kStorageTable[i].name, bits_per_weight(static_cast<Storage>(i)), block.cols, block.bytes);
+    }
+    return all;
+  }, "Of each storage, in order: name, bits per weight, columns and bytes of the ggml block of the same values.");
   bind_limits(m);
   bind_data(m);
   bind_program(m);

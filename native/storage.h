@@ -23,11 +23,6 @@
 
 namespace deepwell {
 
-enum class Storage : int {
-  kFloat32, kBfloat16, kFloat16, kInt8, kInt4, kQ4_1, kQ5_0, kQ5_1, kQ2K, kQ3K, kQ4K, kQ5K, kQ6K, kIq4Nl, kIq4Xs, kMxfp4,
-};
-constexpr int kStorages = 16;
-
 enum class Scales : int { kNone, kHalf, kHalfMin, kExponent, kSub, kSubMin };
 enum class Levels : int { kLinear, kIq4, kFp4 };
 
@@ -50,26 +45,57 @@ struct Codes {
   constexpr size_t tile_bytes(size_t cols) const { return (cols + block() - 1) / block() * block_bytes(); }
 };
 
-// The codes of each storage; float storages have none.
-constexpr Codes codes_of(Storage s) {
-  switch (s) {
-    case Storage::kInt8: return {8, 32, Scales::kHalf, 128, Levels::kLinear};
-    case Storage::kInt4: return {4, 32, Scales::kHalf, 8, Levels::kLinear};
-    case Storage::kQ4_1: return {4, 32, Scales::kHalfMin, 0, Levels::kLinear};
-    case Storage::kQ5_0: return {5, 32, Scales::kHalf, 16, Levels::kLinear};
-    case Storage::kQ5_1: return {5, 32, Scales::kHalfMin, 0, Levels::kLinear};
-    case Storage::kQ2K: return {2, 16, Scales::kSubMin, 0, Levels::kLinear};
-    case Storage::kQ3K: return {3, 16, Scales::kSub, 4, Levels::kLinear};
-    case Storage::kQ4K: return {4, 32, Scales::kSubMin, 0, Levels::kLinear};
-    case Storage::kQ5K: return {5, 32, Scales::kSubMin, 0, Levels::kLinear};
-    case Storage::kQ6K: return {6, 16, Scales::kSub, 32, Levels::kLinear};
-    case Storage::kIq4Nl: return {4, 32, Scales::kHalf, 128, Levels::kIq4};
-    case Storage::kIq4Xs: return {4, 32, Scales::kSub, 128, Levels::kIq4};
-    case Storage::kMxfp4: return {4, 32, Scales::kExponent, 128, Levels::kFp4};
-    default: return {0, 32, Scales::kNone, 0, Levels::kLinear};
-  }
-}
+// The list of storages, the only one in C++ (src/deepwell/ops/storages.py is Python's): enumerator, name, then its codes
+// (float storages have none), then columns and bytes of the ggml block that holds the same values (none for floats).
+// A new one needs a line here and, in blocks.cpp, the way its blocks are read.
+#define DEEPWELL_STORAGES(S) \
+  S(kFloat32,  "float32",  0, 32, kNone,     0,   kLinear, 0,   0)   \
+  S(kBfloat16, "bfloat16", 0, 32, kNone,     0,   kLinear, 0,   0)   \
+  S(kFloat16,  "float16",  0, 32, kNone,     0,   kLinear, 0,   0)   \
+  S(kInt8,     "int8",     8, 32, kHalf,     128, kLinear, 32,  34)  \
+  S(kInt4,     "int4",     4, 32, kHalf,     8,   kLinear, 32,  18)  \
+  S(kQ4_1,     "q4_1",     4, 32, kHalfMin,  0,   kLinear, 32,  20)  \
+  S(kQ5_0,     "q5_0",     5, 32, kHalf,     16,  kLinear, 32,  22)  \
+  S(kQ5_1,     "q5_1",     5, 32, kHalfMin,  0,   kLinear, 32,  24)  \
+  S(kQ2K,      "q2_k",     2, 16, kSubMin,   0,   kLinear, 256, 84)  \
+  S(kQ3K,      "q3_k",     3, 16, kSub,      4,   kLinear, 256, 110) \
+  S(kQ4K,      "q4_k",     4, 32, kSubMin,   0,   kLinear, 256, 144) \
+  S(kQ5K,      "q5_k",     5, 32, kSubMin,   0,   kLinear, 256, 176) \
+  S(kQ6K,      "q6_k",     6, 16, kSub,      32,  kLinear, 256, 210) \
+  S(kIq4Nl,    "iq4_nl",   4, 32, kHalf,     128, kIq4,    32,  18)  \
+  S(kIq4Xs,    "iq4_xs",   4, 32, kSub,      128, kIq4,    256, 136) \
+  S(kMxfp4,    "mxfp4",    4, 32, kExponent, 128, kFp4,    32,  17)
+
+#define DEEPWELL_ENUMERATOR(e, ...) e,
+enum class Storage : int { DEEPWELL_STORAGES(DEEPWELL_ENUMERATOR) };
+#undef DEEPWELL_ENUMERATOR
+
+// Columns and bytes of a block as ggml stores it; {0, 0} for storages that have none.
+struct BlockSize {
+  int cols;
+  size_t bytes;
+};
+
+struct StorageEntry {
+  const char* name;
+  Codes codes;
+  BlockSize ggml;
+};
+#define DEEPWELL_ENTRY(e, name, bits, group, scales, zero, levels, cols, bytes) \
+  {name, {bits, group, Scales::scales, zero, Levels::levels}, {cols, bytes}},
+constexpr StorageEntry kStorageTable[] = {DEEPWELL_STORAGES(DEEPWELL_ENTRY)};
+#undef DEEPWELL_ENTRY
+constexpr int kStorages = sizeof(kStorageTable) / sizeof(kStorageTable[0]);
+
+constexpr Codes codes_of(Storage s) { return kStorageTable[static_cast<int>(s)].codes; }
+constexpr BlockSize block_size(Storage s) { return kStorageTable[static_cast<int>(s)].ggml; }
 constexpr bool quantised(Storage s) { return codes_of(s).bits != 0; }
+// Bits that a weight takes, scales included.
+constexpr double bits_per_weight(Storage s) {
+  const Codes c = codes_of(s);
+  if (!quantised(s)) return s == Storage::kFloat32 ? 32 : 16;
+  return 8.0 * static_cast<double>(c.block_bytes()) / (16 * c.block());
+}
 
 // Levels of the 4-bit tables, plus 128. kIq4: ggml's non-linear quantiser. kFp4: twice the values of E2M1.
 constexpr uint8_t kIq4Levels[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};

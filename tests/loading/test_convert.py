@@ -21,7 +21,7 @@ from test_block_fp8 import publish
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepwell.errors import CheckpointError, ConfigError
-from deepwell.loading.convert import Target, prepare, target_of
+from deepwell.loading.convert import Target, as_hugging_face, prepare, target_of
 from deepwell.loading.load import NativeRunner
 from deepwell.model.config_json import config_json
 from deepwell.ops.base import Batch
@@ -32,7 +32,6 @@ from deepwell.weights.gguf.layout import as_gguf
 from deepwell.weights.gguf.metadata import architecture
 from deepwell.weights.gguf.tokenizer import SPLITS
 from deepwell.weights.gguf.vocabulary import split_name, tokenizer_metadata
-from deepwell.weights.outgoing import as_hugging_face
 from deepwell.weights.source import Source, open_source
 from deepwell.weights.tokenizer import Tokenizer
 from fakes import write_tiny_tokenizer
@@ -328,7 +327,7 @@ def test_a_family_that_gguf_is_not_written_for() -> None:
 
 
 def test_two_tensors_of_one_name() -> None:
-    source = open_source(embedded_path())
+    source = Checkpoint(embedded_path())
     tensors = as_hugging_face(source)
     with pytest.raises(CheckpointError, match=r"two tensors of the source would be called output_norm\.weight"):
         as_gguf(source.config, [*tensors, next(t for t in tensors if t.name == "model.norm.weight")])
@@ -361,3 +360,15 @@ def test_broken_gguf_files(damage: Any, said: str, tmp_path: Path) -> None:
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(CheckpointError, match=said):
         prepare(file, "safetensors")
+
+
+def test_a_gguf_file_says_the_type_of_most_weights(tmp_path: Path) -> None:
+    """One tensor of float32, though it is the largest, makes no float32 model."""
+    folder = saved("llama", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    embedding = "model.embed_tokens.weight"
+    assert max(weights, key=lambda name: weights[name].numel()) in (embedding, "lm_head.weight")
+    mixed = {name: value if name == embedding else value.bfloat16() for name, value in weights.items()}
+    save_file(mixed, folder / "model.safetensors")
+    made = GgufCheckpoint(convert(folder, tmp_path / "x.gguf"))
+    assert (made.stored, made.metadata["general.file_type"]) == ("bfloat16", 32)

@@ -14,6 +14,7 @@ from deepwell.loading.load import load_model
 from deepwell.loading.memory import check_memory, default_blocks, memory_need
 from deepwell.loading.pack import storage
 from deepwell.model import account, preset
+from deepwell.model.accounting import activation_bytes
 from deepwell.model.config import MlaConfig, MoeConfig
 from deepwell.ops.base import Routing
 from deepwell.options import Speculate
@@ -55,10 +56,25 @@ def test_a_model_too_large_names_what_would_fit() -> None:
     with pytest.raises(ConfigError) as told:
         check_memory(V3, "bfloat16", 800 * 10**9, container=True)
     assert str(told.value) == (
-        "not enough memory: the model needs 1342.3 GB as bfloat16 (1342.3 GB of weights, 72.0 MB of KV cache for 512 "
-        "tokens, 5.2 MB to read its tensors), and 800.0 GB are free within the limit of this container; it "
-        "would need as int8 713.4 GB (fits), as int4 377.9 GB (fits): use --dtype int8"
+        "not enough memory: the model needs 1342.9 GB as bfloat16 (1342.3 GB of weights, 72.0 MB of KV cache for 512 "
+        "tokens, 0.6 GB to read tensors and to compute 512 tokens at a time), and 800.0 GB are free within the limit "
+        "of this container; it would need as int8 713.9 GB (fits), as int4 378.5 GB (fits): use --dtype int8"
     )
+
+
+def test_what_a_step_computes_counts() -> None:
+    """By the rows of a step, and not beside the tensors being read: those are gone before the first step."""
+    need = memory_need(V3, "int4")
+    assert need.activations == activation_bytes(V3, "int4", rows=512, scored=128) > need.reading
+    assert need.total == need.weights + need.cache + need.activations
+    less, more = (memory_need(V3, "int4", rows=rows, scored=8) for rows in (8, 4096))
+    assert less.activations < need.activations < more.activations
+    assert memory_need(V3, "int4", rows=1).activations < less.activations
+    check_memory(V3, "int4", need.total)
+    with pytest.raises(ConfigError, match="to compute 4096 tokens at a time"):
+        check_memory(V3, "int4", need.total, rows=4096)
+    tiny = preset("tiny")
+    assert memory_need(tiny, "int8", mtp=True).activations > 2 * memory_need(tiny, "int8").activations
 
 
 def test_the_cache_asked_for_counts() -> None:

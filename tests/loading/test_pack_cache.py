@@ -20,6 +20,7 @@ from deepwell.loading.pack import DType
 from deepwell.loading.pack_cache import PackCache, Wanted, cache_folder, storing
 from deepwell.ops.base import Batch
 from deepwell.weights import embedded_path
+from deepwell.weights.digests import Digests
 from deepwell.weights.packed import PackedModel, PackedWriter
 from deepwell.weights.source import open_source
 
@@ -53,7 +54,7 @@ def load(folder: Path, cache: PackCache, dtype: DType = "int8") -> LoadedModel:
 def load_and_store(folder: Path, cache: PackCache, dtype: DType = "int8") -> tuple[LoadedModel, Path]:
     model = load(folder, cache, dtype)
     assert model.uncached is not None
-    file = cache.store(model.uncached, model.runner.handles, threading.Event())
+    file = cache.store(model.uncached, model.runner.packed, threading.Event())
     assert file is not None
     return model, file
 
@@ -101,6 +102,53 @@ def test_what_decides_about_a_copy(model: Path, cache: PackCache, tmp_path: Path
     assert len(names) == 5
     os.utime(model / "tokenizer.json", (1, 1))
     assert load(model, cache).uncached is not None
+
+
+def flip(file: Path, at: int) -> None:
+    """Change a byte in place; size and mtime stay."""
+    about = file.stat()
+    with file.open("r+b") as out:
+        out.seek(at)
+        byte = out.read(1)[0]
+        out.seek(at)
+        out.write(bytes([byte ^ 1]))
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def test_a_byte_behind_every_sample_at_the_same_size_and_time_calls_for_another_copy(
+    model: Path, cache: PackCache
+) -> None:
+    load_and_store(model, cache, "auto")
+    weights = model / "model.safetensors"
+    flip(weights, weights.stat().st_size - 2)
+    assert load(model, cache, "auto").uncached is not None
+    assert open_source(model).sample == open_source(embedded_path()).sample
+
+
+def test_a_model_replaced_while_it_loads_gets_no_copy_of_the_old_one(model: Path, cache: PackCache) -> None:
+    first = load(model, cache)
+    assert first.uncached is not None
+    weights = model / "model.safetensors"
+    new = weights.with_name("new")
+    shutil.copy2(weights, new)
+    flip(new, weights.stat().st_size - 2)
+    os.replace(new, weights)
+    assert cache.store(first.uncached, first.runner.packed, threading.Event()) is not None
+    assert load(model, cache).uncached is not None
+
+
+def test_a_copy_records_what_the_loading_hashed(model: Path, cache: PackCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was packed for serving is not hashed again for its copy; the tokenizer is the one thing new in it."""
+    loaded = load_model(model, dtype="int8", blocks=2, context=64, speculate="mtp", cache=cache)
+    assert loaded.uncached is not None
+    hashed: list[int] = []
+    start = Digests.start
+    monkeypatch.setattr(Digests, "start", lambda self, raw: (hashed.append(len(raw)), start(self, raw))[1])
+    assert cache.store(loaded.uncached, loaded.runner.packed, threading.Event()) is not None
+    copy = load_model(model, dtype="int8", blocks=2, context=64, speculate="mtp", cache=cache)
+    assert copy.uncached is None
+    assert len(hashed) == 1
+    assert copy.runner.fingerprint == loaded.runner.fingerprint
 
 
 @pytest.mark.parametrize("at", [0, 40, 5000, -200, -1])
@@ -157,9 +205,24 @@ def test_a_scarce_disk_is_a_warning(
     loaded = load(model, cache)
     assert loaded.uncached is not None
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    assert cache.store(loaded.uncached, loaded.runner.handles, threading.Event()) is None
+    assert cache.store(loaded.uncached, loaded.runner.packed, threading.Event()) is None
     assert "of disk are free" in told[0]
     assert list(cache.folder.iterdir()) == []
+
+
+def test_a_scarce_disk_costs_no_copy_that_is_there(
+    model: Path, cache: PackCache, told: Told, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What would have to leave for the new copy stays, where the disk has no place for it even then."""
+    _, old = load_and_store(model, cache)
+    cache.limit = packed_size(open_source(model), "bfloat16") + pack_cache._OVERHEAD + 1000
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    loaded = load(model, cache, "bfloat16")
+    assert loaded.uncached is not None
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert cache.store(loaded.uncached, loaded.runner.packed, threading.Event()) is None
+    assert "of disk are free" in told[0]
+    assert list(cache.folder.iterdir()) == [old]
 
 
 def test_a_disk_that_fills_up_is_a_warning(
@@ -172,7 +235,7 @@ def test_a_disk_that_fills_up_is_a_warning(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    assert cache.store(loaded.uncached, loaded.runner.handles, threading.Event()) is None
+    assert cache.store(loaded.uncached, loaded.runner.packed, threading.Event()) is None
     assert "No space left on device" in told[0]
     assert list(cache.folder.iterdir()) == []
 
@@ -182,7 +245,7 @@ def test_a_folder_that_cannot_be_made_is_a_warning(model: Path, told: Told, tmp_
     cache = PackCache(tmp_path / "file" / "cache", 1 << 30, told, smallest=0)
     loaded = load(model, cache)
     assert loaded.uncached is not None
-    assert cache.store(loaded.uncached, loaded.runner.handles, threading.Event()) is None
+    assert cache.store(loaded.uncached, loaded.runner.packed, threading.Event()) is None
     assert "no packed copy is kept for the next start" in told[0]
 
 
@@ -200,7 +263,7 @@ def test_leaving_ends_the_writing_and_leaves_nothing(
         add(self, *args)
 
     monkeypatch.setattr(PackedWriter, "add", waiting)
-    with storing(cache, loaded.uncached, loaded.runner.handles) as thread:
+    with storing(cache, loaded.uncached, loaded.runner.packed) as thread:
         assert reached.wait(60)
         assert [file.suffix for file in cache.folder.iterdir()] == [".part"]
         threading.Timer(0.05, go_on.set).start()

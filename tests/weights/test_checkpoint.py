@@ -108,13 +108,13 @@ def test_sharded_equals_single(tmp_path: Path) -> None:
     assert len({t.file for t in many.tensors.values()}) > 1
     for param in one.params:
         np.testing.assert_array_equal(one.whole(param), many.whole(param))
-    assert one.fingerprint == many.fingerprint
+    assert one.sample == many.sample
 
 
-def test_another_models_fingerprint_differs(tmp_path: Path) -> None:
+def test_another_models_sample_differs(tmp_path: Path) -> None:
     seeded.save("v3", tmp_path / "a", seed=0)
     seeded.save("v3", tmp_path / "b", seed=1)
-    assert Checkpoint(tmp_path / "a").fingerprint != Checkpoint(tmp_path / "b").fingerprint
+    assert Checkpoint(tmp_path / "a").sample != Checkpoint(tmp_path / "b").sample
 
 
 def test_missing_extra_misshapen(folder: Path) -> None:

@@ -4,9 +4,11 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import gguf_files
 import msgspec
 import numpy as np
@@ -18,6 +20,7 @@ from safetensors.numpy import load_file
 
 from deepwell.errors import CheckpointError
 from deepwell.loading.load import NativeRunner, load_model
+from deepwell.loading.pack import storages
 from deepwell.ops.base import Batch
 from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
@@ -99,6 +102,54 @@ def test_quantised_logits_are_those_of_the_dequantised_weights(kind: str, tmp_pa
     np.testing.assert_array_equal(logits_of(quantised, tokens), logits_of(GgufCheckpoint(plain), tokens))
 
 
+Q8_0, Q4_0, Q5_0 = (GGMLQuantizationType[name] for name in ("Q8_0", "Q4_0", "Q5_0"))
+
+
+@pytest.mark.parametrize(
+    ("largest", "others", "stored", "cache"),
+    [
+        (Q8_0, lambda name: Q5_0, "q5_0", "bfloat16"),  # as Q4_K_M keeps the head in more bits
+        (gguf_files.F32, lambda name: Q8_0, "q8_0", "bfloat16"),
+        # the type that most weights have is a float, though most are quantised, in two types
+        (gguf_files.BF16, lambda name: Q8_0 if "ffn" in name else Q4_0, "q8_0", "bfloat16"),
+        (Q8_0, lambda name: gguf_files.BF16, "bfloat16", "float32"),
+    ],
+)
+def test_a_mixed_file_is_named_after_most_of_its_weights(
+    largest: GGMLQuantizationType,
+    others: Callable[[str], GGMLQuantizationType],
+    stored: str,
+    cache: str,
+    tmp_path: Path,
+) -> None:
+    """Embedding and head are its largest tensors, and a third of its weights; the cache's type follows most too."""
+    tops = ("token_embd.weight", "output.weight")
+    _, file = gguf_files.save("llama", tmp_path, quantise=lambda name: largest if name in tops else others(name))
+    source = GgufCheckpoint(file)
+    assert source.stored == stored
+    assert NativeRunner(source, blocks=1).cache_dtype == cache
+
+
+def test_a_parameter_of_several_floats_is_kept_exactly(tmp_path: Path) -> None:
+    """Though most weights are bfloat16, a gate in float32 beside them loses nothing."""
+    gates = lambda name: gguf_files.F32 if "ffn_gate" in name else gguf_files.BF16  # noqa: E731
+    _, file = gguf_files.save("llama", tmp_path, quantise=gates)
+    source = GgufCheckpoint(file)
+    assert source.stored == "bfloat16"
+    assert storages(source, "auto")["layers.0.ffn.gate_up"] == "float32"
+
+
+def test_the_metadata_meet_the_checks_of_every_config(tmp_path: Path) -> None:
+    """What no reader of GGUF keys looks at itself: a rotation whose frequencies are no numbers."""
+
+    def change(writer: GGUFWriter, arrays: gguf_files.Arrays) -> None:
+        writer.add_key_value("llama.attention.layer_norm_rms_epsilon", 1e10, gguf.GGUFValueType.FLOAT32)
+
+    _, file = gguf_files.save("llama", tmp_path, change=change)
+    with pytest.raises(CheckpointError, match=r"llama\.gguf: its metadata describe no model that can run: .* eps"):
+        GgufCheckpoint(file)
+
+
 def test_raw_blocks(tmp_path: Path) -> None:
     """What packing blocks directly needs: one type per parameter, raw rows in the order of `pieces`, no copies."""
     kinds = lambda name: QUANTISED["q4_0" if "_exps" in name else "q8_0"]  # noqa: E731
@@ -150,7 +201,7 @@ def test_split_files_equal_one(tmp_path: Path) -> None:
     assert len(shards) > 2
     single, many = GgufCheckpoint(one), GgufCheckpoint(shards[0])
     assert len({t.file for t in many.tensors.values()}) == len(shards)
-    assert single.fingerprint == many.fingerprint
+    assert single.sample == many.sample
     with pytest.raises(CheckpointError, match="is shard 2 of a split model; give the first, v2-00001-of-"):
         GgufCheckpoint(shards[1])
     shards[1].rename(tmp_path / "gone")

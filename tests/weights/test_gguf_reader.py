@@ -230,7 +230,7 @@ def read_everything(path: Path) -> None:
     try:
         source = open_source(path)
         source.tokenizer()
-        assert len(source.fingerprint) == 16
+        assert len(source.sample) == 16
         _ = source.config.rotation, source.config.attention, source.stored
         for param in source.params:
             source.whole(param)

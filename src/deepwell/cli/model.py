@@ -43,7 +43,7 @@ def kept_packed(model: LoadedModel, options: EngineOptions) -> Iterator[None]:
         yield
         return
     print("deepwell: writing a packed copy for the next start (--pack-cache 0 for none)", file=sys.stderr, flush=True)
-    with storing(cache, model.uncached, model.runner.handles):
+    with storing(cache, model.uncached, model.runner.packed):
         yield
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -16,6 +16,7 @@ from deepwell.loading.pack import label, storages
 from deepwell.model.config import from_hugging_face
 from deepwell.model.presets import PRESETS
 from deepwell.model.published import find_published, published, unknown_model
+from deepwell.ops.storages import STORAGES, Storage
 from deepwell.options import ModelsOptions
 from deepwell.weights.checkpoint import read_config
 from deepwell.weights.source import open_source
@@ -23,7 +24,6 @@ from deepwell.weights.source import open_source
 if TYPE_CHECKING:
     from rich.table import Table
 
-_SAME_SIZE = {"int8": "int8, Q8_0", "int4": "int4, Q4_0", "q6_k": "Q6_K", "q4_k": "Q4_K"}
 _LISTED = ("bfloat16", "int8", "int4")
 _LEAVING = ("int8", "context", "bfloat16", "of MHA", "active", "KV/token", "int4", "total")
 _UNLIMITED = 200
@@ -176,7 +176,11 @@ def _of(r: ModelReport, precision: str) -> Fit:
 
 
 def _name(one: Fit) -> str:
-    return _SAME_SIZE.get(one.precision, one.precision)
+    facts = STORAGES.get(cast(Storage, one.precision))
+    if facts is None or not facts.quantised:
+        return one.precision
+    ggml = facts.ggml.upper()
+    return ggml if one.precision == facts.ggml else f"{one.precision}, {ggml}"
 
 
 def _show(told: ModelReport | list[ModelReport], free: int) -> None:

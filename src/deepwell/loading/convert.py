@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import msgspec
 
 from deepwell.errors import ConfigError
 from deepwell.loading.pack import DType, label, pack, storages
 from deepwell.model.accounting import account
+from deepwell.ops.storages import GGML_FLOATS
 from deepwell.weights.checkpoint import Checkpoint, read_config
-from deepwell.weights.encode import fits
+from deepwell.weights.encode import ENCODERS, fits
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from deepwell.weights.gguf.folder import folder_files
-from deepwell.weights.gguf.layout import as_gguf, gguf_type
+from deepwell.weights.gguf.keys import General, TokenizerKey
+from deepwell.weights.gguf.layout import as_gguf, gguf_type, of_gguf
 from deepwell.weights.gguf.metadata import architecture, model_metadata, rope_freqs
 from deepwell.weights.gguf.vocabulary import tokenizer_metadata
 from deepwell.weights.gguf.writer import gguf_size, write_gguf
 from deepwell.weights.importance import read_importance
-from deepwell.weights.outgoing import Outgoing, as_hugging_face
+from deepwell.weights.outgoing import Outgoing, as_stored
 from deepwell.weights.packed import PackedWriter, Progress
 from deepwell.weights.safetensors_writer import safetensors_size, write_safetensors
 from deepwell.weights.source import Source, open_source
 
 Target = Literal["packed", "gguf", "safetensors"]
 
-_FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-_LONG = {short: long for long, short in _FLOATS.items()}
-_BLOCKS = ("q8_0", "q6_k", "q5_0", "q4_k", "q4_0")
+_FLOATS: dict[str, str] = {GGML_FLOATS[name]: name for name in ENCODERS if name in GGML_FLOATS}
+_BLOCKS = tuple(name for name in ENCODERS if name not in GGML_FLOATS)
 ALLOWED: Mapping[Target, tuple[str, ...]] = {
-    "packed": ("auto", "float32", "bfloat16", "int8", "int4"),
+    "packed": get_args(DType),
     "gguf": ("auto", *_FLOATS, *_BLOCKS),
     "safetensors": ("auto", *_FLOATS),
 }
@@ -100,7 +102,7 @@ def write_packed(path: Path, out: Path, dtype: DType, progress: Progress, import
     source = open_source(path)
     weighted = read_importance(importance, source.config) if importance else None
     kept, total = storages(source, dtype), packed_size(source, dtype)
-    with PackedWriter(out, source.config, label(source, dtype), source.fingerprint) as writer:
+    with PackedWriter(out, source.config, label(source, dtype), source.sample) as writer:
         for param in (*source.params, *source.further):
             writer.add(param, kept[param.key], pack(source, param, kept[param.key], weighted))
             source.release()
@@ -118,15 +120,18 @@ def _gguf(source: Checkpoint | GgufCheckpoint, kind: str) -> Prepared:
     if isinstance(source, GgufCheckpoint):
         if kind == "auto":
             raise ConfigError(f"{source.path} is a GGUF file already; say with --dtype what to make of its weights")
-        tokenizer = {key: value for key, value in source.metadata.items() if key.startswith("tokenizer.")}
-        name = source.metadata.get("general.name")
+        tokenizer = {key: value for key, value in source.metadata.items() if key.startswith(TokenizerKey.PREFIX)}
+        name = source.metadata.get(General.NAME)
     else:
         tokenizer = tokenizer_metadata(source.path, source.config.vocab)
         name = source.path.resolve().name
     tensors = as_gguf(source.config, as_hugging_face(source), rope_freqs(source.config))
     planned = [(tensor, gguf_type(tensor, kind)) for tensor in tensors]
-    largest = max(planned, key=lambda entry: entry[0].count * entry[0].width)
-    metadata = model_metadata(source.config, name if isinstance(name, str) else source.path.stem, largest[1])
+    values: Counter[str] = Counter()
+    for tensor, written in planned:
+        values[written] += tensor.count * tensor.width
+    most = values.most_common(1)[0][0]
+    metadata = model_metadata(source.config, name if isinstance(name, str) else source.path.stem, most)
 
     def write(out: Path, progress: Progress) -> None:
         write_gguf(out, metadata | tokenizer, planned, progress, source.release)
@@ -143,9 +148,9 @@ def _folder(source: Checkpoint | GgufCheckpoint, kind: str, shard_bytes: int) ->
         planned = [(tensor, _folder_type(tensor, base, forced=kind != "auto")) for tensor in tensors]
     source.release()
     if isinstance(source, Checkpoint):
-        files, copied = _rewritten(source, _LONG[base]), _copied(source.path)
+        files, copied = _rewritten(source, GGML_FLOATS[base]), _copied(source.path)
     else:
-        files, copied = folder_files(source, _LONG[base]), []
+        files, copied = folder_files(source, GGML_FLOATS[base]), []
     beside = sum(map(len, files.values())) + sum(file.stat().st_size for file in copied)
 
     def write(out: Path, progress: Progress) -> None:
@@ -159,14 +164,19 @@ def _folder(source: Checkpoint | GgufCheckpoint, kind: str, shard_bytes: int) ->
     return Prepared(safetensors_size(planned) + beside + _MARGIN, write)
 
 
+def as_hugging_face(source: Checkpoint | GgufCheckpoint, *, extra: bool = False) -> list[Outgoing]:
+    """A model's tensors as a Hugging Face checkpoint has them. With `extra`, also those that Deepwell does not read."""
+    return as_stored(source, extra=extra) if isinstance(source, Checkpoint) else of_gguf(source)
+
+
 def _float_now(tensor: Outgoing) -> str:
     """The type of floats that a tensor has; bfloat16 for what is quantised."""
-    return tensor.dtype if tensor.dtype in _LONG else "bf16"
+    return tensor.dtype if tensor.dtype in GGML_FLOATS else "bf16"
 
 
 def _folder_type(tensor: Outgoing, base: str, *, forced: bool) -> str:
     """`base`, but for what would lose by it: vectors and routers, and without `forced` any floats, stay exact."""
-    if tensor.dtype not in _LONG or tensor.dtype == base:
+    if tensor.dtype not in GGML_FLOATS or tensor.dtype == base:
         return base
     small = len(tensor.shape) == 1 or tensor.name.endswith("mlp.gate.weight")
     if forced and not small:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import msgspec
 
 from deepwell.errors import ConfigError
 from deepwell.loading.load import cache_dtype_for
 from deepwell.loading.memory import block_bytes_of, default_blocks, memory_need
+from deepwell.loading.pack import is_quantised
 from deepwell.model.accounting import account, file_bytes
 from deepwell.model.config import ModelConfig
-from deepwell.ops import native
+from deepwell.model.params import param_specs
 from deepwell.ops.base import BLOCK_TOKENS
 
 PRECISIONS = ("float32", "bfloat16", "int8", "q6_k", "q4_k", "int4")
@@ -101,13 +101,15 @@ def report(
 
 def fit(config: ModelConfig, precision: str, free_bytes: int, kept: Mapping[str, str] | None = None) -> Fit:
     """How a model kept as `precision` would be loaded with `free_bytes` of memory, by the loader's own rules."""
-    cache = cache_dtype_for(config, "auto", cast(native.Storage, precision))
+    specs = param_specs(config)
+    cache = cache_dtype_for(config, "auto", is_quantised(specs, kept or {p.key: precision for p in specs}))
     kv_bytes = 2 if cache == "bfloat16" else 4
     need = memory_need(config, precision, kv_bytes=kv_bytes, kept=kept)
     tokens = 0
     if need.total <= free_bytes:
         try:
-            tokens = default_blocks(config, config.context, free_bytes - need.weights, kv_bytes) * BLOCK_TOKENS
+            left = free_bytes - need.weights - need.activations
+            tokens = default_blocks(config, config.context, left, kv_bytes) * BLOCK_TOKENS
         except ConfigError:  # a cache of one block does not fit
             tokens = 0
     return Fit(

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.errors import CheckpointError, ConfigError
+from deepwell.loading.identity import Identity
 from deepwell.loading.machine import default_threads, free_memory, inspect_machine, limited_by_container
 from deepwell.loading.memory import check_memory, default_blocks, memory_need
-from deepwell.loading.pack import DType, label, pack, storage, storages
+from deepwell.loading.pack import DType, is_quantised, label, pack_all, storages
 from deepwell.loading.pack_cache import PackCache, Wanted
 from deepwell.model.accounting import Accounting, account
 from deepwell.model.config import ModelConfig
@@ -74,7 +74,7 @@ class NativeRunner:
         config = source.config
         self.dtype = label(source, dtype)
         self.kept = storages(source, dtype)
-        self.cache_dtype = cache_dtype_for(config, cache_dtype, storage(dtype, source.stored))
+        self.cache_dtype = cache_dtype_for(config, cache_dtype, is_quantised(source.params, self.kept))
         self.kv_bytes = 2 if self.cache_dtype == "bfloat16" else 4
         self.context = _context(config, context)
         machine = inspect_machine()
@@ -90,22 +90,21 @@ class NativeRunner:
             kept=self.kept if source.is_blocks else None,
             container=limited_by_container(machine),
         )
-        left = free - memory_need(config, self.dtype, mtp=mtp, kept=self.kept).weights
+        need = memory_need(config, self.dtype, mtp=mtp, kept=self.kept)
+        left = free - need.weights - need.activations
         self.blocks = blocks or default_blocks(config, self.context, left, self.kv_bytes, mtp=mtp)
         self.context = min(self.context, self.blocks * BLOCK_TOKENS)
         self.vocab_size = config.vocab
-        salt = source.fingerprint + f"{self.dtype} {self.cache_dtype} {config.cache_width}".encode()
-        self.fingerprint = hashlib.blake2b(salt, digest_size=16).digest()
         weighted = read_importance(importance, config) if importance else None
-        self.handles: dict[str, Any] = {}
-        for param in (*source.params, *(source.further if mtp else ())):
-            self.handles[param.key] = pack(source, param, self.kept[param.key], weighted)
-            source.release()
+        params = (*source.params, *(source.further if mtp else ()))
+        self.packed = pack_all(source, params, self.kept, weighted)
+        self.handles = self.packed.handles
         recorder, decoder = native.Recorder(), Decoder(config, self.handles)
         x = decoder.hidden(recorder)
         self._plan = recorder.finish(decoder.logits(recorder, x), *([x] if mtp else ()))
         self._draft_head = [_draft_head_plan(decoder, again) for again in ((False, True) if mtp else ())]
         self.widths = tuple(config.cache_widths(int(mtp)))
+        self.fingerprint = Identity(config, self.packed.contents, self.widths, self.cache_dtype, native.KERNELS).digest
         self._cache = native.Cache(list(self.widths), self.blocks, self.cache_dtype == "bfloat16")
         self._greedy: list[native.Sampler] = []
 
@@ -276,8 +275,8 @@ def model_name(folder: Path) -> str:
     return "deepwell" if folder == embedded_path() else whole.name
 
 
-def cache_dtype_for(config: ModelConfig, asked: str, kept: native.Storage) -> CacheDType:
-    """bfloat16 beside quantised weights, where the kernels allow it; float32 beside floats, to stay exact."""
+def cache_dtype_for(config: ModelConfig, asked: str, quantised: bool) -> CacheDType:
+    """bfloat16 beside weights that are mostly `quantised`, where the kernels allow it; else float32, to stay exact."""
     if asked not in get_args(CacheDType):
         raise ConfigError(f"cache_dtype is {asked!r}; allowed are {', '.join(get_args(CacheDType))}")
     shape = config.attention
@@ -291,7 +290,7 @@ def cache_dtype_for(config: ModelConfig, asked: str, kept: native.Storage) -> Ca
             f"{native.MOST_CACHED_WIDTH}; this model needs float32"
         )
     if asked == "auto":
-        return "bfloat16" if possible and kept not in native.FLOATS else "float32"
+        return "bfloat16" if possible and quantised else "float32"
     return "float32" if asked == "float32" else "bfloat16"
 
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
 import msgspec
 
 from deepwell.errors import ConfigError
-from deepwell.model.accounting import account
+from deepwell.model.accounting import account, activation_bytes
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import param_specs
 from deepwell.ops.base import BLOCK_TOKENS
+from deepwell.ops.storages import BITS
+from deepwell.options import Dtype
 from deepwell.weights.chunks import CHUNK_VALUES
 
+ROWS, SCORED = 512, 128
+"""Rows of a step, and those of them whose logits are wanted, by the engine's defaults: its token budget, and a row for
+each of 64 sequences with as many drafted ones."""
+_SMALLER = [dtype for dtype in get_args(Dtype) if BITS.get(dtype, 32) < 32]
+"""What may be asked for to save memory."""
 _LEAST_CONTEXT = 512
 """Tokens that the cache must at least have room for, unless the model or the user wants fewer."""
 _READING_BYTES_PER_VALUE = 5
@@ -41,16 +49,18 @@ def default_blocks(config: ModelConfig, context: int, free_bytes: int, kv_bytes:
 
 
 class Need(msgspec.Struct, frozen=True):
-    """Bytes that serving a model takes at least: its weights, a KV cache of `tokens`, reading tensors by pieces."""
+    """Bytes that serving a model takes at least: its weights, a KV cache of `tokens`, and the larger of what reading
+    tensors by pieces and what computing a step takes, for one ends before the other begins."""
 
     weights: int
     cache: int
     reading: int
+    activations: int
     tokens: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.reading
+        return self.weights + self.cache + max(self.reading, self.activations)
 
 
 def memory_need(
@@ -62,10 +72,13 @@ def memory_need(
     kv_bytes: int = 4,
     mtp: bool = False,
     kept: Mapping[str, str] | None = None,
+    rows: int = ROWS,
+    scored: int = SCORED,
 ) -> Need:
     """What weights kept as `dtype` and a cache of `blocks` blocks need; 0 blocks ask for a sequence of 512 tokens.
 
-    `kept` says it parameter by parameter, where a file does. Its blocks are packed without a copy in between.
+    `kept` says it parameter by parameter, where a file does. Its blocks are packed without a copy in between. A step
+    computes `rows` rows at most, and the logits of `scored` of them.
     """
     blocks = blocks or -(-min(context or config.context, _LEAST_CONTEXT) // BLOCK_TOKENS)
     params = account(config, dtype, kept=kept)
@@ -74,6 +87,7 @@ def memory_need(
         params.weight_bytes + (params.mtp_bytes if mtp else 0),
         blocks * block_bytes_of(config, kv_bytes, mtp=mtp),
         0 if kept else largest * _READING_BYTES_PER_VALUE,
+        activation_bytes(config, dtype, rows=rows, scored=min(scored, rows), mtp=mtp, kept=kept),
         blocks * BLOCK_TOKENS,
     )
 
@@ -88,6 +102,8 @@ def check_memory(
     kv_bytes: int = 4,
     mtp: bool = False,
     kept: Mapping[str, str] | None = None,
+    rows: int = ROWS,
+    scored: int = SCORED,
     container: bool = False,
 ) -> None:
     """Refuse what does not fit into the free memory, before the machine begins to swap.
@@ -97,19 +113,30 @@ def check_memory(
     """
 
     def need_of(as_dtype: str, stored: Mapping[str, str] | None = None) -> Need:
-        return memory_need(config, as_dtype, context=context, blocks=blocks, kv_bytes=kv_bytes, mtp=mtp, kept=stored)
+        return memory_need(
+            config,
+            as_dtype,
+            context=context,
+            blocks=blocks,
+            kv_bytes=kv_bytes,
+            mtp=mtp,
+            kept=stored,
+            rows=rows,
+            scored=scored,
+        )
 
     need = need_of(dtype, kept)
     if need.total <= free_bytes:
         return
-    totals = {kept: need_of(kept).total for kept in ("bfloat16", "int8", "int4")}
+    totals = {kept: need_of(kept).total for kept in _SMALLER}
     smaller = {kept: total for kept, total in totals.items() if total < need.total}
     fits = [kept for kept, total in smaller.items() if total <= free_bytes]
     others = ", ".join(f"as {kept} {_gb(total)}{' (fits)' * (kept in fits)}" for kept, total in smaller.items())
     raise ConfigError(
         f"not enough memory: the model needs {_gb(need.total)} as {dtype} ({_gb(need.weights)} of weights, "
-        f"{_gb(need.cache)} of KV cache for {need.tokens} tokens, {_gb(need.reading)} to read its tensors), and "
-        f"{_gb(free_bytes)} are free{' within the limit of this container' * container}; "
+        f"{_gb(need.cache)} of KV cache for {need.tokens} tokens, {_gb(max(need.reading, need.activations))} to read "
+        f"tensors and to compute {rows} tokens at a time), and {_gb(free_bytes)} are free"
+        f"{' within the limit of this container' * container}; "
         + (f"it would need {others}: " if others else "")
         + (f"use --dtype {fits[0]}" if fits else "no format that Deepwell keeps weights in would fit")
     )

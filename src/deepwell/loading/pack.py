@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Literal, cast, get_args
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.errors import CheckpointError, ConfigError
+from deepwell.loading.identity import Contents
 from deepwell.model.params import Param
 from deepwell.ops import native
 from deepwell.ops.base import MlaShape
+from deepwell.ops.storages import OF_GGML
+from deepwell.options import Dtype
 from deepwell.weights.chunks import RELEASE_EVERY
-from deepwell.weights.gguf.checkpoint import gguf_name
+from deepwell.weights.digests import Digests
 from deepwell.weights.gguf.ggml_types import BY_NAME
+from deepwell.weights.gguf.names import gguf_name
 from deepwell.weights.importance import QUERY
+from deepwell.weights.packed import parts_of
 from deepwell.weights.quantize import quantise_int4
 from deepwell.weights.source import Source
 
-DType = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+DType = Dtype
+"""What may be asked for; `auto` keeps what a file holds."""
 Importance = Mapping[str, NDArray[np.float32]]
 
-_GGML = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "int8", "q4_0": "int4"}
-"""Storages of ggml's types; those not listed are called the same."""
+
+_EXACT = ("vector", "router")
+"""Kinds of parameters kept in float32: routers decide by small differences."""
 
 
 def storage(dtype: str, stored: str) -> native.Storage:
@@ -38,7 +45,7 @@ def storage(dtype: str, stored: str) -> native.Storage:
         return cast(native.Storage, dtype)
     if stored in ("bfloat16", "float8"):
         return "bfloat16"
-    return cast(native.Storage, _GGML.get(stored, stored)) if stored not in ("float32", "float16") else "float32"
+    return cast(native.Storage, OF_GGML.get(stored, stored)) if stored not in ("float32", "float16") else "float32"
 
 
 def label(source: Source, dtype: DType) -> str:
@@ -52,8 +59,15 @@ def storages(source: Source, dtype: DType) -> dict[str, native.Storage]:
     return {p.key: _storage_of(source, p, dtype, most) for p in (*source.params, *source.further)}
 
 
+def is_quantised(params: Iterable[Param], kept: Mapping[str, str]) -> bool:
+    """Whether most weights of matrices are kept quantised; routers, which never are, do not count."""
+    matrices = [param for param in params if param.kind not in _EXACT]
+    quantised = sum(param.size for param in matrices if kept[param.key] not in native.FLOATS)
+    return 2 * quantised > sum(param.size for param in matrices)
+
+
 def _storage_of(source: Source, param: Param, dtype: DType, most: native.Storage) -> native.Storage:
-    if param.kind in ("vector", "router"):  # routers decide by small differences, so they are never quantised
+    if param.kind in _EXACT:
         return "float32"
     if dtype == "auto" and param.kind == "kv_b" and (halves := source.kv_blocks(param)) is not None:
         keys, values = (_kept_of(kind) for kind, _ in halves)
@@ -61,17 +75,49 @@ def _storage_of(source: Source, param: Param, dtype: DType, most: native.Storage
     stored = source.source_dtype(param) if dtype == "auto" else None
     if stored is not None:
         return _kept_of(stored)
-    # several types in one parameter: exact in float32 only
-    return "float32" if dtype == "auto" and most not in native.FLOATS else most
+    return "float32" if dtype == "auto" and source.is_blocks else most  # exact, where a parameter has several types
 
 
 def _kept_of(ggml_type: str) -> native.Storage:
-    return cast(native.Storage, _GGML.get(ggml_type, ggml_type))
+    return cast(native.Storage, OF_GGML.get(ggml_type, ggml_type))
+
+
+class Packed(NamedTuple):
+    """Parameters by key: handles of the native backend, and what they hold."""
+
+    handles: dict[str, Any]
+    contents: Contents
+
+
+def pack_all(
+    source: Source, params: Iterable[Param], kept: Mapping[str, native.Storage], importance: Importance | None = None
+) -> Packed:
+    """Pack `params` one after the other. Contents are hashed beside it, or taken from a packed file's header."""
+    handles: dict[str, Any] = {}
+    hashed: dict[str, list[tuple[str, Callable[[], str]]]] = {}
+    with closing(Digests()) as digests:
+        for param in params:
+            handle = handles[param.key] = pack(source, param, kept[param.key], importance)
+            source.release()
+            parts = parts_of(handle)
+            recorded = source.digests(param) if _is_ready(source, param, kept[param.key], importance) else ()
+            found = list(map(_known, recorded)) or [digests.start(raw) for _, raw in parts]
+            hashed[param.key] = [(name, digest) for (name, _), digest in zip(parts, found, strict=True)]
+        contents = {key: tuple((name, digest()) for name, digest in parts) for key, parts in hashed.items()}
+    return Packed(handles, contents)
+
+
+def _known(digest: str) -> Callable[[], str]:
+    return lambda: digest
+
+
+def _is_ready(source: Source, param: Param, kept: native.Storage, importance: Importance | None) -> bool:
+    return kept == source.source_dtype(param) and not (importance and kept == "int4")
 
 
 def pack(source: Source, param: Param, kept: native.Storage, importance: Importance | None = None) -> Any:
     """One parameter as a handle of the native backend: mapped where the file is packed so, else filled by tensor."""
-    if kept == source.source_dtype(param) and not (importance and kept == "int4"):
+    if _is_ready(source, param, kept, importance):
         ready = source.packed(param)
         if ready is not None:
             return ready
@@ -149,7 +195,7 @@ def _pack_kv_b(source: Source, param: Param, kept: native.Storage, importance: I
         return packed
     packed = native.KvB(*sizes, kept)
     for head, w in enumerate(_heads(source.pieces(param), shape.nope + shape.value)):
-        if kept != "int4" or not importance:
+        if kept != "int4" or not importance or param.key not in importance:  # of prediction modules there is none
             packed.fill(head, w)
             continue
         transposed = np.ascontiguousarray(w[: shape.nope].T)

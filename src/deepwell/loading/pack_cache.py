@@ -1,9 +1,15 @@
 """Packed copies of models in the user's cache folder, so that the next start maps one instead of packing anew.
 
-A copy is named by what it was made of: the source's fingerprint, sizes and times of its files, how matrices are kept,
-the importances, the version of the format. What a name promises is checked when a copy is opened; a copy that does not
-keep it is removed. The least recently used copies go when a new one would exceed the limit. Failing to write is a
-warning, never an error: the model is loaded already.
+A copy is looked up by a name that costs no reading: a few values of every tensor, and of each file the inode, size,
+time of change of its bytes (mtime) and of anything about it (ctime), beside how matrices are kept, the importances and
+the version of the format. It says where a copy may be, never what a model is: the identity is made of the digests in
+the copy (identity.py). A byte changed behind the samples is noticed because ctime changes with every write, and no
+program can set it as it can set mtime; what is not noticed is a write to the disk below the file system, or one with
+the clock set back to the same nanosecond. The price is that files copied or renamed are packed anew.
+
+What a name promises is checked when a copy is opened; a copy that does not keep it is removed. The least recently used
+copies go when a new one would exceed the limit. Failing to write is a warning, never an error: the model is loaded
+already.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,7 +28,7 @@ import msgspec
 
 from deepwell.errors import CheckpointError
 from deepwell.loading.convert import packed_size
-from deepwell.loading.pack import DType, label, pack, storages
+from deepwell.loading.pack import DType, Packed, label, pack, storages
 from deepwell.weights.importance import read_importance
 from deepwell.weights.packed import VERSION, PackedModel, PackedWriter
 from deepwell.weights.source import Source
@@ -42,12 +49,24 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "deepwell" / "packed"
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class Wanted(msgspec.Struct, frozen=True, dict=True):
     """A model as it is asked for: the opened source and how its matrices are to be kept."""
 
     source: Source
     dtype: DType
     importance: Path | None = None
+
+    @cached_property
+    def name(self) -> str:
+        """What its copy is called. Asked for once, before loading, so that files replaced meanwhile have another."""
+        source = self.source
+        name = blake2b(source.sample, digest_size=16)
+        stats = sorted((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in map(os.stat, source.files))
+        kept = f"{label(source, self.dtype)} {sorted(_kept(self).items())}"
+        name.update(f"{VERSION} {_HELD} {kept} {stats}".encode())
+        if self.importance is not None:
+            name.update(self.importance.read_bytes())
+        return name.hexdigest()
 
 
 class PackCache:
@@ -86,8 +105,8 @@ class PackCache:
             self._smallest <= packed_size(wanted.source, wanted.dtype) <= self.limit - _OVERHEAD
         )
 
-    def store(self, wanted: Wanted, handles: Mapping[str, Any], stop: threading.Event) -> Path | None:
-        """Write a copy from the model's `handles`; those missing are packed for it. None if it was not written.
+    def store(self, wanted: Wanted, packed: Packed, stop: threading.Event) -> Path | None:
+        """Write a copy from what is `packed` of the model; the rest is packed for it. None if it was not written.
 
         Setting `stop` ends it after the parameter at hand. Nothing but whole copies is ever left.
         """
@@ -99,7 +118,7 @@ class PackCache:
             if not self._make_room(packed_size(wanted.source, wanted.dtype) + _OVERHEAD):
                 return None
             part = self.folder / f".{file.name}.{os.getpid()}.part"
-            if not _write(part, wanted, handles, stop):
+            if not _write(part, wanted, packed, stop):
                 return None
             os.replace(part, file)
             return file
@@ -112,30 +131,29 @@ class PackCache:
                     part.unlink(missing_ok=True)
 
     def _file(self, wanted: Wanted) -> Path:
-        source = wanted.source
-        name = blake2b(source.fingerprint, digest_size=16)
-        stats = sorted((about.st_size, about.st_mtime_ns) for about in map(os.stat, source.files))
-        kept = f"{label(source, wanted.dtype)} {sorted(_kept(wanted).items())}"
-        name.update(f"{VERSION} {_HELD} {kept} {stats}".encode())
-        if wanted.importance is not None:
-            name.update(wanted.importance.read_bytes())
-        return self.folder / f"{name.hexdigest()}.deepwell"
+        return self.folder / f"{wanted.name}.deepwell"
 
     def _make_room(self, need: int) -> bool:
-        """Remove the least recently used copies until `need` bytes are within the limit; False if disk is scarce."""
+        """Remove the least recently used copies until `need` bytes are within the limit.
+
+        False, and nothing is removed, if even without them the disk is scarce.
+        """
         used = [(file, file.stat()) for file in self.folder.glob("*.deepwell")]
-        total = sum(about.st_size for _, about in used) + need
+        total, leaving = sum(about.st_size for _, about in used) + need, []
         for file, about in sorted(used, key=lambda entry: entry[1].st_mtime_ns):
             if total <= self.limit:
                 break
-            file.unlink(missing_ok=True)
+            leaving.append(file)
             total -= about.st_size
-        free = shutil.disk_usage(self.folder).free
+        gained = sum(about.st_size for file, about in used if file in leaving)
+        free = shutil.disk_usage(self.folder).free + gained
         if need > free / 2:  # a cache leaves the disk to those who need it
             self._warn(
                 f"no packed copy is kept: it takes {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB of disk are free"
             )
             return False
+        for file in leaving:
+            file.unlink(missing_ok=True)
         return True
 
     def _remove_leftovers(self) -> None:
@@ -152,10 +170,10 @@ class PackCache:
 
 
 @contextmanager
-def storing(cache: PackCache, wanted: Wanted, handles: Mapping[str, Any]) -> Iterator[threading.Thread]:
+def storing(cache: PackCache, wanted: Wanted, packed: Packed) -> Iterator[threading.Thread]:
     """Write a copy on a thread of its own; leaving ends it, and nothing is left of an unfinished copy."""
     stop = threading.Event()
-    thread = threading.Thread(target=cache.store, args=(wanted, handles, stop), name="pack-cache", daemon=True)
+    thread = threading.Thread(target=cache.store, args=(wanted, packed, stop), name="pack-cache", daemon=True)
     thread.start()
     try:
         yield thread
@@ -164,18 +182,19 @@ def storing(cache: PackCache, wanted: Wanted, handles: Mapping[str, Any]) -> Ite
         thread.join()
 
 
-def _write(part: Path, wanted: Wanted, handles: Mapping[str, Any], stop: threading.Event) -> bool:
+def _write(part: Path, wanted: Wanted, packed: Packed, stop: threading.Event) -> bool:
     source, kept = wanted.source, _kept(wanted)
     weighted = read_importance(wanted.importance, source.config) if wanted.importance else None
-    with PackedWriter(part, source.config, label(source, wanted.dtype), source.fingerprint) as writer:
+    with PackedWriter(part, source.config, label(source, wanted.dtype), source.sample) as writer:
         for param in (*source.params, *source.further):
             if stop.is_set():
                 return False
-            handle = handles.get(param.key)
+            handle = packed.handles.get(param.key)
             if handle is None:
                 handle = pack(source, param, kept[param.key], weighted)
                 source.release()
-            writer.add(param, kept[param.key], handle)
+            known = [digest for _, digest in packed.contents.get(param.key, ())]
+            writer.add(param, kept[param.key], handle, known)
         writer.finish(source.tokenizer())
     return True
 
@@ -187,7 +206,7 @@ def _kept(wanted: Wanted) -> dict[str, Any]:
 def _is_copy(found: PackedModel, wanted: Wanted) -> bool:
     source = wanted.source
     return (
-        (found.config, found.fingerprint) == (source.config, source.fingerprint)
+        (found.config, found.sample) == (source.config, source.sample)
         and found.stored == label(source, wanted.dtype)
         and len(found.further) == len(source.further)
         and storages(found, "auto") == _kept(wanted)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import Param, param_specs
 from deepwell.ops.base import GqaShape
+from deepwell.ops.storages import BITS
 
-_BITS = {
-    "float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.5, "int4": 4.5, "q8_0": 8.5, "q4_0": 4.5,
-    "q4_1": 5.0, "q5_0": 5.5, "q5_1": 6.0, "q2_k": 3.125, "q3_k": 3.625, "q4_k": 4.625, "q5_k": 5.625, "q6_k": 6.625,
-    "iq4_nl": 4.5, "iq4_xs": 4.375, "mxfp4": 4.5,
-}  # fmt: skip
-"""Bits per weight as the native backend keeps them, scales included (native/storage.h)."""
 _QUANTISED = ("matrix", "experts", "kv_b", "embedding")
 
 
@@ -75,6 +70,31 @@ def account(
     )
 
 
+def activation_bytes(
+    config: ModelConfig,
+    dtype: str = "float32",
+    *,
+    rows: int,
+    scored: int,
+    mtp: bool = False,
+    kept: Mapping[str, str] | None = None,
+) -> int:
+    """At most what a step of `rows` rows, `scored` of them with logits, takes beside weights and cache.
+
+    The native plan reuses the place of results that nobody reads any more, so that the widest layer decides: what its
+    attention holds at once, or its feed-forward, and the layer's input and output. With `mtp`, the states of the
+    decoder and two plans of the module come on top, a step at most each.
+    """
+    specs = param_specs(config, mtp=mtp)
+    quantised = {p.key: BITS[_stored(p, dtype, kept)] < 16 for p in specs}
+    widest = 2 * _pad(config.hidden) + max(_attention_floats(config), _feed_forward_floats(specs, quantised, config))
+    head = 2 * _pad(config.hidden) + _coded(config.hidden) + config.vocab
+    plans = 1
+    if mtp:
+        widest, plans = widest + 4 * _pad(config.hidden), 3
+    return 4 * plans * (rows * widest + scored * head)
+
+
 def file_bytes(config: ModelConfig, stored: str) -> int:
     """What a checkpoint's weights take on disk, prediction modules included, kept as float32, bfloat16 or float8.
 
@@ -99,9 +119,66 @@ def _active(param: Param, config: ModelConfig) -> float:
 
 
 def _bits(param: Param, dtype: str, kept: Mapping[str, str] | None) -> float:
+    return BITS[_stored(param, dtype, kept)]
+
+
+def _stored(param: Param, dtype: str, kept: Mapping[str, str] | None) -> str:
     if kept is not None and param.key in kept:
-        return _BITS[kept[param.key]]
-    return _BITS[dtype] if param.kind in _QUANTISED else 32.0
+        return kept[param.key]
+    return dtype if param.kind in _QUANTISED else "float32"
+
+
+def _pad(width: int) -> int:
+    """Floats of a row in the arena: whole cache lines."""
+    return -(-width // 16) * 16
+
+
+def _coded(width: int) -> int:
+    """Floats that a row of `width` values takes in 8 bits (native/storage.h, CodedRow)."""
+    whole = -(-width // 128) * 128
+    return _pad((whole + whole // 128 * 4 + whole // 32 * 4 + whole // 16 * 4 + 63) // 4)
+
+
+def _attention_floats(config: ModelConfig) -> int:
+    """Of a row: the normed input with its codes, and what attention holds until its output."""
+    shape, index = config.attention, config.index
+    inputs = _pad(config.hidden) + _coded(config.hidden)
+    if isinstance(shape, GqaShape):
+        q, k = _pad(shape.heads * shape.head_dim), _pad(shape.kv_heads * shape.head_dim)
+        # queries and keys before and after their rotation, values; the output takes the place of the first
+        return max(inputs + 2 * (q + k) + k, 2 * q + _coded(q))
+    q, latent = _pad(shape.heads * (shape.nope + shape.rope)), _pad(shape.latent + shape.rope)
+    before = inputs + 2 * q + 3 * latent
+    if config.mla is not None and config.mla.q_lora is not None:
+        before += 2 * _pad(config.mla.q_lora) + _coded(config.mla.q_lora)
+    absorbed = _pad(shape.heads * (shape.latent + shape.rope)) + _pad(shape.heads * shape.latent)
+    codes = shape.heads * _coded(max(shape.nope, shape.latent))
+    core = q + 2 * latent + absorbed + codes + 2 * _pad(shape.heads * shape.value)
+    if index is not None:
+        chosen = _pad(index.top_k)
+        before += 2 * _pad(index.heads * index.head_dim) + 3 * _pad(index.head_dim) + _pad(index.heads) + chosen
+        core += chosen
+    return max(before, core)
+
+
+def _feed_forward_floats(specs: Sequence[Param], quantised: Mapping[str, bool], config: ModelConfig) -> int:
+    """Of a row: the normed input with its codes, and the widest layer's units, of every expert that the row uses."""
+    inputs = _pad(config.hidden) + _coded(config.hidden)
+    widest = 0
+    for param in specs:
+        if not param.key.endswith("gate_up"):
+            continue
+        width = param.shape[-2] // 2
+        # gate and up side by side are multiplied as they are made
+        side_by_side = quantised[param.key] and param.shape[-2] % 32 == 0
+        each = _pad(width) + _coded(width) + (0 if side_by_side else _pad(2 * width))
+        if param.kind == "experts" and config.moe is not None:
+            moe = config.moe
+            shared = moe.shared * (_pad(moe.inter) + _coded(moe.inter) + 2 * _pad(moe.inter))
+            results = (moe.routing.top_k + 1) * _pad(config.hidden)
+            each = moe.routing.top_k * each + shared + results + _pad(moe.routing.experts)
+        widest = max(widest, each)
+    return inputs + widest
 
 
 def _attention_flops(config: ModelConfig, depth: int) -> float:

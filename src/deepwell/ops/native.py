@@ -17,7 +17,7 @@ instruction set gives the same bits.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -27,8 +27,10 @@ from deepwell import _native
 from deepwell._native import Cache, Matrix, Sampler, View, available_isas, isa, set_isa, set_threads, threads
 from deepwell.ops.base import Batch, GqaShape, IndexShape, MlaShape, Rotation, Routing
 from deepwell.ops.sampling import Ask, Chosen, RowLogprob, SamplingRules
+from deepwell.ops.storages import FLOATS, Storage
 
 __all__ = [
+    "FLOATS",
     "Cache",
     "KvB",
     "Matrix",
@@ -47,13 +49,11 @@ __all__ = [
     "vector",
 ]
 
-Storage = Literal[
-    "float32", "bfloat16", "float16", "int8", "int4", "q4_1", "q5_0", "q5_1",
-    "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
-]  # fmt: skip
 MOST_CACHED_WIDTH = 1024
 """Values of a head, at most, in a bfloat16 cache."""
-FLOATS: tuple[Storage, ...] = ("float32", "bfloat16", "float16")
+KERNELS = 1
+"""Version of the results: raise it with any change, here or in native/, that alters a bit of a key, a value or a logit.
+Cached keys and values, and seeds, of other versions are then no longer taken for this one's."""
 Vector = _native.Vector
 
 

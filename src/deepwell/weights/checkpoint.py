@@ -22,10 +22,9 @@ from deepwell.weights.chunks import chunks
 from deepwell.weights.explain import AGAIN, decided_by, no_config, no_weights, stranger
 from deepwell.weights.json_files import read_json, read_object
 from deepwell.weights.mapping import maps_behind, release
-from deepwell.weights.safetensors import Tensor, read
+from deepwell.weights.safetensors import TYPES, Tensor, read
 from deepwell.weights.tokenizer import Tokenizer
 
-_STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8", "F8_E5M2": "float8"}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -72,12 +71,12 @@ class Checkpoint:
         sizes: Counter[str] = Counter()
         for param in self.params:
             for source in param.sources:
-                sizes[_STORED[self.tensors[source].dtype]] += param.size // len(param.sources)
+                sizes[TYPES[self.tensors[source].dtype].name] += param.size // len(param.sources)
         return sizes.most_common(1)[0][0]
 
     @property
-    def fingerprint(self) -> bytes:
-        """16 bytes that name this model: its config and, of every tensor, name, type, shape and first values."""
+    def sample(self) -> bytes:
+        """16 bytes to look copies up by: config and, of every tensor, name, type, shape and first values."""
         digest = hashlib.blake2b(msgspec.json.encode(self.config), digest_size=16)
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
@@ -113,6 +112,9 @@ class Checkpoint:
 
     def packed(self, param: Param) -> None:
         return None
+
+    def digests(self, param: Param) -> tuple[str, ...]:
+        return ()
 
     def release(self) -> None:
         """Let go of the mapped pages that were read."""

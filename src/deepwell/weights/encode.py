@@ -194,9 +194,9 @@ ENCODERS: Mapping[str, Callable[[F32], NDArray[Any]]] = {
     "f16": _f16,
     "bf16": _bf16,
     "q8_0": _q8_0,
-    "q5_0": _q5_0,
-    "q4_0": _q4_0,
-    "q4_k": _q4_k,
     "q6_k": _q6_k,
+    "q5_0": _q5_0,
+    "q4_k": _q4_k,
+    "q4_0": _q4_0,
 }
-"""Types that files can be written in."""
+"""Types that files can be written in, the largest first."""

@@ -1,31 +1,25 @@
 """Tensors on their way from one file into another: what each is called there, and its rows when asked for.
 
-Whatever a model comes from, it is first seen in the order and layout of a Hugging Face checkpoint (`as_hugging_face`):
-of a GGUF file, the rows of q and k are put back in order, and MLA's halves of kv_b are joined.
+Whatever a model comes from, it is first seen in the order and layout of a Hugging Face checkpoint: that of a folder is
+the one it has (`as_stored`), and gguf/layout.py puts a GGUF file's in order.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.errors import ConfigError
-from deepwell.model.params import Param
 from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.chunks import RELEASE_EVERY, chunks
 from deepwell.weights.encode import encode
-from deepwell.weights.gguf.checkpoint import GgufCheckpoint, joined
 from deepwell.weights.gguf.ggml_types import BY_NAME, values_in
-from deepwell.weights.source import Source
+from deepwell.weights.safetensors import TYPES, Tensor
 
 Rows = NDArray[np.float32]
-_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-Q_OR_K = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_proj\.(weight|bias)")
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -74,55 +68,12 @@ class Outgoing(msgspec.Struct, frozen=True):
         release()
 
 
-def as_hugging_face(source: Source, *, extra: bool = False) -> list[Outgoing]:
-    """A model's tensors as a Hugging Face checkpoint has them. With `extra`, also those that Deepwell does not read.
-
-    ConfigError for a packed file, whose values are no longer those of a checkpoint.
-    """
-    if isinstance(source, Checkpoint):
-        needed = [name for param in (*source.params, *source.further) for name in param.sources]
-        rest = sorted(source.tensors.keys() - needed) if extra else []
-        return [_stored(source, name) for name in (*needed, *rest)]
-    if isinstance(source, GgufCheckpoint):
-        return [tensor for param in source.params for tensor in _of_gguf(source, param)]
-    raise ConfigError(f"{source.path} is a packed file; convert what it was made of instead")
+def as_stored(source: Checkpoint, *, extra: bool = False) -> list[Outgoing]:
+    """The tensors of a folder as they are. With `extra`, also those that Deepwell does not read."""
+    needed = [name for param in (*source.params, *source.further) for name in param.sources]
+    rest = sorted(source.tensors.keys() - needed) if extra else []
+    return [_stored(source.tensors[name]) for name in (*needed, *rest)]
 
 
-def _stored(source: Checkpoint, name: str) -> Outgoing:
-    tensor = source.tensors[name]
-    return Outgoing(name, tensor.shape, _TYPES.get(tensor.dtype, "float8"), tensor.rows)
-
-
-def _of_gguf(source: GgufCheckpoint, param: Param) -> Iterator[Outgoing]:
-    if param.kind == "kv_b" and (halves := source.kv_halves(param)) is not None:
-        keys, values = halves
-        height = keys.shape[2] + values.shape[1]
-
-        def read(begin: int, end: int) -> Rows:
-            return np.concatenate([joined(keys[head], values[head]) for head in range(begin // height, end // height)])
-
-        wider = max(keys.dtype, values.dtype, key=lambda kind: BY_NAME[kind].layout.itemsize / BY_NAME[kind].width)
-        yield Outgoing(param.sources[0], param.shape, wider, read, height)
-        return
-    for name, tensor in source.sources(param):
-        if source.config.interleaved and Q_OR_K.fullmatch(name):
-            height = source.config.head_dim
-            yield Outgoing(name, tensor.shape, tensor.dtype, partial(_halved, tensor.rows, height), height)
-        else:
-            yield Outgoing(name, tensor.shape, tensor.dtype, tensor.rows)
-
-
-def _halved(rows: Callable[[int, int], Rows], height: int, begin: int, end: int) -> Rows:
-    """Rows of heads whose rotated pairs are neighbours, as two halves of pairs."""
-    values = rows(begin, end)
-    return values.reshape(-1, height // 2, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-
-
-def paired(tensor: Outgoing, height: int) -> Outgoing:
-    """The inverse: each head's two halves of rotated pairs, as neighbours."""
-
-    def read(begin: int, end: int) -> Rows:
-        values = tensor.read(begin, end)
-        return values.reshape(-1, 2, height // 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-
-    return msgspec.structs.replace(tensor, read=read, unit=height)
+def _stored(tensor: Tensor) -> Outgoing:
+    return Outgoing(tensor.name, tensor.shape, TYPES[tensor.dtype].ggml or "float8", tensor.rows)

@@ -1,27 +1,30 @@
 """Packed files: a model as the native backend keeps it in memory, so that loading is mapping the file.
 
-Format (version 1, little-endian): a preamble of 64 bytes - magic "DEEPWELL", u32 version, u32 zero, u64 offset and u64
-length of the header, 32 bytes of BLAKE2b over the header - then sections at multiples of 4096 bytes, each right behind
-the one before: the parameters in the order of the table, the tokenizer (JSON), the header (JSON, `_Header`). A matrix
-is the bytes of native/matrix.h's tiles, a vector its float32 values. Shapes are not written: they follow from config.
+Format (docs/packed-format.md has every field): a preamble of 64 bytes, then sections at multiples of 4096 bytes, each
+right behind the one before: the parameters in the order of the table, the tokenizer (JSON), the header (JSON,
+`_Header`). A matrix is the bytes of native/matrix.h's tiles, a vector its float32 values. Shapes are not written: they
+follow from config.
 
-Tiles are the same for all instruction sets. VERSION counts up whenever storage.h or matrix.h lays them out anew.
+Tiles are the same for all instruction sets. VERSION counts up whenever storage.h or matrix.h lays them out anew, or the
+header changes.
 
 The file is untrusted: sizes and offsets are checked against what the config calls for before anything is used, and a
-section's checksum when it is loaded. A file that is changed in place while in use changes the model; a truncated one
-ends the process, as with any mapped file. So files are only ever replaced whole.
+section's checksum when it is loaded. Its SHA-256 is recorded, not checked: it says which model this is, and is believed
+as far as whoever wrote the file (loading/identity.py). A file changed in place while in use changes the model; a
+truncated one ends the process, as with any mapped file. So files are only ever replaced whole.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -33,9 +36,11 @@ from deepwell.model.config import ModelConfig, check_config
 from deepwell.model.params import Param, param_specs
 from deepwell.ops import native
 from deepwell.ops.base import MlaShape
+from deepwell.ops.storages import OF_GGML, STORAGES
+from deepwell.weights.digests import Digests
 from deepwell.weights.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer, TokenizerState
 
-VERSION = 1
+VERSION = 2
 MAX_HEADER_BYTES = 64 << 20
 ALIGNMENT = 4096
 
@@ -46,8 +51,9 @@ _MAGIC = b"DEEPWELL"
 _PREAMBLE = struct.Struct("<8sIIQQ32s")
 _CHUNK = 8 << 20
 """Bytes of one write. Whole multiples of 2 MiB let the system keep the file in huge pages."""
-_STORAGES = frozenset(get_args(native.Storage))
-_STORED = _STORAGES | {"q8_0", "q4_0"}
+_STORAGES = frozenset(STORAGES)
+_DIGEST = re.compile("[0-9a-f]{64}")
+_STORED = _STORAGES | OF_GGML.keys()
 
 Shape = tuple[int, int, int, bool]
 """Count, rows, columns and pairs of a packed matrix."""
@@ -57,6 +63,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offset: int
     bytes: int
     checksum: int
+    digest: str
     storage: str = "float32"
 
 
@@ -69,11 +76,11 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`dtype` is how most matrices are kept, `fingerprint` the source's in hexadecimal."""
+    """`dtype` is how most matrices are kept, `sample` the source's in hexadecimal."""
 
     config: ModelConfig
     dtype: str
-    fingerprint: str
+    sample: str
     tokenizer: _Section
     params: tuple[_Entry, ...]
 
@@ -106,9 +113,9 @@ class PackedModel:
         return self._header.dtype
 
     @property
-    def fingerprint(self) -> bytes:
-        """The source's, so that caches of one serve the other."""
-        return bytes.fromhex(self._header.fingerprint)
+    def sample(self) -> bytes:
+        """That of the source it was made of."""
+        return bytes.fromhex(self._header.sample)
 
     def tokenizer(self) -> Tokenizer:
         raw = self._bytes(self._header.tokenizer, "the tokenizer").tobytes()
@@ -131,6 +138,9 @@ class PackedModel:
             return matrices[0]
         shape = cast(MlaShape, self.config.attention)
         return native.KvB.of(shape.nope, shape.value, *matrices)
+
+    def digests(self, param: Param) -> tuple[str, ...]:
+        return tuple(part.digest for part in self._entries[param.key].parts)
 
     def pieces(self, param: Param) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """(first row, rows) of a parameter seen as a matrix: the values that its codes stand for."""
@@ -184,6 +194,8 @@ class PackedModel:
             if len(entry.parts) != (2 if param.kind == "kv_b" else 1):
                 raise CheckpointError(f"{self.path}: {param.key} has {len(entry.parts)} parts")
             for part, size in zip(entry.parts, self._sizes(param, entry), strict=True):
+                if not _DIGEST.fullmatch(part.digest):
+                    raise CheckpointError(f"{self.path}: {param.key} has the digest {part.digest!r}; it is no SHA-256")
                 at = self._check_place(part, param.key, at, size)
         at = self._check_place(self._header.tokenizer, "the tokenizer", at, self._header.tokenizer.bytes)
         if at != end or not 0 < self._header.tokenizer.bytes <= MAX_TOKENIZER_BYTES:
@@ -216,12 +228,13 @@ class PackedModel:
 class PackedWriter:
     """Writes a packed file parameter by parameter; it is valid once `finish` has returned.
 
-    Raises OSError, and then the file is for the caller to remove.
+    `sample` is that of the source. Raises OSError, and then the file is for the caller to remove.
     """
 
-    def __init__(self, file: Path, config: ModelConfig, dtype: str, fingerprint: bytes) -> None:
-        self._config, self._dtype, self._fingerprint = config, dtype, fingerprint
+    def __init__(self, file: Path, config: ModelConfig, dtype: str, sample: bytes) -> None:
+        self._config, self._dtype, self._sample = config, dtype, sample
         self._entries: list[_Entry] = []
+        self._digests = Digests()
         self._out = _Chunks(file)
         self._out.write(np.zeros(ALIGNMENT, np.uint8))
 
@@ -231,6 +244,7 @@ class PackedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._digests.close()
         self._out.close()
 
     @property
@@ -238,31 +252,30 @@ class PackedWriter:
         """Bytes so far."""
         return self._out.at
 
-    def add(self, param: Param, kept: str, handle: Any) -> None:
-        """The next parameter in the order of `param_specs`, as `pack` made it."""
-        if isinstance(handle, native.Vector):
-            sections = [self._section(handle.values[0].view(np.uint8))]
-        else:
-            matrices = (handle.k_b, handle.v_b) if isinstance(handle, native.KvB) else (handle,)
-            sections = [self._section(matrix.bytes(), matrix.storage) for matrix in matrices]
+    def add(self, param: Param, kept: str, handle: Any, digests: Sequence[str] = ()) -> None:
+        """The next parameter in the order of `param_specs`, as `pack` made it; `digests` of its parts if known."""
+        parts = parts_of(handle)
+        known = digests or [""] * len(parts)
+        sections = [self._section(raw, name, digest) for (name, raw), digest in zip(parts, known, strict=True)]
         self._entries.append(_Entry(param.key, kept, tuple(sections)))
 
     def finish(self, tokenizer: Tokenizer) -> None:
         """Write tokenizer, header and, last, the preamble that makes the file valid; all of it is then on the disk."""
         state = self._section(np.frombuffer(msgspec.json.encode(tokenizer.state()), np.uint8))
         header = msgspec.json.encode(
-            _Header(self._config, self._dtype, self._fingerprint.hex(), state, tuple(self._entries))
+            _Header(self._config, self._dtype, self._sample.hex(), state, tuple(self._entries))
         )
         offset = self._out.at
         self._out.write(np.frombuffer(header, np.uint8))
         digest = blake2b(header, digest_size=32).digest()
         self._out.finish(_PREAMBLE.pack(_MAGIC, VERSION, 0, offset, len(header), digest))
 
-    def _section(self, raw: NDArray[np.uint8], storage: str = "float32") -> _Section:
-        section = _Section(self._out.at, len(raw), _native.checksum(raw), storage)
+    def _section(self, raw: NDArray[np.uint8], storage: str = "float32", known: str = "") -> _Section:
+        hashed = None if known else self._digests.start(raw)
+        offset, checksum = self._out.at, _native.checksum(raw)
         self._out.write(raw)
         self._out.write(np.zeros(_aligned(self._out.at) - self._out.at, np.uint8))
-        return section
+        return _Section(offset, len(raw), checksum, hashed() if hashed else known, storage)
 
 
 class _Chunks:
@@ -298,6 +311,14 @@ class _Chunks:
         while rest:
             rest = rest[os.write(self._fd, rest) :]
         self._filled = 0
+
+
+def parts_of(handle: Any) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Storage and packed bytes of each part of a native handle, without a copy; MLA's kv_b has two."""
+    if isinstance(handle, native.Vector):
+        return [("float32", handle.values[0].view(np.uint8))]
+    matrices = (handle.k_b, handle.v_b) if isinstance(handle, native.KvB) else (handle,)
+    return [(matrix.storage, matrix.bytes()) for matrix in matrices]
 
 
 def is_packed(path: Path) -> bool:
@@ -344,9 +365,9 @@ def _read_header(path: Path, raw: NDArray[np.uint8]) -> tuple[_Header, int]:
     try:
         header = msgspec.json.decode(encoded, type=_Header)
         check_config(header.config)
-        fingerprint = bytes.fromhex(header.fingerprint)
+        sample = bytes.fromhex(header.sample)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, DeepwellError) as e:
         raise CheckpointError(f"{path}: its header is broken: {e}") from e
-    if header.dtype not in _STORED or len(fingerprint) != 16:
-        raise CheckpointError(f"{path}: its header is broken: dtype {header.dtype!r} or the fingerprint")
+    if header.dtype not in _STORED or len(sample) != 16:
+        raise CheckpointError(f"{path}: its header is broken: dtype {header.dtype!r} or the sample")
     return header, offset

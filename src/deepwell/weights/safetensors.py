@@ -6,8 +6,9 @@ Format: 8 bytes little-endian header length, JSON header {name: {dtype, shape, d
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,14 +19,26 @@ from deepwell.weights.explain import AGAIN, pointer
 from deepwell.weights.values import all_finite
 
 MAX_HEADER_BYTES = 100 << 20
-_STORED: dict[str, tuple[str, int]] = {
-    "F32": ("<f4", 4),
-    "F16": ("<f2", 2),
-    "BF16": ("<u2", 2),
-    "F8_E4M3": ("u1", 1),
-    "F8_E5M2": ("u1", 1),
-    "F8_E8M0": ("u1", 1),
+
+
+class StoredType(NamedTuple):
+    """A type of the format: numpy's view of it, bytes of a value, what Deepwell calls it, and its name in ggml."""
+
+    view: str
+    width: int
+    name: str
+    ggml: str | None = None
+
+
+TYPES: Mapping[str, StoredType] = {
+    "F32": StoredType("<f4", 4, "float32", "f32"),
+    "F16": StoredType("<f2", 2, "float16", "f16"),
+    "BF16": StoredType("<u2", 2, "bfloat16", "bf16"),
+    "F8_E4M3": StoredType("u1", 1, "float8"),
+    "F8_E5M2": StoredType("u1", 1, "float8"),
+    "F8_E8M0": StoredType("u1", 1, "float8"),
 }
+"""What is read; those with a name in ggml are written too (safetensors_writer.py)."""
 
 
 def _small_float(exponent_bits: int, bias: int, *, infinity: bool) -> NDArray[np.float32]:
@@ -87,7 +100,7 @@ class Tensor:
         return values
 
     def sample(self) -> bytes:
-        """The first values as stored: enough to tell two models of one shape apart."""
+        """The first values as stored: enough to look a copy up by, never to name the tensor."""
         return bytes(self.raw[:256].tobytes())
 
 
@@ -130,9 +143,9 @@ def _header(file: Path, mapped: NDArray[np.uint8]) -> tuple[dict[str, _Entry], i
 
 
 def _tensor(file: Path, name: str, entry: _Entry, data: NDArray[np.uint8]) -> Tensor:
-    if entry.dtype not in _STORED:
-        raise CheckpointError(f"{file}: tensor {name} is of type {entry.dtype}; supported are {', '.join(_STORED)}")
-    dtype, width = _STORED[entry.dtype]
+    if entry.dtype not in TYPES:
+        raise CheckpointError(f"{file}: tensor {name} is of type {entry.dtype}; supported are {', '.join(TYPES)}")
+    dtype, width, *_ = TYPES[entry.dtype]
     begin, end = entry.data_offsets
     if any(n < 0 for n in entry.shape) or not 0 <= begin <= end:
         raise CheckpointError(f"{file}: tensor {name} has shape {entry.shape} and offsets {begin} to {end}")

@@ -10,9 +10,10 @@ import msgspec
 
 from deepwell.weights.gguf.ggml_types import BY_NAME
 from deepwell.weights.outgoing import Outgoing
+from deepwell.weights.safetensors import TYPES
 
 INDEX = "model.safetensors.index.json"
-_NAMES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+_NAMES = {type.ggml: name for name, type in TYPES.items()}
 
 Progress = Callable[[int, int], None]
 Planned = Sequence[tuple[Outgoing, str]]

@@ -40,8 +40,8 @@ class Source(Protocol):
         ...
 
     @property
-    def fingerprint(self) -> bytes:
-        """16 bytes that differ between models."""
+    def sample(self) -> bytes:
+        """16 bytes of a few values of every tensor: they find a copy again, and name nothing (loading/identity.py)."""
         ...
 
     def tokenizer(self) -> Tokenizer: ...
@@ -68,6 +68,10 @@ class Source(Protocol):
 
     def packed(self, param: Param) -> Any:
         """The parameter as a handle of the native backend, where the file holds it so; None in other files."""
+        ...
+
+    def digests(self, param: Param) -> tuple[str, ...]:
+        """Of what `packed` gives, the SHA-256 of each part as its writer recorded it; empty in other files."""
         ...
 
     def release(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -17,59 +18,18 @@ from numpy.typing import NDArray
 from deepwell.errors import CheckpointError
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import Param, param_specs
+from deepwell.ops.storages import GGML_FLOATS
 from deepwell.weights.chunks import chunks
 from deepwell.weights.gguf.config import model_config
 from deepwell.weights.gguf.ggml_types import values_in
+from deepwell.weights.gguf.names import gguf_name
 from deepwell.weights.gguf.reader import GgufFile, GgufTensor
 from deepwell.weights.gguf.tokenizer import tokenizer_from
 from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.tokenizer import Tokenizer
 
-_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_IN_LAYER = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "self_attn.q_a_proj": "attn_q_a",
-    "self_attn.q_a_layernorm": "attn_q_a_norm",
-    "self_attn.q_b_proj": "attn_q_b",
-    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
-    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
-    "self_attn.kv_b_proj": "attn_kv_b",
-    "mlp.gate": "ffn_gate_inp",
-}
-_IN_LAYER |= {f"self_attn.{part}_b_proj": f"attn_{part}_b" for part in "kv"}  # newer files' halves of kv_b
-_IN_LAYER |= {
-    "self_attn.indexer.wq_b": "indexer.attn_q_b",
-    "self_attn.indexer.wk": "indexer.attn_k",
-    "self_attn.indexer.k_norm": "indexer.k_norm",
-    "self_attn.indexer.weights_proj": "indexer.proj",
-}
-_IN_LAYER |= {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
-_IN_LAYER |= {f"mlp.shared_experts.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")}
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(\w+)")
-_EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(\w+)_proj")
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _UNUSED = ("rope_freqs.weight",)
-_FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-
-
-def gguf_name(source: str) -> tuple[str, int | None]:
-    """Where GGUF keeps a tensor of `param_specs`: the name, and the place in it if it is one of stacked experts."""
-    if (match := _LAYER.fullmatch(source)) is None:
-        stem, _, kind = source.rpartition(".")
-        return f"{_TOP[stem]}.{kind}", None
-    layer, stem, kind = match.groups()
-    if kind == "e_score_correction_bias":
-        return f"blk.{layer}.exp_probs_b.bias", None
-    if (expert := _EXPERT.fullmatch(stem)) is not None:
-        return f"blk.{layer}.ffn_{expert[2]}_exps.{kind}", int(expert[1])
-    return f"blk.{layer}.{_IN_LAYER[stem]}.{kind}", None
 
 
 class GgufCheckpoint:
@@ -93,12 +53,15 @@ class GgufCheckpoint:
     @property
     def stored(self) -> str:
         """float32, float16, bfloat16 or the name of a ggml type."""
-        dtype = max(self.tensors.values(), key=lambda t: values_in(t.shape)).dtype
-        return _FLOATS.get(dtype, dtype)
+        values: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            values[tensor.dtype] += values_in(tensor.shape)
+        dtype = values.most_common(1)[0][0]
+        return GGML_FLOATS.get(dtype, dtype)
 
     @property
-    def fingerprint(self) -> bytes:
-        """16 bytes that name this model: its config and, of every tensor, name, type, shape and first values."""
+    def sample(self) -> bytes:
+        """16 bytes to look copies up by: config and, of every tensor, name, type, shape and first values."""
         digest = hashlib.blake2b(msgspec.json.encode(self.config), digest_size=16)
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
@@ -156,6 +119,9 @@ class GgufCheckpoint:
 
     def packed(self, param: Param) -> None:
         return None
+
+    def digests(self, param: Param) -> tuple[str, ...]:
+        return ()
 
     def release(self) -> None:
         """Let go of the mapped pages that were read."""

@@ -7,37 +7,45 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deepwell.errors import CheckpointError
-from deepwell.model.config import MOST_CHOSEN, WIDEST_INDEX, IndexConfig, MlaConfig, ModelConfig, MoeConfig
+from deepwell.errors import CheckpointError, ConfigError
+from deepwell.model.config import (
+    MOST_CHOSEN,
+    WIDEST_INDEX,
+    IndexConfig,
+    MlaConfig,
+    ModelConfig,
+    MoeConfig,
+    check_config,
+)
 from deepwell.model.rope import RopeConfig, yarn_mscale
 from deepwell.ops.base import Routing
+from deepwell.weights.gguf.keys import ARCHITECTURES, PAIRED, SIGMOID, SOFTMAX, General, Key
 from deepwell.weights.gguf.reader import GgufFile, GgufTensor
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "deepseek", "deepseek2", "deepseek32")
+_SUPPORTED = tuple(dict.fromkeys(ARCHITECTURES.values()))
 _WITH_MLA = ("deepseek2", "deepseek32")
 _LARGEST = 1 << 24
 _MOST_LAYERS, _MOST_EXPERT_LAYERS = 1 << 12, 1 << 17
-_SOFTMAX, _SIGMOID = 1, 2
 
 
 def model_config(file: GgufFile) -> ModelConfig:
     """The shape of the model in `file`. CheckpointError names a key that is missing, odd or unsupported."""
     keys = _Keys(file)
     arch = keys.arch
-    if keys.get("expert_count") and not arch.startswith("deepseek"):
-        raise keys.error("expert_count", f"is set; supported are {arch} models without experts")
-    hidden, heads = keys.count("embedding_length"), keys.count("attention.head_count")
+    if keys.get(Key.EXPERTS) and not arch.startswith("deepseek"):
+        raise keys.error(Key.EXPERTS, f"is set; supported are {arch} models without experts")
+    hidden, heads = keys.count(Key.HIDDEN), keys.count(Key.HEADS)
     mla = _mla(keys) if arch in _WITH_MLA else None
     index = _index(keys, mla) if arch == "deepseek32" and mla else None
     head_dim = mla.nope + mla.rope if mla else _head_dim(keys, hidden // heads)
-    kv_heads = heads if mla else keys.count("attention.head_count_kv", heads)
+    kv_heads = heads if mla else keys.count(Key.KV_HEADS, heads)
     if heads % kv_heads:
-        raise keys.error("attention.head_count", f"is {heads}, no multiple of head_count_kv {kv_heads}")
-    layers, context = _layers(keys), keys.count("context_length")
+        raise keys.error(Key.HEADS, f"is {heads}, no multiple of head_count_kv {kv_heads}")
+    layers, context = _layers(keys), keys.count(Key.CONTEXT)
     moe = _moe(keys, layers) if arch.startswith("deepseek") else None
     sigmoid = moe is not None and moe.routing.scoring == "sigmoid"
     everywhere = keys.has("blk.0.attn_output.bias")
-    return ModelConfig(
+    config = ModelConfig(
         family="deepseek_v32" if index else ("deepseek_v3" if sigmoid else "deepseek_v2") if mla else arch,
         vocab=keys.tensor("token_embd.weight").shape[0],
         hidden=hidden,
@@ -45,8 +53,8 @@ def model_config(file: GgufFile) -> ModelConfig:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        inter=keys.count("feed_forward_length"),
-        eps=keys.positive("attention.layer_norm_rms_epsilon"),
+        inter=keys.count(Key.INTER),
+        eps=keys.positive(Key.EPS),
         rope=_rope(keys, context, mla.rope if mla else head_dim),
         context=context,
         mla=mla,
@@ -56,10 +64,14 @@ def model_config(file: GgufFile) -> ModelConfig:
         qkv_bias=keys.has("blk.0.attn_q.bias") and not everywhere,
         qk_norm=keys.has("blk.0.attn_q_norm.weight"),
         mlp_bias=keys.has("blk.0.ffn_down.bias"),
-        # converters reorder the rows of q and k of these families for pairs of neighbouring columns
-        interleaved=arch in ("llama", "deepseek"),
+        interleaved=arch in PAIRED,
         index=index,
     )
+    try:
+        check_config(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{file.files[0]}: its metadata describe no model that can run: {error}") from None
+    return config
 
 
 class _Keys:
@@ -67,9 +79,9 @@ class _Keys:
 
     def __init__(self, file: GgufFile) -> None:
         self._file = file
-        arch = file.metadata.get("general.architecture")
-        if not isinstance(arch, str) or arch not in ARCHITECTURES:
-            told = f"general.architecture {arch!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
+        arch = file.metadata.get(General.ARCHITECTURE)
+        if not isinstance(arch, str) or arch not in _SUPPORTED:
+            told = f"general.architecture {arch!r} is not supported; supported are {', '.join(_SUPPORTED)}"
             if isinstance(arch, str) and arch.startswith("deepseek4"):
                 told += "; of DeepSeek-V4, Deepwell knows the prompt format alone"
             raise CheckpointError(f"{file.files[0]}: {told}")
@@ -120,66 +132,65 @@ class _Keys:
 
 def _layers(keys: _Keys) -> int:
     """Blocks without those that only predict further tokens, which lie behind the others."""
-    blocks = keys.count("block_count")
-    layers = blocks - keys.count("nextn_predict_layers", 0, least=0)
+    blocks = keys.count(Key.BLOCKS)
+    layers = blocks - keys.count(Key.NEXTN, 0, least=0)
     if not 1 <= layers <= _MOST_LAYERS:
-        raise keys.error("block_count", f"leaves {layers} layers; allowed are 1 to {_MOST_LAYERS}")
+        raise keys.error(Key.BLOCKS, f"leaves {layers} layers; allowed are 1 to {_MOST_LAYERS}")
     keys.tensor(f"blk.{layers - 1}.attn_norm.weight")
     return layers
 
 
 def _head_dim(keys: _Keys, usual: int) -> int:
-    head_dim = keys.count("attention.key_length", usual)
-    for key in ("attention.value_length", "rope.dimension_count"):
+    head_dim = keys.count(Key.KEY_WIDTH, usual)
+    for key in (Key.VALUE_WIDTH, Key.ROTATED):
         if (other := keys.count(key, head_dim)) != head_dim:
             raise keys.error(key, f"is {other}; supported is the width of a key, {head_dim}")
     if head_dim % 2:
-        raise keys.error("attention.key_length", f"is {head_dim}; allowed are even numbers")
+        raise keys.error(Key.KEY_WIDTH, f"is {head_dim}; allowed are even numbers")
     return head_dim
 
 
 def _mla(keys: _Keys) -> MlaConfig:
     """Widths of a head. Newer files give them as *_length_mla, beside the widths of the latent form (576 and 512)."""
-    split = keys.get("attention.key_length_mla") is not None
-    key = "attention.key_length_mla" if split else "attention.key_length"
-    rope, width = keys.count("rope.dimension_count"), keys.count(key)
+    split = keys.get(Key.MLA_KEY_WIDTH) is not None
+    key = Key.MLA_KEY_WIDTH if split else Key.KEY_WIDTH
+    rope, width = keys.count(Key.ROTATED), keys.count(key)
     if width <= rope or rope % 2:
         raise keys.error(key, f"is {width} and rope.dimension_count {rope}; allowed is a smaller, even rope part")
     return MlaConfig(
         # old files of the Lite models name a rank that they do not use
-        q_lora=keys.count("attention.q_lora_rank") if keys.has("blk.0.attn_q_a.weight") else None,
-        kv_lora=keys.count("attention.kv_lora_rank"),
+        q_lora=keys.count(Key.Q_LORA) if keys.has("blk.0.attn_q_a.weight") else None,
+        kv_lora=keys.count(Key.KV_LORA),
         nope=width - rope,
         rope=rope,
-        value=keys.count("attention.value_length_mla" if split else "attention.value_length"),
+        value=keys.count(Key.MLA_VALUE_WIDTH if split else Key.VALUE_WIDTH),
     )
 
 
 def _index(keys: _Keys, mla: MlaConfig) -> IndexConfig:
     """The lightning indexer, whose tensors converters leave as they are: rotated columns first, in halves."""
-    part = "attention.indexer."
-    head_dim, top_k = keys.count(f"{part}key_length"), keys.count(f"{part}top_k")
+    head_dim, top_k = keys.count(Key.INDEX_WIDTH), keys.count(Key.INDEX_TOP_K)
     if mla.q_lora is None:
-        raise keys.error("attention.q_lora_rank", "is not used, and the indexer's queries are made of that latent")
+        raise keys.error(Key.Q_LORA, "is not used, and the indexer's queries are made of that latent")
     if head_dim % 2 or not mla.rope <= head_dim <= WIDEST_INDEX:
         allowed = f"even numbers from rope.dimension_count {mla.rope} to {WIDEST_INDEX}"
-        raise keys.error(f"{part}key_length", f"is {head_dim}; allowed are {allowed}")
+        raise keys.error(Key.INDEX_WIDTH, f"is {head_dim}; allowed are {allowed}")
     if top_k > MOST_CHOSEN:
-        raise keys.error(f"{part}top_k", f"is {top_k}; allowed are 1 to {MOST_CHOSEN}")
-    return IndexConfig(keys.count(f"{part}head_count"), head_dim, top_k)
+        raise keys.error(Key.INDEX_TOP_K, f"is {top_k}; allowed are 1 to {MOST_CHOSEN}")
+    return IndexConfig(keys.count(Key.INDEX_HEADS), head_dim, top_k)
 
 
 def _moe(keys: _Keys, layers: int) -> MoeConfig | None:
-    first_dense, experts = keys.count("leading_dense_block_count", 0, least=0), keys.count("expert_count", 0, least=0)
+    first_dense, experts = keys.count(Key.FIRST_DENSE, 0, least=0), keys.count(Key.EXPERTS, 0, least=0)
     if not experts or first_dense >= layers:
         return None
     if experts * layers > _MOST_EXPERT_LAYERS:
-        raise keys.error("expert_count", f"is {experts} in {layers} layers; allowed are {_MOST_EXPERT_LAYERS} in all")
+        raise keys.error(Key.EXPERTS, f"is {experts} in {layers} layers; allowed are {_MOST_EXPERT_LAYERS} in all")
     bias = keys.has(f"blk.{first_dense}.exp_probs_b.bias")
     return MoeConfig(
         routing=_routing(keys, experts, bias),
-        inter=keys.count("expert_feed_forward_length"),
-        shared=keys.count("expert_shared_count", 0, least=0),
+        inter=keys.count(Key.EXPERT_INTER),
+        shared=keys.count(Key.EXPERTS_SHARED, 0, least=0),
         first_dense=first_dense,
         bias=bias,
     )
@@ -187,59 +198,59 @@ def _moe(keys: _Keys, layers: int) -> MoeConfig | None:
 
 def _routing(keys: _Keys, experts: int, bias: bool) -> Routing:
     """The file does not name the method: groups scored by their two best come with sigmoid scores (DeepSeek-V3)."""
-    gating = keys.count("expert_gating_func", _SOFTMAX, least=0) or _SOFTMAX
-    if gating not in (_SOFTMAX, _SIGMOID):
-        raise keys.error("expert_gating_func", f"is {gating}; supported are 1 (softmax) and 2 (sigmoid)")
-    groups = keys.count("expert_group_count", 1, least=0) or 1
-    used = keys.count("expert_group_used_count", groups, least=0) or groups
-    top_k = keys.count("expert_used_count")
+    gating = keys.count(Key.EXPERT_GATING, SOFTMAX, least=0) or SOFTMAX
+    if gating not in (SOFTMAX, SIGMOID):
+        raise keys.error(Key.EXPERT_GATING, f"is {gating}; supported are 1 (softmax) and 2 (sigmoid)")
+    groups = keys.count(Key.EXPERT_GROUPS, 1, least=0) or 1
+    used = keys.count(Key.EXPERT_GROUPS_USED, groups, least=0) or groups
+    top_k = keys.count(Key.EXPERTS_USED)
     if experts % groups or used > groups or top_k > experts // groups * used:
-        raise keys.error("expert_used_count", f"asks for {top_k} of {experts} experts from {used} of {groups} groups")
+        raise keys.error(Key.EXPERTS_USED, f"asks for {top_k} of {experts} experts from {used} of {groups} groups")
     method: Literal["greedy", "group_limited_greedy", "noaux_tc"] = "greedy"
-    if bias or (gating == _SIGMOID and groups > 1):
+    if bias or (gating == SIGMOID and groups > 1):
         method = "noaux_tc"
         if experts // groups < 2:
-            raise keys.error("expert_group_count", f"is {groups} for {experts} experts; a group needs two or more")
+            raise keys.error(Key.EXPERT_GROUPS, f"is {groups} for {experts} experts; a group needs two or more")
     elif groups > 1:
         method = "group_limited_greedy"
     return Routing(
         experts=experts,
         top_k=top_k,
-        scoring="sigmoid" if gating == _SIGMOID else "softmax",
+        scoring="sigmoid" if gating == SIGMOID else "softmax",
         method=method,
         n_group=groups,
         topk_group=used,
-        normalize=keys.flag("expert_weights_norm"),
+        normalize=keys.flag(Key.EXPERT_NORM),
         # 0 is how some writers say that weights are not scaled
-        scale=keys.positive("expert_weights_scale", 1.0) if keys.get("expert_weights_scale") else 1.0,
+        scale=keys.positive(Key.EXPERT_SCALE, 1.0) if keys.get(Key.EXPERT_SCALE) else 1.0,
     )
 
 
 def _rope(keys: _Keys, context: int, width: int) -> RopeConfig:
-    theta = keys.positive("rope.freq_base", 10000.0)
+    theta = keys.positive(Key.ROPE_BASE, 10000.0)
     if theta <= 1:
-        raise keys.error("rope.freq_base", f"is {theta}; allowed are numbers above 1")
-    factor = keys.positive("rope.scaling.factor", keys.positive("rope.scale_linear", 1.0))
-    kind = keys.get("rope.scaling.type") or "linear"
+        raise keys.error(Key.ROPE_BASE, f"is {theta}; allowed are numbers above 1")
+    factor = keys.positive(Key.ROPE_FACTOR, keys.positive(Key.ROPE_LINEAR, 1.0))
+    kind = keys.get(Key.ROPE_TYPE) or "linear"
     divisors = _divisors(keys, width)
     if kind == "none" or (kind == "linear" and factor == 1):
         return RopeConfig(theta=theta, original=context, divisors=divisors)
     if kind == "linear":
         return RopeConfig(theta=theta, kind="linear", factor=factor, original=context, divisors=divisors)
     if kind != "yarn":
-        raise keys.error("rope.scaling.type", f"is {kind!r}; supported are none, linear and yarn")
+        raise keys.error(Key.ROPE_TYPE, f"is {kind!r}; supported are none, linear and yarn")
     # DeepSeek's files hold a tenth of mscale_all_dim. They leave mscale out: in every published model the two are
     # equal, so that cosines and sines are not scaled, and the scores by yarn_score_factor alone.
     mscale = 0.0
-    if keys.arch in _WITH_MLA and keys.get("rope.scaling.yarn_log_multiplier"):
-        mscale = round(10 * keys.positive("rope.scaling.yarn_log_multiplier"), 6)
+    if keys.arch in _WITH_MLA and keys.get(Key.YARN_LOG):
+        mscale = round(10 * keys.positive(Key.YARN_LOG), 6)
     return RopeConfig(
         theta=theta,
         kind="yarn",
         factor=factor,
-        original=keys.count("rope.scaling.original_context_length", context),
-        beta_fast=keys.positive("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0),
+        original=keys.count(Key.ROPE_ORIGINAL, context),
+        beta_fast=keys.positive(Key.YARN_FAST, 32.0),
+        beta_slow=keys.positive(Key.YARN_SLOW, 1.0),
         mscale=mscale,
         mscale_all_dim=mscale,
         divisors=divisors,
@@ -253,7 +264,7 @@ def _magnitude(keys: _Keys, factor: float) -> dict[str, float]:
     llama.cpp multiplies by attn_factor. Into yarn_attn_factor converters write what a config.json calls
     attention_factor, which replaces YaRN's own (never below 1), or attn_factor, which multiplies it down.
     """
-    factors = [f"rope.scaling.{name}" for name in ("attn_factor", "yarn_attn_factor")]
+    factors = (Key.ATTN_FACTOR, Key.YARN_ATTN_FACTOR)
     times, whole = (keys.positive(key) if keys.get(key) is not None else None for key in factors)
     if times is not None and (whole is None or not math.isclose(whole, times * yarn_mscale(factor, 1.0), rel_tol=1e-5)):
         return {"attn_factor": times}

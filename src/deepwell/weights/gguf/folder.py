@@ -8,10 +8,8 @@ import msgspec
 
 from deepwell.model.config_json import config_json
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
+from deepwell.weights.gguf.keys import Kind, TokenizerKey
 from deepwell.weights.tokenizer import Tokenizer
-
-_UNUSED = 5
-_CONTROL = 3
 
 
 def folder_files(source: GgufCheckpoint, dtype: str) -> dict[str, bytes]:
@@ -30,11 +28,11 @@ def folder_files(source: GgufCheckpoint, dtype: str) -> dict[str, bytes]:
 
 
 def _spelling(source: GgufCheckpoint, id: int | None) -> str | None:
-    return None if id is None else source.metadata["tokenizer.ggml.tokens"][id]
+    return None if id is None else source.metadata[TokenizerKey.TOKENS][id]
 
 
 def _tokenizer_config(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any]:
-    padding = source.metadata.get("tokenizer.ggml.padding_token_id")
+    padding = source.metadata.get(TokenizerKey.PADDING)
     named = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": _spelling(source, tokenizer.bos),
@@ -51,11 +49,11 @@ def _tokenizer_config(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str,
 def _tokenizer(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any]:
     """tokenizer.json: what encodes text, and all tokens that stand outside of it in their places."""
     document: dict[str, Any] = msgspec.json.decode(tokenizer.state().plain)
-    spellings = source.metadata["tokenizer.ggml.tokens"]
-    types = source.metadata.get("tokenizer.ggml.token_type")
-    kinds = [1] * len(spellings) if types is None else [int(kind) for kind in types]
+    spellings = source.metadata[TokenizerKey.TOKENS]
+    types = source.metadata.get(TokenizerKey.TYPES)
+    kinds = [Kind.NORMAL] * len(spellings) if types is None else [int(kind) for kind in types]
     added = {id: text for id, (text, kind) in enumerate(zip(spellings, kinds, strict=True)) if _is_added(text, kind)}
-    vocab = {text: id for id, (text, kind) in enumerate(zip(spellings, kinds, strict=True)) if kind != _UNUSED}
+    vocab = {text: id for id, (text, kind) in enumerate(zip(spellings, kinds, strict=True)) if kind != Kind.UNUSED}
     document["model"]["vocab"] = vocab
     document["added_tokens"] = [
         {
@@ -65,7 +63,7 @@ def _tokenizer(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any]:
             "lstrip": False,
             "rstrip": False,
             "normalized": False,
-            "special": kinds[id] == _CONTROL,
+            "special": kinds[id] == Kind.CONTROL,
         }
         for id, text in added.items()
     ]
@@ -74,7 +72,7 @@ def _tokenizer(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _is_added(text: str, kind: int) -> bool:
-    return kind not in (1, _UNUSED) and bool(text)
+    return kind not in (Kind.NORMAL, Kind.UNUSED) and bool(text)
 
 
 def _opening(source: GgufCheckpoint, bos: int | None) -> dict[str, Any] | None:

@@ -1,17 +1,26 @@
-"""A model's tensors as converters lay them out in a GGUF file: names, stacked experts, the halves of kv_b."""
+"""A model's tensors as converters lay them out in a GGUF file, and back: names, stacked experts, the halves of kv_b,
+rows of q and k in another order. `as_gguf` and `of_gguf` undo each other, value for value."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
+import msgspec
 import numpy as np
 
 from deepwell.errors import CheckpointError
 from deepwell.model.config import MlaConfig, ModelConfig
-from deepwell.weights.gguf.checkpoint import gguf_name
-from deepwell.weights.outgoing import Q_OR_K, Outgoing, Rows, paired
+from deepwell.model.params import Param
+from deepwell.weights.gguf.checkpoint import GgufCheckpoint, joined
+from deepwell.weights.gguf.ggml_types import BY_NAME
+from deepwell.weights.gguf.keys import PAIRED
+from deepwell.weights.gguf.names import gguf_name
+from deepwell.weights.outgoing import Outgoing, Rows
 
+_Q_OR_K = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_proj\.(weight|bias)")
 _FALLBACK = {"q4_k": "q5_0", "q6_k": "q8_0"}
 _SENSITIVE = {"q4_k": "q6_k", "q4_0": "q6_k"}
 """Types of the head, whose errors reach every logit, beside matrices of few bits."""
@@ -35,14 +44,19 @@ def as_gguf(config: ModelConfig, tensors: Sequence[Outgoing], rope_freqs: Rows |
         elif name.endswith("attn_kv_b.weight") and config.mla is not None:
             made += _halves(name, tensor, config.heads, config.mla)
         else:
-            pairs = config.family in ("llama", "deepseek") and Q_OR_K.fullmatch(tensor.name)
-            made.append(renamed(paired(tensor, config.head_dim) if pairs else tensor, name))
+            pairs = config.family in PAIRED and _Q_OR_K.fullmatch(tensor.name)
+            made.append(renamed(_paired(tensor, config.head_dim) if pairs else tensor, name))
     made += [_stacked(name, parts) for name, parts in experts.items()]
     made.sort(key=_place)
     for one, other in itertools.pairwise(made):
         if one.name == other.name:
             raise CheckpointError(f"two tensors of the source would be called {one.name}")
     return made
+
+
+def of_gguf(source: GgufCheckpoint) -> list[Outgoing]:
+    """The decoder's tensors as a Hugging Face checkpoint has them."""
+    return [tensor for param in source.params for tensor in _of_gguf(source, param)]
 
 
 def renamed(tensor: Outgoing, name: str) -> Outgoing:
@@ -103,3 +117,38 @@ def _halves(name: str, tensor: Outgoing, heads: int, mla: MlaConfig) -> Iterator
 
     yield Outgoing(name.replace("kv_b", "k_b"), (heads, latent, nope), tensor.dtype, keys, latent)
     yield Outgoing(name.replace("kv_b", "v_b"), (heads, mla.value, latent), tensor.dtype, values, mla.value)
+
+
+def _of_gguf(source: GgufCheckpoint, param: Param) -> Iterator[Outgoing]:
+    if param.kind == "kv_b" and (halves := source.kv_halves(param)) is not None:
+        keys, values = halves
+        height = keys.shape[2] + values.shape[1]
+
+        def read(begin: int, end: int) -> Rows:
+            return np.concatenate([joined(keys[head], values[head]) for head in range(begin // height, end // height)])
+
+        wider = max(keys.dtype, values.dtype, key=lambda kind: BY_NAME[kind].layout.itemsize / BY_NAME[kind].width)
+        yield Outgoing(param.sources[0], param.shape, wider, read, height)
+        return
+    for name, tensor in source.sources(param):
+        if source.config.interleaved and _Q_OR_K.fullmatch(name):
+            height = source.config.head_dim
+            yield Outgoing(name, tensor.shape, tensor.dtype, partial(_halved, tensor.rows, height), height)
+        else:
+            yield Outgoing(name, tensor.shape, tensor.dtype, tensor.rows)
+
+
+def _halved(rows: Callable[[int, int], Rows], height: int, begin: int, end: int) -> Rows:
+    """Rows of heads whose rotated pairs are neighbours, as two halves of pairs."""
+    values = rows(begin, end)
+    return values.reshape(-1, height // 2, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+
+
+def _paired(tensor: Outgoing, height: int) -> Outgoing:
+    """The inverse: each head's two halves of rotated pairs, as neighbours."""
+
+    def read(begin: int, end: int) -> Rows:
+        values = tensor.read(begin, end)
+        return values.reshape(-1, 2, height // 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+
+    return msgspec.structs.replace(tensor, read=read, unit=height)

@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model: a `ModelConfig` as metadata keys, the inverse of `gguf_config.py`."""
+"""What a GGUF file says of its model: a `ModelConfig` as metadata keys, the inverse of `config.py`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,11 @@ import numpy as np
 from deepwell.errors import ConfigError
 from deepwell.model.config import IndexConfig, MlaConfig, ModelConfig, MoeConfig
 from deepwell.model.rope import RopeConfig, yarn_mscale
+from deepwell.weights.gguf.keys import ARCHITECTURES, SIGMOID, SOFTMAX, General, Key
 from deepwell.weights.outgoing import Rows
 
-ARCHITECTURES = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "deepseek": "deepseek",
-    "deepseek_v2": "deepseek2",
-    "deepseek_v3": "deepseek2",
-    "deepseek_v32": "deepseek32",
-}
-"""Architectures by family."""
 _FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k": 14, "q6_k": 18, "bf16": 32}
 """general.file_type by the type of most matrices."""
-_SOFTMAX, _SIGMOID = 1, 2
 
 
 def architecture(config: ModelConfig) -> str:
@@ -42,21 +32,21 @@ def model_metadata(config: ModelConfig, name: str, stored: str) -> dict[str, Any
     """
     arch = architecture(config)
     facts: dict[str, Any] = {
-        "vocab_size": config.vocab,
-        "context_length": config.context,
-        "embedding_length": config.hidden,
-        "block_count": config.layers,
-        "feed_forward_length": config.inter,
-        "attention.head_count": config.heads,
-        "attention.layer_norm_rms_epsilon": float(config.eps),
+        Key.VOCAB: config.vocab,
+        Key.CONTEXT: config.context,
+        Key.HIDDEN: config.hidden,
+        Key.BLOCKS: config.layers,
+        Key.INTER: config.inter,
+        Key.HEADS: config.heads,
+        Key.EPS: float(config.eps),
         **(_latent(config.mla) if config.mla else _plain(config)),
         **(_experts(config, config.moe) if arch.startswith("deepseek") else {}),
         **(_indexer(config.index) if config.index else {}),
         **_rope(config),
     }
-    general: dict[str, Any] = {"general.architecture": arch, "general.name": name, "general.quantization_version": 2}
+    general: dict[str, Any] = {General.ARCHITECTURE: arch, General.NAME: name, General.QUANTIZATION: 2}
     if stored in _FILE_TYPES:
-        general["general.file_type"] = _FILE_TYPES[stored]
+        general[General.FILE_TYPE] = _FILE_TYPES[stored]
     return general | {f"{arch}.{key}": value for key, value in facts.items()}
 
 
@@ -69,68 +59,67 @@ def rope_freqs(config: ModelConfig) -> Rows | None:
 
 def _plain(config: ModelConfig) -> dict[str, Any]:
     return {
-        "attention.head_count_kv": config.kv_heads,
-        "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim,
-        "rope.dimension_count": config.head_dim,
+        Key.KV_HEADS: config.kv_heads,
+        Key.KEY_WIDTH: config.head_dim,
+        Key.VALUE_WIDTH: config.head_dim,
+        Key.ROTATED: config.head_dim,
     }
 
 
 def _latent(mla: MlaConfig) -> dict[str, Any]:
     """Absorbed attention is one key head of latent and rope columns; *_mla are the widths of a head as trained."""
     return {
-        "attention.head_count_kv": 1,
-        "attention.q_lora_rank": mla.q_lora or 0,
-        "attention.kv_lora_rank": mla.kv_lora,
-        "attention.key_length": mla.kv_lora + mla.rope,
-        "attention.value_length": mla.kv_lora,
-        "attention.key_length_mla": mla.nope + mla.rope,
-        "attention.value_length_mla": mla.value,
-        "rope.dimension_count": mla.rope,
+        Key.KV_HEADS: 1,
+        Key.Q_LORA: mla.q_lora or 0,
+        Key.KV_LORA: mla.kv_lora,
+        Key.KEY_WIDTH: mla.kv_lora + mla.rope,
+        Key.VALUE_WIDTH: mla.kv_lora,
+        Key.MLA_KEY_WIDTH: mla.nope + mla.rope,
+        Key.MLA_VALUE_WIDTH: mla.value,
+        Key.ROTATED: mla.rope,
     }
 
 
 def _experts(config: ModelConfig, moe: MoeConfig | None) -> dict[str, Any]:
     if moe is None:
         return {
-            "leading_dense_block_count": config.layers,
-            "expert_feed_forward_length": config.inter,
-            "expert_count": 0,
-            "expert_shared_count": 0,
+            Key.FIRST_DENSE: config.layers,
+            Key.EXPERT_INTER: config.inter,
+            Key.EXPERTS: 0,
+            Key.EXPERTS_SHARED: 0,
         }
     routing = moe.routing
     facts = {
-        "leading_dense_block_count": moe.first_dense,
-        "expert_feed_forward_length": moe.inter,
-        "expert_count": routing.experts,
-        "expert_used_count": routing.top_k,
-        "expert_shared_count": moe.shared,
-        "expert_weights_scale": float(routing.scale),
-        "expert_weights_norm": routing.normalize,
-        "expert_gating_func": _SIGMOID if routing.scoring == "sigmoid" else _SOFTMAX,
+        Key.FIRST_DENSE: moe.first_dense,
+        Key.EXPERT_INTER: moe.inter,
+        Key.EXPERTS: routing.experts,
+        Key.EXPERTS_USED: routing.top_k,
+        Key.EXPERTS_SHARED: moe.shared,
+        Key.EXPERT_SCALE: float(routing.scale),
+        Key.EXPERT_NORM: routing.normalize,
+        Key.EXPERT_GATING: SIGMOID if routing.scoring == "sigmoid" else SOFTMAX,
     }
     if routing.n_group > 1:
-        facts |= {"expert_group_count": routing.n_group, "expert_group_used_count": routing.topk_group}
+        facts |= {Key.EXPERT_GROUPS: routing.n_group, Key.EXPERT_GROUPS_USED: routing.topk_group}
     return facts
 
 
 def _indexer(index: IndexConfig) -> dict[str, Any]:
-    names = {"head_count": index.heads, "key_length": index.head_dim, "top_k": index.top_k}
-    return {f"attention.indexer.{name}": value for name, value in names.items()}
+    return {Key.INDEX_HEADS: index.heads, Key.INDEX_WIDTH: index.head_dim, Key.INDEX_TOP_K: index.top_k}
 
 
 def _rope(config: ModelConfig) -> dict[str, Any]:
     rope = config.rope
-    facts: dict[str, Any] = {"rope.freq_base": float(rope.theta)}
+    facts: dict[str, Any] = {Key.ROPE_BASE: float(rope.theta)}
     if rope.kind in ("default", "llama3"):  # the latter is a tensor of its own
         return facts
-    facts |= {"rope.scaling.type": rope.kind, "rope.scaling.factor": float(rope.factor)}
+    facts |= {Key.ROPE_TYPE: rope.kind, Key.ROPE_FACTOR: float(rope.factor)}
     if rope.kind == "linear":
         return facts
     facts |= {
-        "rope.scaling.original_context_length": int(rope.original),
-        "rope.scaling.yarn_beta_fast": float(rope.beta_fast),
-        "rope.scaling.yarn_beta_slow": float(rope.beta_slow),
+        Key.ROPE_ORIGINAL: int(rope.original),
+        Key.YARN_FAST: float(rope.beta_fast),
+        Key.YARN_SLOW: float(rope.beta_slow),
     }
     return facts | _temperature(rope, config.mla is not None)
 
@@ -144,11 +133,11 @@ def _temperature(rope: RopeConfig, latent: bool) -> dict[str, Any]:
         )
     facts: dict[str, Any] = {}
     if rope.mscale:
-        facts["rope.scaling.yarn_log_multiplier"] = 0.1 * rope.mscale
+        facts[Key.YARN_LOG] = 0.1 * rope.mscale
     if rope.attention_factor is not None:
-        facts["rope.scaling.yarn_attn_factor"] = float(rope.attention_factor)
+        facts[Key.YARN_ATTN_FACTOR] = float(rope.attention_factor)
         # llama.cpp multiplies YaRN's own factor by this one
-        facts["rope.scaling.attn_factor"] = rope.attention_factor / yarn_mscale(rope.factor, 1.0)
+        facts[Key.ATTN_FACTOR] = rope.attention_factor / yarn_mscale(rope.factor, 1.0)
     elif rope.attn_factor != 1:
-        facts["rope.scaling.attn_factor"] = float(rope.attn_factor)
+        facts[Key.ATTN_FACTOR] = float(rope.attn_factor)
     return facts

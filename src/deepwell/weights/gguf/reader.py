@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from deepwell.errors import CheckpointError
 from deepwell.weights.explain import pointer
 from deepwell.weights.gguf.ggml_types import BY_CODE, NAMES, GgmlType, values_in
+from deepwell.weights.gguf.keys import General
 from deepwell.weights.values import all_finite
 
 MAX_HEADER_BYTES = 128 << 20
@@ -84,7 +85,7 @@ class GgufTensor:
         return GgufTensor(self.file, f"{self.name}[{index}]", self._type, self.shape[1:], part)
 
     def sample(self) -> bytes:
-        """The first kilobyte as stored: enough to tell two models of one shape apart."""
+        """The first kilobyte as stored: enough to look a copy up by, never to name the tensor."""
         return self._raw[:1024].tobytes()
 
 
@@ -289,7 +290,7 @@ def _info(cursor: _Cursor, index: int) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def _alignment(file: Path, metadata: dict[str, Any]) -> int:
-    alignment = metadata.get("general.alignment", 32)
+    alignment = metadata.get(General.ALIGNMENT, 32)
     good = isinstance(alignment, int) and not isinstance(alignment, bool) and 8 <= alignment <= 1 << 20
     if not good or alignment & (alignment - 1):
         raise CheckpointError(

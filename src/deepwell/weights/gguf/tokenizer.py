@@ -13,11 +13,9 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from deepwell.errors import CheckpointError
+from deepwell.weights.gguf.keys import Kind, TokenizerKey
 from deepwell.weights.gguf.reader import GgufFile
 from deepwell.weights.tokenizer import BYTE_ALPHABET, Tokenizer, is_text
-
-_NORMAL, _UNUSED = 1, 5
-_KEY = "tokenizer.ggml."
 
 _CASED = """
 41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377 37B-37D 37F 386 388-38A 38C 38E-3A1
@@ -82,26 +80,28 @@ and what lies between; so DeepSeek-LLM's marks, whose range holds a-z, part ASCI
 def tokenizer_from(file: GgufFile) -> Tokenizer:
     """The tokenizer of `file`. CheckpointError names the key that is missing, odd or unsupported."""
     keys = _Keys(file)
-    if (model := keys.get("model")) != "gpt2":
-        raise keys.error("model", f"is {model!r}; supported is 'gpt2', byte-level BPE")
-    pre = keys.get("pre") or "default"
+    if (model := keys.get(TokenizerKey.MODEL)) != "gpt2":
+        raise keys.error(TokenizerKey.MODEL, f"is {model!r}; supported is 'gpt2', byte-level BPE")
+    pre = keys.get(TokenizerKey.PRE) or "default"
     if not isinstance(pre, str) or pre not in SPLITS:
-        raise keys.error("pre", f"is {pre!r}; supported are {', '.join(SPLITS)}")
-    spellings = keys.strings("tokens")
+        raise keys.error(TokenizerKey.PRE, f"is {pre!r}; supported are {', '.join(SPLITS)}")
+    spellings = keys.strings(TokenizerKey.TOKENS)
     types = keys.types(len(spellings))
-    added = {text: id for id, text in enumerate(spellings) if types[id] not in (_NORMAL, _UNUSED) and text}
+    added = {text: id for id, text in enumerate(spellings) if types[id] not in (Kind.NORMAL, Kind.UNUSED) and text}
     special = {text: id for text, id in added.items() if not is_text(text)}
-    merges = [_halves(text, keys) for text in keys.strings("merges")]
+    merges = [_halves(text, keys) for text in keys.strings(TokenizerKey.MERGES)]
     made = {"".join(halves) for halves in merges}
     # special tokens stay out of the vocabulary, so that no text can become one, unless merges build upon them
     vocab = {
-        text: id for id, text in enumerate(spellings) if types[id] != _UNUSED and (text not in special or text in made)
+        text: id
+        for id, text in enumerate(spellings)
+        if types[id] != Kind.UNUSED and (text not in special or text in made)
     }
     keys.check_bytes(vocab)
     plain = _bpe(vocab, merges, pre, keys)
     for text in added.keys() - special.keys():
         plain.add_tokens([tokenizers.AddedToken(text, normalized=False)])
-    template = file.metadata.get("tokenizer.chat_template")
+    template = file.metadata.get(TokenizerKey.TEMPLATE)
     return Tokenizer(
         plain,
         special,
@@ -119,10 +119,10 @@ class _Keys:
         self._file = file
 
     def error(self, key: str, problem: str) -> CheckpointError:
-        return CheckpointError(f"{self._file.files[0]}: {_KEY}{key} {problem}")
+        return CheckpointError(f"{self._file.files[0]}: {key} {problem}")
 
     def get(self, key: str) -> Any:
-        return self._file.metadata.get(_KEY + key)
+        return self._file.metadata.get(key)
 
     def strings(self, key: str) -> list[str]:
         value = self.get(key)
@@ -134,11 +134,11 @@ class _Keys:
 
     def types(self, count: int) -> list[int]:
         """A type per token: 1 normal, 2 unknown, 3 control, 4 added by a user, 5 unused, 6 byte."""
-        value = self.get("token_type")
+        value = self.get(TokenizerKey.TYPES)
         if value is None:
-            return [_NORMAL] * count
+            return [Kind.NORMAL] * count
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or len(value) != count:
-            raise self.error("token_type", f"must be a list of {count} whole numbers, one per token")
+            raise self.error(TokenizerKey.TYPES, f"must be a list of {count} whole numbers, one per token")
         return [int(kind) for kind in value]
 
     def id(self, key: str, count: int) -> int | None:
@@ -152,12 +152,12 @@ class _Keys:
 
         DeepSeek's own templates open with one whatever that flag says; Qwen's files name one that is never used.
         """
-        unwanted = self.get("add_bos_token") is False and not pre.startswith("deepseek")
-        silent = self.get("add_bos_token") is None and pre in ("qwen2", "gpt-2", "default")
-        return None if unwanted or silent else self.id("bos_token_id", count)
+        unwanted = self.get(TokenizerKey.ADD_BOS) is False and not pre.startswith("deepseek")
+        silent = self.get(TokenizerKey.ADD_BOS) is None and pre in ("qwen2", "gpt-2", "default")
+        return None if unwanted or silent else self.id(TokenizerKey.BOS, count)
 
     def ends(self, count: int) -> tuple[int, ...]:
-        found = (self.id(key, count) for key in ("eos_token_id", "eot_token_id", "eom_token_id"))
+        found = (self.id(key, count) for key in TokenizerKey.ENDS)
         return tuple(dict.fromkeys(id for id in found if id is not None))
 
     def check_bytes(self, vocab: Mapping[str, int]) -> None:
@@ -165,14 +165,16 @@ class _Keys:
         never = {0xC0, 0xC1, *range(0xF5, 0x100)}
         missing = [byte for char, byte in BYTE_ALPHABET.items() if char not in vocab and byte not in never]
         if missing:
-            raise self.error("tokens", f"have none for {len(missing)} of the 256 bytes, the first {missing[0]:#04x}")
+            raise self.error(
+                TokenizerKey.TOKENS, f"have none for {len(missing)} of the 256 bytes, the first {missing[0]:#04x}"
+            )
 
 
 def _halves(merge: str, keys: _Keys) -> tuple[str, str]:
     # a space may be the first character, never a later one
     left, _, right = merge[1:].partition(" ")
     if not right:
-        raise keys.error("merges", f"hold {merge!r}; allowed are two tokens with a space between them")
+        raise keys.error(TokenizerKey.MERGES, f"hold {merge!r}; allowed are two tokens with a space between them")
     return merge[0] + left, right
 
 
@@ -189,5 +191,5 @@ def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], pre: str, keys: _
         )
         plain.decoder = decoders.ByteLevel()
     except Exception as error:  # the library raises bare Exception
-        raise keys.error("tokens", f"make no tokenizer: {error}") from error
+        raise keys.error(TokenizerKey.TOKENS, f"make no tokenizer: {error}") from error
     return plain

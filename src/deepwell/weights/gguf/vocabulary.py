@@ -1,4 +1,4 @@
-"""A model folder's tokenizer as the metadata of a GGUF file: the inverse of `gguf_tokenizer.py`."""
+"""A model folder's tokenizer as the metadata of a GGUF file: the inverse of `tokenizer.py`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
 from deepwell.errors import CheckpointError
+from deepwell.weights.gguf.keys import Kind, TokenizerKey
 from deepwell.weights.gguf.tokenizer import SPLITS
 from deepwell.weights.json_files import read_object
 from deepwell.weights.tokenizer import Tokenizer
 
-_NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5
 _PROBE = (
     "Hello World's  we'll DON'T x=12345+6.789; naïve Größe ελληνικά Привет 深度求索のモデル한국어 12三4\n\n"
     "  def f(a_b):\r\n\treturn [a, *b] # …“quoted”—dash (x)!? \U0001f433\U0001f680 e\u0301 １２３，。end  \n \n  x   "
@@ -35,32 +35,32 @@ def tokenizer_metadata(folder: Path, vocab: int) -> dict[str, Any]:
             f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only {vocab}; "
             "they belong to different models"
         )
-    spelled: dict[int, tuple[str, int]] = {id: (text, _NORMAL) for text, id in document["model"]["vocab"].items()}
+    spelled: dict[int, tuple[str, int]] = {id: (text, Kind.NORMAL) for text, id in document["model"]["vocab"].items()}
     for token in document.get("added_tokens") or []:
-        spelled[token["id"]] = (token["content"], _CONTROL if token.get("special") else _USER)
-    tokens = [spelled.get(id, (f"[PAD{id}]", _UNUSED)) for id in range(vocab)]
+        spelled[token["id"]] = (token["content"], Kind.CONTROL if token.get("special") else Kind.ADDED)
+    tokens = [spelled.get(id, (f"[PAD{id}]", Kind.UNUSED)) for id in range(vocab)]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in document["model"]["merges"]]
     named = _optional(folder / "tokenizer_config.json")
     keys: dict[str, Any] = {
-        "ggml.model": "gpt2",
-        "ggml.pre": split_name(folder / "tokenizer.json", tokenizer),
-        "ggml.tokens": [text for text, _ in tokens],
-        "ggml.token_type": np.array([kind for _, kind in tokens], np.int32),
-        "ggml.merges": merges,
-        "ggml.add_bos_token": tokenizer.bos is not None,
-        "ggml.add_eos_token": False,
+        TokenizerKey.MODEL: "gpt2",
+        TokenizerKey.PRE: split_name(folder / "tokenizer.json", tokenizer),
+        TokenizerKey.TOKENS: [text for text, _ in tokens],
+        TokenizerKey.TYPES: np.array([kind for _, kind in tokens], np.int32),
+        TokenizerKey.MERGES: merges,
+        TokenizerKey.ADD_BOS: tokenizer.bos is not None,
+        TokenizerKey.ADD_EOS: False,
     }
     if tokenizer.bos is not None:
-        keys["ggml.bos_token_id"] = tokenizer.bos
+        keys[TokenizerKey.BOS] = tokenizer.bos
     eos, padding = (_spelled(named.get(key), tokenizer) for key in ("eos_token", "pad_token"))
     # the one that the tokenizer names comes first, those of generation_config.json are other ways to end
     ends = sorted(tokenizer.eos, key=lambda id: id != eos)
-    keys |= {f"ggml.{key}_token_id": id for key, id in zip(("eos", "eot", "eom"), ends, strict=False)}
+    keys |= dict(zip(TokenizerKey.ENDS, ends, strict=False))
     if padding is not None:
-        keys["ggml.padding_token_id"] = padding
+        keys[TokenizerKey.PADDING] = padding
     if tokenizer.template is not None:
-        keys["chat_template"] = tokenizer.template
-    return {f"tokenizer.{key}": value for key, value in keys.items()}
+        keys[TokenizerKey.TEMPLATE] = tokenizer.template
+    return keys
 
 
 def split_name(path: Path, tokenizer: Tokenizer) -> str:
