@@ -206,6 +206,7 @@ def _normal(lines: list[str]) -> list[str]:
         (r'"id":"[0-9a-f-]{36}"', '"id":"ID"'),
         (r'"id":"(call_\d\d_)\w{24}"', r'"id":"\1"'),
         (r'"created":\d+', '"created":0'),
+        (r"-?\d+\.\d+e-\d+", "0.000"),  # last digits follow the order in which exponentials are added up
         (r"(-?\d+\.\d{3})\d+", r"\1"),
     ):
         lines = [re.sub(pattern, put, line) for line in lines]
