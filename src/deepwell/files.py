@@ -65,8 +65,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed writers of `path` have left beside it."""
-    named = re.compile(rf"\.{re.escape(path.name)}\.w[0-9a-f]{{12}}\.part")
+    """Remove what killed writers of `path` have left beside it; of every file in its folder, if it is called *."""
+    name = ".+" if path.name == "*" else re.escape(path.name)
+    named = re.compile(rf"\.{name}\.w[0-9a-f]{{12}}\.part")
     found = [entry for entry in _entries(path.parent) if named.fullmatch(entry.name)]
     for part in found:
         with suppress(OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from deepwell.cli.hub import located
 from deepwell.errors import ConfigError
+from deepwell.files import replacing, replacing_folder
 from deepwell.loading.convert import Prepared, Target, prepare, target_of
 from deepwell.options import ConvertOptions
 
@@ -28,39 +28,25 @@ def run(options: ConvertOptions) -> int:
     _check_place(options, target)
     prepared = prepare(options.source, target, options.dtype, options.importance, int(options.shard_gb * 1e9))
     _check_room(options.out, prepared)
-    unfinished = options.out.absolute().with_name(f".{options.out.name}.{os.getpid()}.part")
+    out = options.out.absolute()
     try:
-        _write(prepared, unfinished, options.out.name)
-        _put_in_place(unfinished, options.out)
+        with (replacing_folder if target == "safetensors" else replacing)(out) as unfinished:
+            _write(prepared, unfinished, options.out)
     except OSError as error:
-        raise ConfigError(f"cannot write {options.out}: {_reason(error, options.out, prepared, unfinished)}") from None
-    finally:
-        _remove(unfinished)
+        raise ConfigError(f"cannot write {options.out}: {error.strerror or error}") from None
     print(f"{options.out}: {_size(options.out) / 1e9:.3f} GB; try: deepwell serve {options.out}")
     return 0
 
 
-def _write(prepared: Prepared, unfinished: Path, name: str) -> None:
+def _write(prepared: Prepared, unfinished: Path, out: Path) -> None:
     console = Console(stderr=True, highlight=False, markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task(name, total=prepared.bytes)
-        prepared.write(unfinished, lambda done, total: progress.update(task, completed=done, total=total))
-
-
-def _put_in_place(unfinished: Path, out: Path) -> None:
-    """Give what is written its name; a folder that was there is moved aside until the new one has its place."""
-    if not out.is_dir():
-        os.replace(unfinished, out)
-        return
-    before = unfinished.with_suffix(".before")
-    os.rename(out, before)
-    try:
-        os.rename(unfinished, out)
-    except OSError:
-        os.rename(before, out)
-        raise
-    shutil.rmtree(before)
+        task = progress.add_task(out.name, total=prepared.bytes)
+        try:
+            prepared.write(unfinished, lambda done, total: progress.update(task, completed=done, total=total))
+        except OSError as error:
+            raise ConfigError(f"cannot write {out}: {_reason(error, out, prepared, unfinished)}") from None
 
 
 def _check_place(options: ConvertOptions, target: Target) -> None:
@@ -113,10 +99,3 @@ def _reason(error: OSError, out: Path, prepared: Prepared, unfinished: Path) -> 
 
 def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
-
-
-def _remove(unfinished: Path) -> None:
-    if unfinished.is_dir():
-        shutil.rmtree(unfinished, ignore_errors=True)
-    else:
-        unfinished.unlink(missing_ok=True)

@@ -154,7 +154,7 @@ def _folder(source: Checkpoint | GgufCheckpoint, kind: str, shard_bytes: int) ->
     beside = sum(map(len, files.values())) + sum(file.stat().st_size for file in copied)
 
     def write(out: Path, progress: Progress) -> None:
-        out.mkdir()
+        out.mkdir(exist_ok=True)
         write_safetensors(out, planned, shard_bytes, progress, source.release)
         for file in copied:
             shutil.copyfile(file, out / file.name)

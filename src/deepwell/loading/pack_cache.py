@@ -27,6 +27,7 @@ from typing import Any
 import msgspec
 
 from deepwell.errors import CheckpointError
+from deepwell.files import remove_leftovers, replacing
 from deepwell.loading.convert import packed_size
 from deepwell.loading.pack import DType, Packed, label, pack, storages
 from deepwell.weights.importance import read_importance
@@ -67,6 +68,10 @@ class Wanted(msgspec.Struct, frozen=True, dict=True):
         if self.importance is not None:
             name.update(self.importance.read_bytes())
         return name.hexdigest()
+
+
+class _Stopped(Exception):
+    """Nobody wants the copy any more."""
 
 
 class PackCache:
@@ -110,25 +115,20 @@ class PackCache:
 
         Setting `stop` ends it after the parameter at hand. Nothing but whole copies is ever left.
         """
-        part: Path | None = None
         try:
             file = self._file(wanted)
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._remove_leftovers()
+            remove_leftovers(self.folder / "*")
             if not self._make_room(packed_size(wanted.source, wanted.dtype) + _OVERHEAD):
                 return None
-            part = self.folder / f".{file.name}.{os.getpid()}.part"
-            if not _write(part, wanted, packed, stop):
-                return None
-            os.replace(part, file)
+            with replacing(file) as part:
+                _write(part, wanted, packed, stop)
             return file
+        except _Stopped:
+            return None
         except (OSError, CheckpointError) as e:
             self._warn(f"no packed copy is kept for the next start: {e}")
             return None
-        finally:
-            if part is not None:
-                with suppress(OSError):
-                    part.unlink(missing_ok=True)
 
     def _file(self, wanted: Wanted) -> Path:
         return self.folder / f"{wanted.name}.deepwell"
@@ -156,13 +156,6 @@ class PackCache:
             file.unlink(missing_ok=True)
         return True
 
-    def _remove_leftovers(self) -> None:
-        """Files of writers that were killed."""
-        for part in self.folder.glob(".*.part"):
-            number = part.name.rsplit(".", 2)[-2]
-            if number.isdigit() and not _is_alive(int(number)):
-                part.unlink(missing_ok=True)
-
     def _drop(self, file: Path, why: str) -> None:
         self._warn(f"a packed copy is removed: {why}")
         with suppress(OSError):
@@ -182,13 +175,13 @@ def storing(cache: PackCache, wanted: Wanted, packed: Packed) -> Iterator[thread
         thread.join()
 
 
-def _write(part: Path, wanted: Wanted, packed: Packed, stop: threading.Event) -> bool:
+def _write(part: Path, wanted: Wanted, packed: Packed, stop: threading.Event) -> None:
     source, kept = wanted.source, _kept(wanted)
     weighted = read_importance(wanted.importance, source.config) if wanted.importance else None
     with PackedWriter(part, source.config, label(source, wanted.dtype), source.sample) as writer:
         for param in (*source.params, *source.further):
             if stop.is_set():
-                return False
+                raise _Stopped
             handle = packed.handles.get(param.key)
             if handle is None:
                 handle = pack(source, param, kept[param.key], weighted)
@@ -196,7 +189,6 @@ def _write(part: Path, wanted: Wanted, packed: Packed, stop: threading.Event) ->
             known = [digest for _, digest in packed.contents.get(param.key, ())]
             writer.add(param, kept[param.key], handle, known)
         writer.finish(source.tokenizer())
-    return True
 
 
 def _kept(wanted: Wanted) -> dict[str, Any]:
@@ -211,13 +203,3 @@ def _is_copy(found: PackedModel, wanted: Wanted) -> bool:
         and len(found.further) == len(source.further)
         and storages(found, "auto") == _kept(wanted)
     )
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True

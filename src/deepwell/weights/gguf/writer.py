@@ -31,13 +31,13 @@ def gguf_size(metadata: Mapping[str, Any], planned: Planned) -> int:
 def write_gguf(
     file: Path, metadata: Mapping[str, Any], planned: Planned, progress: Progress, release: Callable[[], None]
 ) -> None:
-    """Write a new file and have it on the disk. A tensor is read in pieces; `release` lets go of what was read.
+    """Write `file` and have it on the disk. A tensor is read in pieces; `release` lets go of what was read.
 
     Raises OSError while writing, and then the file is for the caller to remove.
     """
     head, ends = _head(metadata, planned)
     total = len(head) + (ends[-1] if ends else 0)
-    with file.open("xb") as out:
+    with file.open("wb") as out:
         done = out.write(head)
         for (tensor, kind), end in zip(planned, ends, strict=True):
             for raw in tensor.encoded(kind, release):
