@@ -413,7 +413,7 @@ size_t Program::arena_floats(int rows, int wanted) const {
 }
 
 size_t Program::bytes(int rows, int wanted) const {
-  require(rows >= 0 && wanted >= 0, "a step cannot have a negative number of rows");
+  require(rows >= 0 && wanted >= 0 && wanted <= rows, "a step has 0 rows or more, and selects none or some of them");
   return sizeof(float) * (arena_floats(rows, wanted) + static_cast<size_t>(logits_width()) * wanted);
 }
 

@@ -96,7 +96,7 @@ def test_a_batch_runs_exactly_when_it_keeps_the_contract() -> None:
     rng = np.random.default_rng(0)
     plan, outcomes = tiny_plan(), []
     for _ in range(500):
-        arrays = {name: getattr(GOOD, name).copy() for name in GOOD.__struct_fields__}
+        arrays = {name: getattr(GOOD, name).copy() for name in GOOD.__struct_fields__ if name != "more_tables"}
         for _ in range(rng.integers(1, 3)):
             array = arrays[rng.choice(list(arrays))].reshape(-1)
             array[rng.integers(len(array))] = rng.choice([-1, 0, 1, 2, 3, 9, 10, 63, 64, 127, 128, 2**31 - 1])

@@ -86,9 +86,11 @@ async def other(request: Request) -> Response:
     prompt = render_chat(told, service.tokenizer, service.format)
     turn = Turn(service.format.reader(told, service.tokenizer), ThoughtMeter(prompt, service.tokenizer))
     head = service.head(MODEL)
-    stream = service.submit(head, prompt, SamplingParams(max_tokens=100, temperature=0.0, stop_token_ids=service.ends))
+    sampling = SamplingParams(max_tokens=100, temperature=0.0, stop_token_ids=service.ends)
     timer = service.metrics.request()
-    return await respond(request, stream, NamedWriter(turn), timer, asked["stream"], asked.get("silence", 5.0))
+    with service.engine.place() as place:
+        stream = service.submit(place, head, prompt, sampling)
+        return await respond(request, stream, NamedWriter(turn), timer, asked["stream"], asked.get("silence", 5.0))
 
 
 def served(*answers: list[int], **fields: Any) -> tuple[Service, Starlette]:
