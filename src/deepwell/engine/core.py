@@ -268,7 +268,8 @@ class EngineCore:
 
     def _compute(self, plan: StepPlan) -> list[tuple[str, Delta]]:
         asks, pieces = self._asks(plan)
-        plan = msgspec.structs.replace(plan, segments=tuple(s for s in plan.segments if s.id in self._live))
+        if pieces:
+            plan = msgspec.structs.replace(plan, segments=tuple(s for s in plan.segments if s.id in self._live))
         if not plan.segments:
             return pieces
         try:

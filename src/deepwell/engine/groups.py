@@ -93,12 +93,14 @@ class Pools:
     def grow(self, sequence: SequenceState, known: int, end: int) -> bool:
         """Blocks for `known` tokens in groups that look back to the beginning, for those before `end` in the others.
         False if a group has none left; what it got by then stays the sequence's."""
-        for group, pool, table in zip(self.groups, self.pools, sequence.tables, strict=True):
-            wanted = group.count(known if group.reach is None else end) - len(table)
-            if wanted > 0:
-                table += pool.allocate(min(wanted, pool.free))
-            if len(table) < group.count(known if group.reach is None else end):
-                return False
+        for index, group in enumerate(self.groups):
+            table, pool = sequence.tables[index], self.pools[index]
+            missing = group.count(known if group.reach is None else end) - len(table)
+            if missing > 0:
+                found = min(missing, pool.free)
+                table += pool.allocate(found)
+                if found < missing:
+                    return False
         return True
 
     def room(self, sequence: SequenceState) -> int:
@@ -108,11 +110,15 @@ class Pools:
     def seal(self, sequence: SequenceState, start: int) -> None:
         """Seal the blocks that positions from `start` to the computed end have filled; give up those out of reach."""
         for index, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
-            table, full = sequence.tables[index], sequence.computed // group.block_tokens
-            keys = self.keys(sequence, index, full)
-            for number in range(start // group.block_tokens, full):
-                if table[number] != GONE:
-                    pool.seal(table[number], keys[number])
+            table = sequence.tables[index]
+            first, full = start // group.block_tokens, sequence.computed // group.block_tokens
+            if first < full:
+                keys = self.keys(sequence, index, full)
+                for number in range(first, full):
+                    if table[number] != GONE:
+                        pool.seal(table[number], keys[number])
+            if group.reach is None:
+                continue
             beyond = group.first(sequence.computed)
             held = beyond
             while held and table[held - 1] != GONE:

@@ -71,24 +71,20 @@ class BlockTables:
 
 def batch_of(segments: Sequence[Segment], tables: BlockTables) -> Batch:
     """Segments as arrays, over the block tables that they have."""
-    lengths = np.array([len(segment.tokens) for segment in segments])
-    wanted = np.array([segment.wanted for segment in segments])
-    starts = np.array([segment.start for segment in segments])
-    ends = np.cumsum(lengths)
-    place_T = np.arange(ends[-1])
+    tokens: list[int] = []
+    positions: list[int] = []
+    rows: list[int] = []
+    selected: list[int] = []
+    for segment in segments:
+        tokens += segment.tokens
+        positions += range(segment.start, segment.end)
+        rows += [tables.rows[segment.id]] * len(segment.tokens)
+        selected += range(len(tokens) - segment.wanted, len(tokens))
     return Batch(
-        tokens_T=np.fromiter((token for s in segments for token in s.tokens), np.int32, int(ends[-1])),
-        positions_T=(place_T + np.repeat(starts - ends + lengths, lengths)).astype(np.int32),
-        sequence_T=np.repeat(np.array([tables.rows[s.id] for s in segments], np.int32), lengths),
+        tokens_T=np.array(tokens, np.int32),
+        positions_T=np.array(positions, np.int32),
+        sequence_T=np.array(rows, np.int32),
         block_table_SP=tables.tables[0],
-        selected_L=_last(ends, wanted),
+        selected_L=np.array(selected, np.int32),
         more_tables=tuple(tables.tables[1:]),
     )
-
-
-def _last(ends: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int32]:
-    """The last `counts` places before each of `ends`, in order."""
-    total = np.cumsum(counts)
-    offsets = np.arange(total[-1]) - np.repeat(total - counts, counts)
-    places: NDArray[np.int32] = (np.repeat(ends - counts, counts) + offsets).astype(np.int32)
-    return places

@@ -46,7 +46,10 @@ class Controller(Generic[ArmT]):
         self._contest(streams).learn(self._arms.index(arm), tokens, seconds)
 
     def _contest(self, streams: int) -> _Contest:
-        return self._classes.setdefault(streams.bit_length(), _Contest(len(self._arms)))
+        found = self._classes.get(streams.bit_length())
+        if found is None:
+            found = self._classes[streams.bit_length()] = _Contest(len(self._arms))
+        return found
 
 
 class _Contest:

@@ -45,6 +45,7 @@ class Speculator:
         self._off = mode == "off"
         self._controller = Controller(arms)
         self._arm = arms[0]
+        self._asks_head = any(arm.kind == "mtp" for arm in arms)
         self._indexes: dict[str, LookupIndex] = {}
 
     def stop(self) -> None:
@@ -72,8 +73,9 @@ class Speculator:
 
     def follows(self, streams: int) -> bool:
         """Whether sequences that begin now shall be followed by the module: only where it is used or on trial."""
-        kinds = (self._controller.choose(streams).kind, self._controller.best(streams).kind)
-        return not self._off and "mtp" in kinds
+        if self._off or not self._asks_head:
+            return False
+        return "mtp" in (self._controller.choose(streams).kind, self._controller.best(streams).kind)
 
     def learn(self, plan: StepPlan, tokens: int, seconds: float) -> None:
         """The step gave so many tokens in so many seconds. Steps that read prompts say nothing about guessing."""
