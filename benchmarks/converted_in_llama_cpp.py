@@ -30,7 +30,7 @@ import torch
 from against_llama_cpp import LlamaCpp, gguf_files
 
 from deepwell.loading.convert import prepare
-from deepwell.loading.load import NativeRunner
+from deepwell.loading.runner import NativeRunner
 from deepwell.ops.base import Batch
 from deepwell.weights import embedded_path
 from deepwell.weights.source import Source, open_source

@@ -175,14 +175,14 @@ def test_a_source_that_lacks_a_tensor(model_folder: Path, tmp_path: Path, capsys
 
 SLOW_WRITE = """
 import sys, time
-from deepwell.weights import outgoing
+from deepwell.weights import tensor_stream
 from deepwell.weights.gguf import writer as gguf_writer
-encode = outgoing.encode
+encode = tensor_stream.encode
 def slow(kind, rows):
     print("writing", flush=True)
     time.sleep(0.2)
     return encode(kind, rows)
-outgoing.encode = slow
+tensor_stream.encode = slow
 from deepwell.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from deepwell import bounds
-from deepwell.bounds import holds, words
 from deepwell.cli.commands import GROUPS
 from deepwell.engine.types import Request, SamplingParams
-from deepwell.engine.validate import check_request
+from deepwell.engine.validate import _holds as holds
+from deepwell.engine.validate import check_request, words
 from deepwell.errors import ConfigError, RequestError
 from deepwell.options import resolve
 from deepwell.server.protocol import SamplingFields

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepwell.engine.pace import FIRST, LEAST, Pace
+from deepwell.engine.steps import FIRST, LEAST, Pace
 
 
 @pytest.mark.parametrize(("fixed", "per_token", "fits"), [(0.05, 0.008, 25), (0.0, 0.002, 125), (0.001, 1e-5, 512)])

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepwell.engine.groups import Pools
-from deepwell.engine.scheduler import Scheduler, SchedulerLimits, Segment, StepPlan
-from deepwell.engine.sequence import GONE, SequenceState
-from deepwell.engine.tables import BlockTables, batch_of
+from deepwell.engine.blocks import GONE, Pools
+from deepwell.engine.runner import BlockTables
+from deepwell.engine.scheduler import Scheduler, SchedulerLimits, Segment, SequenceState, StepPlan
 from deepwell.ops.paging import CacheGroup
 
 
@@ -230,7 +229,7 @@ def test_a_plan_becomes_the_batch_of_the_contract() -> None:
     )
     tables = BlockTables(1)
     tables.update(plan)
-    batch = batch_of(plan.segments, tables)
+    batch = tables.batch(plan.segments)
     assert batch.tokens_T.tolist() == [7, 8, 9, 9, 9, 1, 2]
     assert batch.positions_T.tolist() == [63, 64, 0, 1, 2, 0, 1]
     a, b, c = (tables.rows[id] for id in "abc")

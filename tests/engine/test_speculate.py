@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepwell.engine import Delta, EngineConfig, EngineCore, Request, SamplingParams
-from deepwell.engine.sequence import SequenceState
+from deepwell.engine.scheduler import SequenceState
 from deepwell.engine.speculation.speculator import PLAIN
 from deepwell.errors import ConfigError
 from deepwell.options import Speculate

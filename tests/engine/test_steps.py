@@ -6,8 +6,7 @@ from zlib import crc32
 
 import pytest
 
-from deepwell.engine.scheduler import SchedulerLimits, StepPlan
-from deepwell.engine.sequence import SequenceState
+from deepwell.engine.scheduler import SchedulerLimits, SequenceState, StepPlan
 from deepwell.engine.steps import Steps
 from deepwell.ops.paging import CacheGroup
 

@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 
+from deepwell.engine.runner import BlockTables
 from deepwell.engine.scheduler import Segment, StepPlan
-from deepwell.engine.tables import BlockTables
 
 
 def test_tables_are_what_plans_said() -> None:

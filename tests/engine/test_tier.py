@@ -8,7 +8,7 @@ import pytest
 from deepwell.engine import Delta, EngineConfig, EngineCore, Request, SamplingParams
 from deepwell.engine.scheduler import Fetch
 from deepwell.errors import ConfigError
-from deepwell.loading.load import NativeRunner
+from deepwell.loading.runner import NativeRunner
 from deepwell.ops.paging import Page
 from deepwell.weights import embedded_path
 from deepwell.weights.checkpoint import Checkpoint

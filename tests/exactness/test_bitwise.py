@@ -6,7 +6,8 @@ import cases
 import pytest
 import seeded
 
-from deepwell.loading.load import DType, NativeRunner
+from deepwell.loading.load import DType
+from deepwell.loading.runner import NativeRunner
 from deepwell.ops import native
 from deepwell.weights.checkpoint import Checkpoint
 from fakes import tiny_tokenizer

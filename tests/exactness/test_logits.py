@@ -12,7 +12,8 @@ from op_backends import packed_batch
 
 from deepwell.engine.core import EngineCore
 from deepwell.engine.types import Request, SamplingParams
-from deepwell.loading.load import CacheDType, NativeRunner
+from deepwell.loading.load import CacheDType
+from deepwell.loading.runner import NativeRunner
 from deepwell.model import Decoder, Param
 from deepwell.ops import native
 from deepwell.ops.base import Batch, MlaShape

@@ -11,7 +11,7 @@ import sparse_reference
 from safetensors.torch import load_file, save_file
 
 from deepwell.engine.core import EngineConfig, EngineCore
-from deepwell.loading.load import NativeRunner
+from deepwell.loading.runner import NativeRunner
 from deepwell.weights.checkpoint import Checkpoint
 from fakes import tiny_tokenizer
 
@@ -32,7 +32,7 @@ def build(request: pytest.FixtureRequest, tmp_path: Path) -> cases.Build:
     tensors["lm_head.weight"][5:9] *= 5
     save_file(tensors, tmp_path / "model.safetensors")
     checkpoint = Checkpoint(tmp_path)
-    assert checkpoint.further
+    assert checkpoint.mtp_params
     return lambda: NativeRunner(checkpoint, blocks=256, mtp=True, **request.param)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from deepwell.engine.core import EngineConfig, EngineCore
 from deepwell.engine.types import Request, SamplingParams
-from deepwell.loading.load import NativeRunner
+from deepwell.loading.runner import NativeRunner
 from deepwell.model.decoder import Decoder
 from deepwell.model.params import param_specs
 from deepwell.ops.base import Batch
@@ -116,8 +116,8 @@ def test_the_module_predicts_what_the_decoder_says() -> None:
     ops = TorchOps(batch[:, :last])
     with torch.no_grad():
         following = TorchOps(batch[:, 1:]).embed(weights["embed"])
-        own, wanted = decoder.predict_further(ops, decoder.hidden(ops), following)
-        _, again = decoder.predict_further(ops, own, following, again=True)
+        own, wanted = decoder.predict_ahead(ops, decoder.hidden(ops), following)
+        _, again = decoder.predict_ahead(ops, own, following, again=True)
     assert np.abs(logits - wanted.numpy()).max() < 0.02
     assert np.abs(states - own.numpy()).max() < 0.02
     repeated, _ = runner.draft_logits(one_sequence(tokens[1:], 0, last), states, again=True)

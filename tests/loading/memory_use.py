@@ -105,7 +105,7 @@ def _peak() -> int:
 
 
 def _load(source: str, dtype: str) -> dict[str, int]:
-    from deepwell.loading.load import NativeRunner
+    from deepwell.loading.runner import NativeRunner
     from deepwell.ops import native
     from deepwell.weights.source import open_source
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepwell.errors import CheckpointError, ConfigError
 from deepwell.loading.convert import Target, as_hugging_face, prepare, target_of
-from deepwell.loading.load import NativeRunner
+from deepwell.loading.runner import NativeRunner
 from deepwell.model.config_json import config_json
 from deepwell.ops.base import Batch
 from deepwell.weights import embedded_path
@@ -257,7 +257,7 @@ def test_a_folder_of_another_precision(tmp_path: Path) -> None:
 def test_mtp_modules_stay_in_folders_and_are_left_out_of_gguf(tmp_path: Path) -> None:
     out = convert(embedded_path(), tmp_path / "out")
     assert_same_bits(tensors_of(out), tensors_of(embedded_path()))
-    assert open_source(out).further
+    assert open_source(out).mtp_params
     assert not any("blk.4" in name for name in GgufCheckpoint(convert(embedded_path(), tmp_path / "x.gguf")).tensors)
 
 

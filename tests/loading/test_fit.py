@@ -7,10 +7,10 @@ import pytest
 import seeded
 from transformers import AutoModelForCausalLM
 
-from deepwell.loading import load
+from deepwell.loading import runner as runner_module
 from deepwell.loading.fit import PRECISIONS, fit, report
-from deepwell.loading.load import NativeRunner
 from deepwell.loading.memory import memory_need
+from deepwell.loading.runner import NativeRunner
 from deepwell.model import from_hugging_face
 from deepwell.model.accounting import file_bytes
 from deepwell.model.published import find_published
@@ -52,7 +52,7 @@ def test_the_cache_is_allocated_as_told(
     config = Checkpoint(tmp_path).config
     free = memory_need(config, precision).total + 400_000
     told = fit(config, precision, free)
-    monkeypatch.setattr(load, "free_memory", lambda machine: free)
+    monkeypatch.setattr(runner_module, "free_memory", lambda machine: free)
     runner = NativeRunner(Checkpoint(tmp_path), precision)
     assert told.fits
     assert runner._cache.nbytes == told.kv_bytes_per_token * told.cache_tokens

@@ -21,8 +21,8 @@ from safetensors.numpy import save_file
 from deepwell.errors import CheckpointError
 from deepwell.loading.convert import write_packed
 from deepwell.loading.identity import Identity
-from deepwell.loading.load import NativeRunner
 from deepwell.loading.pack import DType
+from deepwell.loading.runner import NativeRunner
 from deepwell.ops import native
 from deepwell.weights import embedded_path
 from deepwell.weights.checkpoint import Checkpoint

@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from deepwell.errors import CheckpointError, ConfigError
-from deepwell.loading import load, machine
+from deepwell.loading import machine
+from deepwell.loading import runner as loading_runner
 from deepwell.loading.load import load_model
 from deepwell.loading.memory import check_memory, default_blocks, memory_need
 from deepwell.loading.pack import storage
@@ -86,7 +87,7 @@ def test_the_cache_asked_for_counts() -> None:
 
 def test_a_loading_model_meets_the_memory_of_its_container(monkeypatch: pytest.MonkeyPatch) -> None:
     here = msgspec.structs.replace(machine.inspect_machine(), memory_limit=machine.resident_bytes() + 2**20)
-    monkeypatch.setattr(load, "inspect_machine", lambda: here)
+    monkeypatch.setattr(loading_runner, "inspect_machine", lambda: here)
     monkeypatch.setattr(machine, "resident_bytes", lambda: here.memory_limit - 2**20)
     with pytest.raises(ConfigError, match=r"needs .* and 1\.0 MB are free within the limit of this container"):
         load_model()
@@ -171,3 +172,13 @@ def test_the_modules_weights_count_where_memory_is_short() -> None:
     check_memory(config, "int8", need.total, mtp=True)
     with pytest.raises(ConfigError, match="the model needs"):
         check_memory(config, "int8", need.total - 1, mtp=True)
+
+
+def test_the_memory_of_the_steps_that_were_asked_for_counts() -> None:
+    """A larger token budget leaves less to the cache."""
+    config = preset("tiny")
+    usual, large = (memory_need(config, "int8", rows=rows).activations for rows in (512, 8192))
+    assert large > 8 * usual
+    free = memory_need(config, "int8").total
+    with pytest.raises(ConfigError, match="to compute 8192 tokens at a time"):
+        check_memory(config, "int8", free, rows=8192)

@@ -42,7 +42,7 @@ def real_bytes(config: ModelConfig, storage: native.Storage, mtp: bool) -> int:
     for again in (False, True) if mtp else ():
         recorder = native.Recorder()
         x, following = recorder.input(config.hidden), recorder.embed(weights["embed"])
-        x, logits = decoder.predict_further(recorder, x, following, again=again)
+        x, logits = decoder.predict_ahead(recorder, x, following, again=again)
         plans.append(recorder.finish(logits, recorder.select(x)))
     return sum(plan.bytes(ROWS, SCORED) for plan in plans)
 

@@ -19,7 +19,7 @@ from records import record
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from deepwell.loading.load import NativeRunner
+from deepwell.loading.runner import NativeRunner
 from deepwell.ops.base import Batch
 from deepwell.weights.checkpoint import Checkpoint
 

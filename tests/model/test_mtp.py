@@ -60,6 +60,6 @@ def test_predicts_what_transformers_does(tmp_path: Path) -> None:
     decoder, ops = Decoder(config, weights), TorchOps(tokens_BS[:, :-1])
     with torch.no_grad():
         following = TorchOps(tokens_BS[:, 1:]).embed(weights["embed"])
-        _, logits = decoder.predict_further(ops, decoder.hidden(ops), following)
+        _, logits = decoder.predict_ahead(ops, decoder.hidden(ops), following)
     assert (logits.view_as(wanted) - wanted).abs().max() < 1e-4
     assert wanted.std() > 0.3

@@ -16,8 +16,8 @@ from records import record
 from safetensors.torch import load_file, save_file
 
 from deepwell.errors import CheckpointError, ConfigError
-from deepwell.loading.load import NativeRunner
 from deepwell.loading.memory import block_bytes_of
+from deepwell.loading.runner import NativeRunner
 from deepwell.model import Decoder, account, from_hugging_face
 from deepwell.ops.base import BLOCK_TOKENS, Batch
 from deepwell.ops.torch_ops import PagedTorchOps, TorchOps

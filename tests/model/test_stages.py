@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from op_backends import two_steps
 
 from deepwell.errors import ConfigError
-from deepwell.loading.load import NativeRunner
+from deepwell.loading.runner import NativeRunner
 from deepwell.model import Decoder, ModelConfig, param_specs, stage_specs
 from deepwell.model.config import from_hugging_face
 from deepwell.ops import native

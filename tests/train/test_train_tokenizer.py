@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from deepwell.chat import Conversation, Message, detect, find_format, render_chat
+from deepwell.chat import Conversation, Message, detect, find_format, render_chat, trained_to_chat
 from deepwell.errors import ConfigError
 from deepwell.train.corpus import Corpus
 from deepwell.train.tokenizer import (
@@ -51,7 +51,7 @@ def test_every_byte_has_a_token(tokenizer: Tokenizer) -> None:
 
 
 def test_transformers_reads_the_same_tokens_and_the_v3_conversation(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    save_tokenizer(tokenizer, tmp_path, 64)
+    save_tokenizer(tokenizer, tmp_path, 64, chats=True)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert theirs(SNIPPET)["input_ids"] == [SpecialIds(tokenizer).bos, *tokenizer.encode(SNIPPET).ids[1:]]
     assert theirs.decode(theirs(SNIPPET)["input_ids"], skip_special_tokens=True) == SNIPPET
@@ -74,6 +74,15 @@ def test_transformers_reads_the_same_tokens_and_the_v3_conversation(tokenizer: T
         "Hi", tokenizer
     )
     assert find_format("deepseek-v3", served) == detect(served)
+
+
+def test_a_pretrained_model_does_not_claim_to_chat(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_tokenizer(tokenizer, tmp_path, 64)
+    served = Served.load(tmp_path)
+    assert not trained_to_chat(detect(served), served)
+    save_tokenizer(tokenizer, tmp_path, 64, chats=True)
+    served = Served.load(tmp_path)
+    assert trained_to_chat(detect(served), served)
 
 
 def test_special_tokens_are_those_of_every_model_trained_so_far(tokenizer: Tokenizer) -> None:

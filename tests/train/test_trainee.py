@@ -9,7 +9,7 @@ import torch
 from toy import toy_shape
 
 from deepwell.ops.torch_ops import RouterLoad, TorchOps
-from deepwell.train.trainee import IGNORED, Trainee, further_targets
+from deepwell.train.trainee import IGNORED, Trainee, mtp_targets
 
 SHAPE = toy_shape()
 
@@ -40,13 +40,13 @@ def test_the_first_guess_is_almost_uniform(trainee: Trainee) -> None:
     rows, targets = rows_and_targets()
     losses = trainee.losses(rows, targets, mtp=True)
     assert float(losses.next_token) / 30 == pytest.approx(math.log(SHAPE.vocab), rel=0.05)
-    assert losses.further is not None
-    assert float(losses.further) / 27 == pytest.approx(math.log(SHAPE.vocab), rel=0.05)
+    assert losses.mtp is not None
+    assert float(losses.mtp) / 27 == pytest.approx(math.log(SHAPE.vocab), rel=0.05)
 
 
 def test_further_targets_look_one_place_on_and_skip_what_is_ignored() -> None:
     targets = torch.tensor([[5, 6, IGNORED, 8, 9]])
-    assert further_targets(targets).tolist() == [[6, IGNORED, IGNORED, 9, IGNORED]]
+    assert mtp_targets(targets).tolist() == [[6, IGNORED, IGNORED, 9, IGNORED]]
 
 
 def test_mtp_sees_only_the_past_and_the_next_token(trainee: Trainee) -> None:
@@ -60,7 +60,7 @@ def test_mtp_sees_only_the_past_and_the_next_token(trainee: Trainee) -> None:
         for tokens in (rows, other):
             ops = TorchOps(tokens[:, :-1])
             following = TorchOps(tokens[:, 1:]).embed(trainee.weights["embed"])
-            logits.append(trainee.decoder.predict_further(ops, trainee.decoder.hidden(ops), following)[1])
+            logits.append(trainee.decoder.predict_ahead(ops, trainee.decoder.hidden(ops), following)[1])
         differs = (logits[0] != logits[1]).any(-1).view(2, 16)
         return [bool(differs[:, t].any()) for t in range(16)]
 

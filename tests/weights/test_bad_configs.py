@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepwell.errors import CheckpointError, ConfigError, DeepwellError
-from deepwell.loading.load import NativeRunner
+from deepwell.loading.runner import NativeRunner
 from deepwell.ops.base import Batch
 from deepwell.weights.checkpoint import Checkpoint
 

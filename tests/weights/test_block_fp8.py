@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DeepseekV3Config, PreTrainedModel
 
 from deepwell.errors import CheckpointError
-from deepwell.loading.load import NativeRunner
+from deepwell.loading.runner import NativeRunner
 from deepwell.ops.base import Batch
 from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.safetensors import read

@@ -22,9 +22,9 @@ from deepwell.weights.gguf.reader import GgufFile
 from deepwell.weights.gguf.tokenizer import tokenizer_from
 from deepwell.weights.gguf.vocabulary import tokenizer_metadata
 from deepwell.weights.gguf.writer import write_gguf
-from deepwell.weights.outgoing import Outgoing
 from deepwell.weights.safetensors import TYPES, read
 from deepwell.weights.safetensors_writer import write_safetensors
+from deepwell.weights.tensor_stream import TensorStream
 from deepwell.weights.tokenizer import Tokenizer
 from fakes import SPECIALS, write_tiny_tokenizer
 
@@ -111,7 +111,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     return config
 
 
-def random_tensors(config: ModelConfig) -> list[Outgoing]:
+def random_tensors(config: ModelConfig) -> list[TensorStream]:
     """The decoder's tensors in a checkpoint's layout, of small whole numbers."""
     rng, made = np.random.default_rng(0), []
     for param in param_specs(config):
@@ -119,11 +119,11 @@ def random_tensors(config: ModelConfig) -> list[Outgoing]:
         shape = (rows, param.shape[-1]) if len(param.shape) > 1 else (rows,)
         for source in param.sources:
             values = rng.integers(-99, 99, (rows, shape[-1] if len(shape) > 1 else 1)).astype(np.float32)
-            made.append(Outgoing(source, shape, "f32", lambda begin, end, values=values: values[begin:end]))
+            made.append(TensorStream(source, shape, "f32", lambda begin, end, values=values: values[begin:end]))
     return made
 
 
-def whole(tensor: Outgoing) -> Any:
+def whole(tensor: TensorStream) -> Any:
     return np.concatenate(list(tensor.pieces()))
 
 
@@ -177,7 +177,7 @@ def test_safetensors_come_back(
         name = f"tensor.{number}"
         whole_numbers = values[name] = rng.integers(-99, 99, shape).astype(np.float32)
         rows = whole_numbers.reshape(-1, shape[-1] if len(shape) > 1 else 1)
-        tensor = Outgoing(name, tuple(shape), "f32", lambda begin, end, rows=rows: rows[begin:end])
+        tensor = TensorStream(name, tuple(shape), "f32", lambda begin, end, rows=rows: rows[begin:end])
         planned.append((tensor, kinds[number]))
     write_safetensors(folder, planned, most, silent, lambda: None)
     back = {name: tensor for shard in folder.glob("*.safetensors") for name, tensor in read(shard).items()}

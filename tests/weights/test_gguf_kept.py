@@ -25,8 +25,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from deepwell.errors import CheckpointError
-from deepwell.loading.load import NativeRunner
 from deepwell.loading.pack import pack, storages
+from deepwell.loading.runner import NativeRunner
 from deepwell.model.decoder import Decoder
 from deepwell.ops import native
 from deepwell.ops.base import Batch
@@ -230,7 +230,7 @@ def test_scales_that_are_not_finite_are_refused(tensor: str, value: float, tmp_p
 LOAD = """
 import resource, sys
 from pathlib import Path
-from deepwell.loading.load import NativeRunner
+from deepwell.loading.runner import NativeRunner
 from deepwell.weights.source import open_source
 import numpy, msgspec
 

@@ -19,8 +19,9 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from safetensors.numpy import load_file
 
 from deepwell.errors import CheckpointError
-from deepwell.loading.load import NativeRunner, load_model
+from deepwell.loading.load import load_model
 from deepwell.loading.pack import storages
+from deepwell.loading.runner import NativeRunner
 from deepwell.ops.base import Batch
 from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint

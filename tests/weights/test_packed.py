@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from deepwell import _native
 from deepwell.errors import CheckpointError, DeepwellError
 from deepwell.loading.convert import packed_size, write_packed
-from deepwell.loading.load import NativeRunner, load_model
+from deepwell.loading.load import load_model
 from deepwell.loading.pack import DType
+from deepwell.loading.runner import NativeRunner
 from deepwell.ops import native
 from deepwell.ops.base import Batch
 from deepwell.weights import embedded_path, packed
@@ -232,7 +233,7 @@ def read_all(file: Path) -> None:
     """Open and read everything there is."""
     model = PackedModel(file)
     model.tokenizer()
-    for param in (*model.params, *model.further):
+    for param in (*model.params, *model.mtp_params):
         model.packed(param)
 
 

@@ -13,9 +13,10 @@ from deepwell.cli.hub import located
 from deepwell.engine import EngineConfig, SamplingParams
 from deepwell.errors import ConfigError
 from deepwell.loading.load import LoadedModel, load_model
+from deepwell.loading.memory import ROWS, STREAMS
 from deepwell.loading.pack_cache import PackCache, cache_folder, storing
 from deepwell.ops import native
-from deepwell.options import ChatFormat, EngineOptions, SamplingOptions
+from deepwell.options import ChatFormat, EngineOptions, SamplingOptions, ServeOptions
 
 
 def load(options: EngineOptions) -> LoadedModel:
@@ -29,6 +30,8 @@ def load(options: EngineOptions) -> LoadedModel:
         context=options.context or 0,
         speculate=options.speculate,
         cache=_cache(options),
+        rows=options.token_budget if isinstance(options, ServeOptions) else ROWS,
+        streams=options.max_running if isinstance(options, ServeOptions) else STREAMS,
     )
     if slow := slowness(native.isa(), native.available_isas()):
         _warn(slow)

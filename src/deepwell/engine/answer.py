@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -10,9 +11,7 @@ from numpy.typing import NDArray
 
 from deepwell.engine.constraint import masks_of
 from deepwell.engine.detokenize import Detokenizer
-from deepwell.engine.draws import uniform
-from deepwell.engine.scheduler import Segment
-from deepwell.engine.sequence import SequenceState
+from deepwell.engine.scheduler import Segment, SequenceState
 from deepwell.engine.types import Delta, FinishReason, Request, TokenLogprob, Usage, join
 from deepwell.ops.sampling import Ask, Chosen, RowLogprob
 from deepwell.weights.tokenizer import Marked, Tokenizer
@@ -165,3 +164,9 @@ class AnswerState:
 
     def _logprob(self, row: RowLogprob) -> TokenLogprob:
         return TokenLogprob(row.token, self._tokenizer.token_bytes(row.token), row.logprob, row.top)
+
+
+def uniform(seed: int, index: int) -> float:
+    """Number `index` of the stream `seed`, in [0, 1): a hash, so it needs no state and no library's generator."""
+    digest = blake2b(index.to_bytes(8, "little"), key=seed.to_bytes(16, "little", signed=True), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53

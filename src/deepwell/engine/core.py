@@ -12,8 +12,7 @@ import msgspec
 
 from deepwell.engine.answer import AnswerState
 from deepwell.engine.runner import Backend, Runner
-from deepwell.engine.scheduler import SchedulerLimits, Segment, StepPlan, Tier
-from deepwell.engine.sequence import SequenceState
+from deepwell.engine.scheduler import SchedulerLimits, Segment, SequenceState, StepPlan, Tier
 from deepwell.engine.speculation.speculator import DRAFTERS, Kind, Speculator
 from deepwell.engine.steps import Steps
 from deepwell.engine.types import NOTHING, Delta, FinishReason, OnEnd, Request, SamplingParams

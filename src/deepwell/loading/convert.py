@@ -25,10 +25,10 @@ from deepwell.weights.gguf.metadata import architecture, model_metadata, rope_fr
 from deepwell.weights.gguf.vocabulary import tokenizer_metadata
 from deepwell.weights.gguf.writer import gguf_size, write_gguf
 from deepwell.weights.importance import read_importance
-from deepwell.weights.outgoing import Outgoing, as_stored
 from deepwell.weights.packed import PackedWriter, Progress
 from deepwell.weights.safetensors_writer import safetensors_size, write_safetensors
 from deepwell.weights.source import Source, open_source
+from deepwell.weights.tensor_stream import TensorStream, as_stored
 
 Target = Literal["packed", "gguf", "safetensors"]
 
@@ -90,7 +90,7 @@ def prepare(
 def packed_size(source: Source, dtype: DType) -> int:
     """About how many bytes the packed file of a model takes: padding, tokenizer and header come on top."""
     cost = account(source.config, label(source, dtype), kept=storages(source, dtype))
-    return cost.weight_bytes + (cost.mtp_bytes if source.further else 0)
+    return cost.weight_bytes + (cost.mtp_bytes if source.mtp_params else 0)
 
 
 def write_packed(path: Path, out: Path, dtype: DType, progress: Progress, importance: Path | None = None) -> None:
@@ -103,7 +103,7 @@ def write_packed(path: Path, out: Path, dtype: DType, progress: Progress, import
     weighted = read_importance(importance, source.config) if importance else None
     kept, total = storages(source, dtype), packed_size(source, dtype)
     with PackedWriter(out, source.config, label(source, dtype), source.sample) as writer:
-        for param in (*source.params, *source.further):
+        for param in (*source.params, *source.mtp_params):
             writer.add(param, kept[param.key], pack(source, param, kept[param.key], weighted))
             source.release()
             progress(writer.written, max(total, writer.written))
@@ -164,17 +164,17 @@ def _folder(source: Checkpoint | GgufCheckpoint, kind: str, shard_bytes: int) ->
     return Prepared(safetensors_size(planned) + beside + _MARGIN, write)
 
 
-def as_hugging_face(source: Checkpoint | GgufCheckpoint, *, extra: bool = False) -> list[Outgoing]:
+def as_hugging_face(source: Checkpoint | GgufCheckpoint, *, extra: bool = False) -> list[TensorStream]:
     """A model's tensors as a Hugging Face checkpoint has them. With `extra`, also those that Deepwell does not read."""
     return as_stored(source, extra=extra) if isinstance(source, Checkpoint) else of_gguf(source)
 
 
-def _float_now(tensor: Outgoing) -> str:
+def _float_now(tensor: TensorStream) -> str:
     """The type of floats that a tensor has; bfloat16 for what is quantised."""
     return tensor.dtype if tensor.dtype in GGML_FLOATS else "bf16"
 
 
-def _folder_type(tensor: Outgoing, base: str, *, forced: bool) -> str:
+def _folder_type(tensor: TensorStream, base: str, *, forced: bool) -> str:
     """`base`, but for what would lose by it: vectors and routers, and without `forced` any floats, stay exact."""
     if tensor.dtype not in GGML_FLOATS or tensor.dtype == base:
         return base

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import msgspec
 
 from deepwell.errors import ConfigError
-from deepwell.loading.load import cache_dtype_for
 from deepwell.loading.memory import block_bytes_of, default_blocks, memory_need
 from deepwell.loading.pack import is_quantised
+from deepwell.loading.runner import cache_dtype_for
 from deepwell.model.accounting import account, file_bytes
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import param_specs

@@ -16,9 +16,10 @@ from deepwell.ops.storages import BITS
 from deepwell.options import Dtype
 from deepwell.weights.chunks import CHUNK_VALUES
 
-ROWS, SCORED = 512, 128
-"""Rows of a step, and those of them whose logits are wanted, by the engine's defaults: its token budget, and a row for
-each of 64 sequences with as many drafted ones."""
+ROWS, STREAMS = 512, 64
+"""Rows of a step and sequences served together, by the engine's defaults."""
+SCORED = STREAMS + BLOCK_TOKENS
+"""Rows of a step whose logits are wanted: one for each sequence, and 64 scored or drafted ones."""
 _SMALLER = [dtype for dtype in get_args(Dtype) if BITS.get(dtype, 32) < 32]
 """What may be asked for to save memory."""
 _LEAST_CONTEXT = 512

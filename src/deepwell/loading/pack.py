@@ -56,7 +56,7 @@ def label(source: Source, dtype: DType) -> str:
 def storages(source: Source, dtype: DType) -> dict[str, native.Storage]:
     """The storage of each parameter. With `auto`, what a GGUF file holds is kept as it is, value for value."""
     most = storage(dtype, source.stored)
-    return {p.key: _storage_of(source, p, dtype, most) for p in (*source.params, *source.further)}
+    return {p.key: _storage_of(source, p, dtype, most) for p in (*source.params, *source.mtp_params)}
 
 
 def is_quantised(params: Iterable[Param], kept: Mapping[str, str]) -> bool:

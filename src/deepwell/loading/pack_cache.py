@@ -179,7 +179,7 @@ def _write(part: Path, wanted: Wanted, packed: Packed, stop: threading.Event) ->
     source, kept = wanted.source, _kept(wanted)
     weighted = read_importance(wanted.importance, source.config) if wanted.importance else None
     with PackedWriter(part, source.config, label(source, wanted.dtype), source.sample) as writer:
-        for param in (*source.params, *source.further):
+        for param in (*source.params, *source.mtp_params):
             if stop.is_set():
                 raise _Stopped
             handle = packed.handles.get(param.key)
@@ -200,6 +200,6 @@ def _is_copy(found: PackedModel, wanted: Wanted) -> bool:
     return (
         (found.config, found.sample) == (source.config, source.sample)
         and found.stored == label(source, wanted.dtype)
-        and len(found.further) == len(source.further)
+        and len(found.mtp_params) == len(source.mtp_params)
         and storages(found, "auto") == _kept(wanted)
     )

@@ -49,7 +49,7 @@ def account(
     """
     specs = param_specs(config)
     total = sum(p.size for p in specs)
-    further = param_specs(config, mtp=True)[len(specs) :]
+    modules = param_specs(config, mtp=True)[len(specs) :]
     active = sum(_active(p, config) for p in specs)
     dot = sum(_active(p, config) for p in specs if p.kind not in ("vector", "embedding"))
     if config.tied:
@@ -60,8 +60,8 @@ def account(
     return Accounting(
         total_params=total,
         active_params=round(active),
-        mtp_params=sum(p.size for p in further),
-        mtp_bytes=round(sum(p.size * _bits(p, dtype, kept) for p in further) / 8),
+        mtp_params=sum(p.size for p in modules),
+        mtp_bytes=round(sum(p.size * _bits(p, dtype, kept) for p in modules) / 8),
         flops_per_token=round(2 * dot + _attention_flops(config, depth)),
         weight_bytes=round(sum(p.size * _bits(p, dtype, kept) for p in specs) / 8),
         weight_bytes_per_token=round(sum(_active(p, config) * _bits(p, dtype, kept) for p in specs) / 8),

@@ -67,7 +67,7 @@ class Decoder:
         """logits_LV of the selected rows of x."""
         return self._head(ops, ops.rms_norm(ops.select(x), self.weights["norm"], self.config.eps))
 
-    def predict_further(self, ops: Ops[A], x: A, next_tokens: A, depth: int = 0, again: bool = False) -> tuple[A, A]:
+    def predict_ahead(self, ops: Ops[A], x: A, next_tokens: A, depth: int = 0, again: bool = False) -> tuple[A, A]:
         """One multi-token prediction module: from x_TD of the stage before and the embeddings of the tokens after.
 
         Gives the module's own (x_TD, logits_LV); row t of the logits is for the token after next. `next_tokens` are

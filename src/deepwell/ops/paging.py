@@ -36,11 +36,3 @@ class CacheGroup(msgspec.Struct, frozen=True):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ConfigError(f"{field} of a cache group is {value}; it must be at least 1")
-
-    def count(self, tokens: int) -> int:
-        """Blocks that hold so many tokens."""
-        return -(-tokens // self.block_tokens)
-
-    def first(self, position: int) -> int:
-        """The first block that the row at `position`, or a later one, can look into."""
-        return 0 if self.reach is None else max(0, position - self.reach + 1) // self.block_tokens

@@ -22,7 +22,7 @@ from deepwell.train.checkpoint import RunState, load_run, load_state, save_run
 from deepwell.train.config import TrainConfig
 from deepwell.train.dataset import RowStream
 from deepwell.train.schedule import bias_speed, learning_rate, mtp_weight
-from deepwell.train.trainee import IGNORED, Trainee, further_targets
+from deepwell.train.trainee import IGNORED, Trainee, mtp_targets
 
 LOG = "metrics.jsonl"
 COLLAPSED = 4.0
@@ -144,7 +144,7 @@ class Pretraining:
         weight = mtp_weight(config, step)
         loss, mtp_loss, balance = 0.0, 0.0, 0.0
         counts: dict[int, Tensor] = {}
-        valid, further = int((targets != IGNORED).sum()), int((further_targets(targets) != IGNORED).sum())
+        valid, valid_mtp = int((targets != IGNORED).sum()), int((mtp_targets(targets) != IGNORED).sum())
         for part, wanted in zip(rows.split(config.micro_rows), targets.split(config.micro_rows), strict=True):
             with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
                 losses = self.trainee.losses(part, wanted, mtp=weight > 0)
@@ -152,9 +152,9 @@ class Pretraining:
             total = losses.next_token / valid + config.balance_loss * share * losses.balance
             loss += float(losses.next_token.detach()) / valid
             balance += float(losses.balance.detach()) * share
-            if losses.further is not None:
-                total = total + weight * losses.further / further
-                mtp_loss += float(losses.further.detach()) / further
+            if losses.mtp is not None:
+                total = total + weight * losses.mtp / valid_mtp
+                mtp_loss += float(losses.mtp.detach()) / valid_mtp
             total.backward()
             for load in losses.loads:
                 counts[load.layer] = counts.get(load.layer, torch.zeros_like(load.count_E)) + load.count_E

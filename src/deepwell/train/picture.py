@@ -36,9 +36,9 @@ def draw_run(log: Path, picture: Path) -> None:
 
 def _draw_losses(panel: Axes, lines: list[Metrics]) -> None:
     panel.plot(_millions(lines), [line.loss for line in lines], lw=0.9, label="training loss, nats per token")
-    further = [line for line in lines if line.mtp_loss is not None]
-    if further:
-        panel.plot(_millions(further), [line.mtp_loss or 0.0 for line in further], lw=0.9, label="MTP loss")
+    with_mtp = [line for line in lines if line.mtp_loss is not None]
+    if with_mtp:
+        panel.plot(_millions(with_mtp), [line.mtp_loss or 0.0 for line in with_mtp], lw=0.9, label="MTP loss")
     measured = [line for line in lines if line.held_out_bpb is not None]
     if measured:
         values = [line.held_out_bpb or 0.0 for line in measured]

@@ -95,8 +95,12 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json; `context` becomes model_max_length."""
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int, *, chats: bool = False) -> None:
+    """Write tokenizer.json and tokenizer_config.json; `context` becomes model_max_length.
+
+    With `chats`, the template of conversations too, by which servers know a model that was trained to chat: a
+    pretrained one has seen dialogues among other texts, and was not.
+    """
     write_whole(folder / "tokenizer.json", f"{tokenizer.to_str(pretty=False)}\n".encode())
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -105,8 +109,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
         "pad_token": PAD,
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
-        "chat_template": CHAT_TEMPLATE,
     }
+    if chats:
+        config["chat_template"] = CHAT_TEMPLATE
     text = json.dumps(config, ensure_ascii=False, indent=2)
     write_whole(folder / "tokenizer_config.json", f"{text}\n".encode())
 

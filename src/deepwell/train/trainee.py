@@ -24,7 +24,7 @@ class Losses(msgspec.Struct, frozen=True):
     """Sums over the tokens of a microbatch, in nats, with gradients; `loads` are those of its MoE layers."""
 
     next_token: Tensor
-    further: Tensor | None
+    mtp: Tensor | None
     balance: Tensor
     loads: list[RouterLoad]
 
@@ -45,12 +45,12 @@ class Trainee:
         ops = TorchOps(rows[:, :-1])
         x = self.decoder.hidden(ops)
         next_token = _cross_entropy(self.decoder.logits(ops, x), targets)
-        further = None
+        ahead = None
         if mtp:
             following = TorchOps(rows[:, 1:]).embed(self.weights["embed"])
-            _, logits = self.decoder.predict_further(ops, x, following)
-            further = _cross_entropy(logits, further_targets(targets))
-        return Losses(next_token, further, self._balance(ops), ops.loads)
+            _, logits = self.decoder.predict_ahead(ops, x, following)
+            ahead = _cross_entropy(logits, mtp_targets(targets))
+        return Losses(next_token, ahead, self._balance(ops), ops.loads)
 
     def move_biases(self, counts: dict[int, Tensor], speed: float) -> None:
         """Raise the bias of each expert that got less than its share of tokens, lower the others' (sign step)."""
@@ -74,7 +74,7 @@ class Trainee:
         return total
 
 
-def further_targets(targets: Tensor) -> Tensor:
+def mtp_targets(targets: Tensor) -> Tensor:
     """The targets one place further: where either of the two next tokens is ignored, so is the further one."""
     shifted = torch.full_like(targets, IGNORED)
     shifted[:, :-1] = targets[:, 1:]

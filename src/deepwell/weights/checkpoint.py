@@ -41,7 +41,7 @@ class Checkpoint:
 
     Block-FP8 weights are joined to their scales: they have the values of the products and the type `float8`.
 
-    `params` are the decoder's, `further` those of its multi-token prediction modules, empty if the files lack them.
+    `params` are the decoder's, `mtp_params` those of its multi-token prediction modules, empty if the files lack them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,8 +56,8 @@ class Checkpoint:
         self.config: ModelConfig = from_hugging_face(raw)
         self.tensors = pair(_open(folder), block_format(folder / "config.json", raw))
         self.params = param_specs(self.config)
-        self.further = self._further()
-        for param in self.params + self.further:
+        self.mtp_params = self._mtp_params()
+        for param in self.params + self.mtp_params:
             self._check(param)
         self._check_extra()
 
@@ -124,7 +124,7 @@ class Checkpoint:
     def _maps(self) -> list[mmap.mmap]:
         return maps_behind(tensor.raw for tensor in self.tensors.values())
 
-    def _further(self) -> list[Param]:
+    def _mtp_params(self) -> list[Param]:
         """All or nothing: many copies of a model come without the modules, though the config still counts them."""
         specs = param_specs(self.config, mtp=True)[len(self.params) :]
         return specs if any(source in self.tensors for param in specs for source in param.sources) else []

@@ -101,8 +101,8 @@ class PackedModel:
         self.config = self._header.config
         self.params = param_specs(self.config)
         specs = param_specs(self.config, mtp=True)
-        self.further = specs[len(self.params) :] if len(self._header.params) > len(self.params) else []
-        self._entries = self._check_table([*self.params, *self.further], end)
+        self.mtp_params = specs[len(self.params) :] if len(self._header.params) > len(self.params) else []
+        self._entries = self._check_table([*self.params, *self.mtp_params], end)
 
     @property
     def files(self) -> list[Path]:

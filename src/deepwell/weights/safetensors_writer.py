@@ -9,14 +9,14 @@ from pathlib import Path
 import msgspec
 
 from deepwell.weights.gguf.ggml_types import BY_NAME
-from deepwell.weights.outgoing import Outgoing
 from deepwell.weights.safetensors import TYPES
+from deepwell.weights.tensor_stream import TensorStream
 
 INDEX = "model.safetensors.index.json"
 _NAMES = {type.ggml: name for name, type in TYPES.items()}
 
 Progress = Callable[[int, int], None]
-Planned = Sequence[tuple[Outgoing, str]]
+Planned = Sequence[tuple[TensorStream, str]]
 """Tensors and the type that each is written in: f32, f16 or bf16."""
 
 
@@ -54,7 +54,7 @@ def write_safetensors(
 
 def _shards(planned: Planned, most: int) -> list[Planned]:
     """Neighbours together; in a shard the widest types first, so that each value is aligned."""
-    shards: list[list[tuple[Outgoing, str]]] = [[]]
+    shards: list[list[tuple[TensorStream, str]]] = [[]]
     size = 0
     for tensor, kind in planned:
         if shards[-1] and size + tensor.nbytes(kind) > most:

@@ -24,7 +24,7 @@ class Source(Protocol):
     path: Path
     config: ModelConfig
     params: list[Param]
-    further: list[Param]
+    mtp_params: list[Param]
     """Parameters of the multi-token prediction modules; empty if there are none."""
     is_blocks: bool
     """Whether matrices may be kept in the file's own quantised blocks."""

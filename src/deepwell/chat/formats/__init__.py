@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from deepwell.chat.formats.base import Format
+from deepwell.chat.formats.detection import STRANGER, name_of
 from deepwell.chat.formats.dsml_family import DSML_FORMATS, dsml_format
 from deepwell.chat.formats.jinja import jinja_format
-from deepwell.chat.formats.signs import STRANGER, name_of
 from deepwell.chat.formats.text_turns import DEEPSEEK_CODER, DEEPSEEK_LLM, PLAIN
 from deepwell.chat.formats.v3 import DEEPSEEK_R1, DEEPSEEK_R1_0528, DEEPSEEK_V3, DEEPSEEK_V25
 from deepwell.chat.formats.v31 import DEEPSEEK_V31
@@ -26,7 +26,7 @@ FORMATS = {
         PLAIN,
     )
 }
-"""Every format of our own, by name; signs.py says which checkpoints use which."""
+"""Every format of our own, by name; detection.py says which checkpoints use which."""
 
 
 def find_format(name: str, tokenizer: Tokenizer | None = None) -> Format:

@@ -15,15 +15,17 @@ N rows of a step, D hidden width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.engine.scheduler import Segment, StepPlan
-from deepwell.engine.tables import BlockTables, batch_of
 from deepwell.ops.base import BLOCK_TOKENS, Batch
 from deepwell.ops.sampling import Chosen
+
+if TYPE_CHECKING:
+    from deepwell.engine.runner import BlockTables
 
 MOST_WAITING = 512
 """Rows of states kept while nobody asks for guesses, over all sequences."""
@@ -208,7 +210,7 @@ class DraftHead:
             Segment(id=id, start=start, tokens=tuple(following), blocks=(), wanted=int(id in guessing))
             for id, start, following in zip(ids, starts, tokens, strict=True)
         ]
-        return self._predict(batch_of(segments, self._tables), np.ascontiguousarray(x_ND), again)
+        return self._predict(self._tables.batch(segments), np.ascontiguousarray(x_ND), again)
 
     def _fill(self, id: str, start: int, end: int) -> None:
         """The slots of positions from `start` to `end` hold true pairs now."""

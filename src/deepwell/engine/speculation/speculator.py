@@ -13,8 +13,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from deepwell.engine.scheduler import StepPlan
-from deepwell.engine.sequence import SequenceState
+from deepwell.engine.scheduler import SequenceState, StepPlan
 from deepwell.engine.speculation.controller import Controller
 from deepwell.engine.speculation.lookup import LookupIndex
 from deepwell.errors import ConfigError

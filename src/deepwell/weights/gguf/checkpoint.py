@@ -40,7 +40,7 @@ class GgufCheckpoint:
         self.path, self.tensors = path, self._file.tensors
         self.config: ModelConfig = model_config(self._file)
         self.params = param_specs(self.config)
-        self.further: list[Param] = []
+        self.mtp_params: list[Param] = []
         self.is_blocks = True
         for param in self.params:
             self._check(param)

@@ -18,7 +18,7 @@ from deepwell.weights.gguf.checkpoint import GgufCheckpoint, joined
 from deepwell.weights.gguf.ggml_types import BY_NAME
 from deepwell.weights.gguf.keys import PAIRED
 from deepwell.weights.gguf.names import gguf_name
-from deepwell.weights.outgoing import Outgoing, Rows
+from deepwell.weights.tensor_stream import Rows, TensorStream
 
 _Q_OR_K = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_proj\.(weight|bias)")
 _FALLBACK = {"q4_k": "q5_0", "q6_k": "q8_0"}
@@ -26,14 +26,14 @@ _SENSITIVE = {"q4_k": "q6_k", "q4_0": "q6_k"}
 """Types of the head, whose errors reach every logit, beside matrices of few bits."""
 
 
-def as_gguf(config: ModelConfig, tensors: Sequence[Outgoing], rope_freqs: Rows | None = None) -> list[Outgoing]:
+def as_gguf(config: ModelConfig, tensors: Sequence[TensorStream], rope_freqs: Rows | None = None) -> list[TensorStream]:
     """Tensors in Hugging Face's layout under GGUF's names, in its layout. The same values, none of them rounded.
 
     `tensors` are those of the decoder; those of multi-token prediction modules are left out. CheckpointError if two
     of them would have one name.
     """
     made = [] if rope_freqs is None else [_constant("rope_freqs.weight", rope_freqs)]
-    experts: dict[str, list[Outgoing]] = {}
+    experts: dict[str, list[TensorStream]] = {}
     modules = tuple(f"model.layers.{config.layers + depth}." for depth in range(config.mtp_layers))
     for tensor in tensors:
         if modules and tensor.name.startswith(modules):
@@ -54,16 +54,16 @@ def as_gguf(config: ModelConfig, tensors: Sequence[Outgoing], rope_freqs: Rows |
     return made
 
 
-def of_gguf(source: GgufCheckpoint) -> list[Outgoing]:
+def of_gguf(source: GgufCheckpoint) -> list[TensorStream]:
     """The decoder's tensors as a Hugging Face checkpoint has them."""
     return [tensor for param in source.params for tensor in _of_gguf(source, param)]
 
 
-def renamed(tensor: Outgoing, name: str) -> Outgoing:
-    return Outgoing(name, tensor.shape, tensor.dtype, tensor.read, tensor.unit)
+def renamed(tensor: TensorStream, name: str) -> TensorStream:
+    return TensorStream(name, tensor.shape, tensor.dtype, tensor.read, tensor.unit)
 
 
-def gguf_type(tensor: Outgoing, wanted: str) -> str:
+def gguf_type(tensor: TensorStream, wanted: str) -> str:
     """The type to store a tensor in: vectors and routers in float32, and what has no whole blocks in the next best.
 
     `wanted` may be `auto`: the type that the tensor has now, bfloat16 for what is neither float nor a ggml type.
@@ -81,28 +81,28 @@ def gguf_type(tensor: Outgoing, wanted: str) -> str:
     return kind
 
 
-def _place(tensor: Outgoing) -> tuple[int, str]:
+def _place(tensor: TensorStream) -> tuple[int, str]:
     """The embedding, then layer after layer: the order in which a reader wants them."""
     if tensor.name.startswith("blk."):
         return int(tensor.name.split(".")[1]), tensor.name
     return (1 << 30 if tensor.name.startswith("output") else -1), tensor.name
 
 
-def _constant(name: str, values: Rows) -> Outgoing:
-    return Outgoing(name, values.shape, "f32", lambda begin, end: values[begin:end, None])
+def _constant(name: str, values: Rows) -> TensorStream:
+    return TensorStream(name, values.shape, "f32", lambda begin, end: values[begin:end, None])
 
 
-def _stacked(name: str, parts: Sequence[Outgoing]) -> Outgoing:
+def _stacked(name: str, parts: Sequence[TensorStream]) -> TensorStream:
     """The matrices of all experts behind each other, (experts, out, in)."""
     height = parts[0].count
 
     def read(begin: int, end: int) -> Rows:
         return np.concatenate([part.read(0, height) for part in parts[begin // height : end // height]])
 
-    return Outgoing(name, (len(parts), *parts[0].shape), parts[0].dtype, read, height)
+    return TensorStream(name, (len(parts), *parts[0].shape), parts[0].dtype, read, height)
 
 
-def _halves(name: str, tensor: Outgoing, heads: int, mla: MlaConfig) -> Iterator[Outgoing]:
+def _halves(name: str, tensor: TensorStream, heads: int, mla: MlaConfig) -> Iterator[TensorStream]:
     """kv_b per head for absorbed attention: the keys' half transposed (latent, nope), the values' (value, latent)."""
     height, latent, nope = mla.nope + mla.value, mla.kv_lora, mla.nope
 
@@ -115,11 +115,11 @@ def _halves(name: str, tensor: Outgoing, heads: int, mla: MlaConfig) -> Iterator
     def values(begin: int, end: int) -> Rows:
         return np.concatenate([head(index)[nope:] for index in range(begin // mla.value, end // mla.value)])
 
-    yield Outgoing(name.replace("kv_b", "k_b"), (heads, latent, nope), tensor.dtype, keys, latent)
-    yield Outgoing(name.replace("kv_b", "v_b"), (heads, mla.value, latent), tensor.dtype, values, mla.value)
+    yield TensorStream(name.replace("kv_b", "k_b"), (heads, latent, nope), tensor.dtype, keys, latent)
+    yield TensorStream(name.replace("kv_b", "v_b"), (heads, mla.value, latent), tensor.dtype, values, mla.value)
 
 
-def _of_gguf(source: GgufCheckpoint, param: Param) -> Iterator[Outgoing]:
+def _of_gguf(source: GgufCheckpoint, param: Param) -> Iterator[TensorStream]:
     if param.kind == "kv_b" and (halves := source.kv_halves(param)) is not None:
         keys, values = halves
         height = keys.shape[2] + values.shape[1]
@@ -128,14 +128,14 @@ def _of_gguf(source: GgufCheckpoint, param: Param) -> Iterator[Outgoing]:
             return np.concatenate([joined(keys[head], values[head]) for head in range(begin // height, end // height)])
 
         wider = max(keys.dtype, values.dtype, key=lambda kind: BY_NAME[kind].layout.itemsize / BY_NAME[kind].width)
-        yield Outgoing(param.sources[0], param.shape, wider, read, height)
+        yield TensorStream(param.sources[0], param.shape, wider, read, height)
         return
     for name, tensor in source.sources(param):
         if source.config.interleaved and _Q_OR_K.fullmatch(name):
             height = source.config.head_dim
-            yield Outgoing(name, tensor.shape, tensor.dtype, partial(_halved, tensor.rows, height), height)
+            yield TensorStream(name, tensor.shape, tensor.dtype, partial(_halved, tensor.rows, height), height)
         else:
-            yield Outgoing(name, tensor.shape, tensor.dtype, tensor.rows)
+            yield TensorStream(name, tensor.shape, tensor.dtype, tensor.rows)
 
 
 def _halved(rows: Callable[[int, int], Rows], height: int, begin: int, end: int) -> Rows:
@@ -144,7 +144,7 @@ def _halved(rows: Callable[[int, int], Rows], height: int, begin: int, end: int)
     return values.reshape(-1, height // 2, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
 
 
-def _paired(tensor: Outgoing, height: int) -> Outgoing:
+def _paired(tensor: TensorStream, height: int) -> TensorStream:
     """The inverse: each head's two halves of rotated pairs, as neighbours."""
 
     def read(begin: int, end: int) -> Rows:

@@ -10,7 +10,7 @@ from deepwell.errors import ConfigError
 from deepwell.model.config import IndexConfig, MlaConfig, ModelConfig, MoeConfig
 from deepwell.model.rope import RopeConfig, yarn_mscale
 from deepwell.weights.gguf.keys import ARCHITECTURES, SIGMOID, SOFTMAX, General, Key
-from deepwell.weights.outgoing import Rows
+from deepwell.weights.tensor_stream import Rows
 
 _FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k": 14, "q6_k": 18, "bf16": 32}
 """general.file_type by the type of most matrices."""

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from deepwell.weights.gguf.ggml_types import BY_NAME
-from deepwell.weights.outgoing import Outgoing
+from deepwell.weights.tensor_stream import TensorStream
 
 ALIGNMENT = 32
 _UINT32, _FLOAT32, _BOOL, _STRING, _ARRAY, _INT64 = 4, 6, 7, 8, 9, 11
 _NUMBERS = {"u1": 0, "i1": 1, "u2": 2, "i2": 3, "u4": 4, "i4": 5, "f4": 6, "u8": 10, "i8": 11, "f8": 12}
 
 Progress = Callable[[int, int], None]
-Planned = Sequence[tuple[Outgoing, str]]
+Planned = Sequence[tuple[TensorStream, str]]
 """Tensors and the ggml type that each is written in."""
 
 

@@ -22,7 +22,7 @@ from deepwell.weights.safetensors import TYPES, Tensor
 Rows = NDArray[np.float32]
 
 
-class Outgoing(msgspec.Struct, frozen=True):
+class TensorStream(msgspec.Struct, frozen=True):
     """A tensor to be written. `dtype` is the type it has now, a ggml type's name or `float8`.
 
     `read(begin, end)` gives rows as float32, (rows, values of a row); begin and end are multiples of `unit`, or the
@@ -68,12 +68,12 @@ class Outgoing(msgspec.Struct, frozen=True):
         release()
 
 
-def as_stored(source: Checkpoint, *, extra: bool = False) -> list[Outgoing]:
+def as_stored(source: Checkpoint, *, extra: bool = False) -> list[TensorStream]:
     """The tensors of a folder as they are. With `extra`, also those that Deepwell does not read."""
-    needed = [name for param in (*source.params, *source.further) for name in param.sources]
+    needed = [name for param in (*source.params, *source.mtp_params) for name in param.sources]
     rest = sorted(source.tensors.keys() - needed) if extra else []
     return [_stored(source.tensors[name]) for name in (*needed, *rest)]
 
 
-def _stored(tensor: Tensor) -> Outgoing:
-    return Outgoing(tensor.name, tensor.shape, TYPES[tensor.dtype].ggml or "float8", tensor.rows)
+def _stored(tensor: Tensor) -> TensorStream:
+    return TensorStream(tensor.name, tensor.shape, TYPES[tensor.dtype].ggml or "float8", tensor.rows)
