@@ -22,7 +22,7 @@ import msgspec
 from deepwell.model.config import ModelConfig
 
 Contents = Mapping[str, tuple[tuple[str, str], ...]]
-"""Of each parameter by key, the storage and SHA-256 of each part (weights/digests.py)."""
+"""Of each parameter by key, the storage and BLAKE3 of each part (weights/digests.py)."""
 
 
 class Identity(msgspec.Struct, frozen=True, dict=True):

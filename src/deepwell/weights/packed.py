@@ -9,7 +9,7 @@ Tiles are the same for all instruction sets. VERSION counts up whenever storage.
 header changes.
 
 The file is untrusted: sizes and offsets are checked against what the config calls for before anything is used, and a
-section's checksum when it is loaded. Its SHA-256 is recorded, not checked: it says which model this is, and is believed
+section's checksum when it is loaded. Its BLAKE3 is recorded, not checked: it says which model this is, and is believed
 as far as whoever wrote the file (loading/identity.py). A file changed in place while in use changes the model; a
 truncated one ends the process, as with any mapped file. So files are only ever replaced whole.
 """
@@ -195,7 +195,7 @@ class PackedModel:
                 raise CheckpointError(f"{self.path}: {param.key} has {len(entry.parts)} parts")
             for part, size in zip(entry.parts, self._sizes(param, entry), strict=True):
                 if not _DIGEST.fullmatch(part.digest):
-                    raise CheckpointError(f"{self.path}: {param.key} has the digest {part.digest!r}; it is no SHA-256")
+                    raise CheckpointError(f"{self.path}: {param.key} has the digest {part.digest!r}; it is no BLAKE3")
                 at = self._check_place(part, param.key, at, size)
         at = self._check_place(self._header.tokenizer, "the tokenizer", at, self._header.tokenizer.bytes)
         if at != end or not 0 < self._header.tokenizer.bytes <= MAX_TOKENIZER_BYTES:

@@ -71,7 +71,7 @@ class Source(Protocol):
         ...
 
     def digests(self, param: Param) -> tuple[str, ...]:
-        """Of what `packed` gives, the SHA-256 of each part as its writer recorded it; empty in other files."""
+        """Of what `packed` gives, the BLAKE3 of each part as its writer recorded it; empty in other files."""
         ...
 
     def release(self) -> None:
