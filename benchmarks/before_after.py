@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--streams", default="1,16")
+    parser.add_argument("--measure", default="load,prefill,decode,streams", help="as deepwell bench has it")
     args = parser.parse_args()
     print("| model | measure | before | after | after / before |")
     print("|---|---|---|---|---|")
@@ -33,7 +34,7 @@ def main() -> None:
         runs: Runs = {args.old: {}, args.new: {}}
         for number in range(args.rounds):
             for build in (args.old, args.new) if number % 2 == 0 else (args.new, args.old):
-                note(runs[build], report(build, model, args.threads, args.streams))
+                note(runs[build], report(build, model, args.threads, args.streams, args.measure))
                 print(f"{model or 'embedded'}: round {number + 1} of {args.rounds}, {build}", file=sys.stderr)
         for measure, before in runs[args.old].items():
             after = runs[args.new][measure]
@@ -42,10 +43,10 @@ def main() -> None:
             print(f"| {name} | {measure} | {median(before):,.4g} | {median(after):,.4g} | {ratio:.3f} |", flush=True)
 
 
-def report(build: str, model: str, threads: int, streams: str) -> dict[str, float]:
+def report(build: str, model: str, threads: int, streams: str, measure: str) -> dict[str, float]:
     """One run's figures by name."""
     command = [build, "bench", *([model] if model else []), "--json", "--no-limits", "--repeats", "3"]
-    command += ["--threads", str(threads), "--streams", streams]
+    command += ["--threads", str(threads), "--streams", streams, "--measure", measure]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)} failed: {done.stderr}")
