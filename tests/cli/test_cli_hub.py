@@ -107,6 +107,20 @@ def test_pull_prints_where_it_lies_and_what_is_newer(shell: Shell) -> None:
     assert "cannot be reached" in failed.stderr.splitlines()[-1]
 
 
+def test_two_processes_may_fetch_one_model_at_once(shell: Shell, model_folder: Path) -> None:
+    both = [shell.start("pull", "org/tiny-v3") for _ in range(2)]
+    places = set()
+    for process in both:
+        told, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        places.add(told)
+    assert len(places) == 1
+    place = Path(places.pop().removesuffix("\n"))
+    for file in model_folder.iterdir():
+        assert (place / file.name).read_bytes() == file.read_bytes()
+    assert not list((shell.home / "hub").rglob("*.incomplete"))
+
+
 def test_models_tells_of_what_was_fetched_and_asks_nobody(shell: Shell) -> None:
     unknown = shell.run("models", "org/tiny-v3")
     assert unknown.returncode == 2

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -279,6 +281,42 @@ def test_what_killed_writers_left_is_removed(model: Path, cache: PackCache) -> N
         fcntl.flock(writer, fcntl.LOCK_EX)
         _, file = load_and_store(model, cache)
         assert set(cache.folder.iterdir()) == {alive, file}
+
+
+STORES = """
+import sys, threading
+from pathlib import Path
+from deepwell.loading.load import load_model
+from deepwell.loading.pack_cache import PackCache
+folder, model = map(Path, sys.argv[1:])
+cache = PackCache(folder, 1 << 30, sys.exit, smallest=0)
+made = load_model(model, dtype="int8", blocks=2, context=64, cache=cache)
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(10):
+    assert made.uncached and cache.store(made.uncached, made.runner.packed, threading.Event())
+"""
+
+
+def test_two_processes_may_store_the_same_copy_at_once(model: Path, cache: PackCache, told: Told) -> None:
+    command = [sys.executable, "-c", STORES, str(cache.folder), str(model)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, **pipes) for _ in range(2)]  # type: ignore[call-overload]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in both:
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 0
+    (file,) = cache.folder.iterdir()
+    assert file.suffix == ".deepwell"
+    found = load(model, cache)
+    assert found.uncached is None
+    assert told == []
+    plain = load_model(model, dtype="int8", blocks=2, context=64)
+    assert np.array_equal(logits(found), logits(plain))
 
 
 def test_the_users_cache_folder(tmp_path: Path) -> None:
