@@ -269,7 +269,7 @@ class Scheduler:
 
     def _fetch(self, sequence: SequenceState) -> bool:
         """Let the sequence wait for blocks behind its hits that a slower tier has; False if that has none."""
-        if self._tier is None:
+        if self._tier is None or len(self.pools.groups) > 1:  # a page holds the layers of one group
             return False
         size = self.pools.groups[0].block_tokens
         first = sequence.computed // size
