@@ -128,7 +128,8 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
         str | None, Meta(description="Model name that clients ask for; the checkpoint's own if left out.")
     ] = None
     alias: Annotated[
-        tuple[str, ...], Meta(description="One more model name that clients may ask for; may be repeated.")
+        tuple[Annotated[str, Meta(min_length=1)], ...],
+        Meta(description="One more model name that clients may ask for; may be repeated."),
     ] = ()
     chat_format: ForcedFormat = "auto"
     max_running: Annotated[Positive, Meta(description="Requests answered together.")] = 64

@@ -53,7 +53,7 @@ def service_of(model: LoadedModel, options: ServeOptions) -> Service:
         model=options.name or model.name,
         context=model.runner.context,
         format=format,
-        aliases=options.alias,
+        aliases=tuple(name for name in dict.fromkeys(options.alias) if name != (options.name or model.name)),
         chats=options.chat_format != "auto" or trained_to_chat(format, model.tokenizer),
         limits=limits_of(options),
         fingerprint=model.runner.fingerprint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
@@ -55,7 +56,9 @@ def listen(host: str = "127.0.0.1", port: int = 8000) -> socket.socket:
         if listener is not None:
             listener.close()
         reason = error.strerror or str(error)
-        raise ConfigError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from None
+        of_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        advice = "name an address of this machine with --host" if of_host else "choose another with --port"
+        raise ConfigError(f"cannot listen on {host} port {port}: {reason}; {advice}") from None
     return listener
 
 
