@@ -46,7 +46,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """As `replacing`, an empty folder to be filled; the folder at `path` is removed just before it takes its place."""
+    """As `replacing`, an empty folder to be filled. The folder at `path` is moved aside, to a name ending in .before,
+    until the new one has its place, and removed then; a process killed between the two leaves it there."""
     remove_leftovers(path)
     part, lock = _begin(path, folder=True)
     try:
@@ -54,14 +55,27 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         for file in part.rglob("*"):
             if file.is_file():
                 _sync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        os.rename(part, path)
+        _swap(part, path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     finally:
         os.close(lock)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put a folder in the place of another, which comes back if that fails."""
+    if not path.exists():
+        os.rename(new, path)
+        return
+    before = path.with_name(f".{path.name}.w{secrets.token_hex(6)}.before")
+    os.rename(path, before)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(before, path)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def remove_leftovers(path: Path) -> None:

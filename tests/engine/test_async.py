@@ -416,3 +416,20 @@ async def test_a_listener_that_fails_harms_no_request() -> None:
         engine.tell_ends(lambda *end: 1 / 0)  # type: ignore[arg-type, return-value]
         assert (await read(engine.submit(request("a"))))[-1].finish_reason == "length"
         assert (await read(engine.submit(request("b"))))[-1].finish_reason == "length"
+
+
+async def test_a_request_that_cannot_be_taken_in_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running() as engine:
+        ends = noted_ends(engine)
+        add = engine._core.add
+
+        def breaking(asked: Request) -> None:
+            if asked.id == "bad":
+                raise TypeError("too odd")
+            add(asked)
+
+        monkeypatch.setattr(engine._core, "add", breaking)
+        bad, good = await asyncio.gather(read(engine.submit(request("bad"))), read(engine.submit(request("good"))))
+        assert (bad[-1].finish_reason, bad[-1].error) == ("error", "TypeError: too odd")
+        assert good[-1].finish_reason == "length"
+        assert sorted(ended.id for ended, _, _ in ends) == ["bad", "good"]

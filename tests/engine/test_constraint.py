@@ -111,12 +111,30 @@ def test_a_constraint_that_leaves_no_way_ends_its_request_alone() -> None:
 
 def test_ends_are_the_engines() -> None:
     """A grammar's own opinion of the tokens that end an answer does not count."""
-    (may, must_not) = masks_of([Allowed(bits([5]), True), Allowed(bits([5, 1]), False)], [1, 300], 320)
+    (may, must_not) = masks_of([Allowed(bits([5]), True), Allowed(bits([5, 1]), False)], 2, [1, 300], 320)
     assert (may == bits([5, 1, 300])).all()
     assert (must_not == bits([5])).all()
-    assert masks_of([Allowed(), Allowed()], [1], 320) is None
-    free = masks_of([Allowed(may_end=False)], [1], 320)
+    assert masks_of([Allowed(), Allowed()], 2, [1], 320) is None
+    free = masks_of([Allowed(may_end=False)], 1, [1], 320)
     assert free is not None
     assert free.sum() == 10 * 0xFFFFFFFF - 2
     with pytest.raises(ConstraintError):
-        masks_of([Allowed(bits([1]), False)], [1], 320)
+        masks_of([Allowed(bits([1]), False)], 1, [1], 320)
+
+
+@pytest.mark.parametrize(
+    "places",
+    [[], [Allowed()] * 2, [Allowed(np.ones(1, np.uint32))], [Allowed(np.ones(10, np.float32))]],  # type: ignore[arg-type]
+)
+def test_a_constraint_that_says_too_much_or_too_little_harms_its_request_alone(places: list[Allowed]) -> None:
+    class Wrong:
+        def allowed(self, draft: Sequence[int]) -> list[Allowed]:
+            return places
+
+        def accept(self, tokens: Sequence[int]) -> None: ...
+
+    core = EngineCore(FakeRunner(), TOKENIZER)
+    core.add(Request(id="good", prompt=(30,), sampling=SamplingParams(max_tokens=3, ignore_eos=True)))
+    core.add(Request(id="bad", prompt=(30,), sampling=SamplingParams(), constraint=Wrong()))
+    last = dict(piece for _ in range(3) for piece in core.step())
+    assert (last["bad"].finish_reason, last["good"].finish_reason) == ("error", "length")

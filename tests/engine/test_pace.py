@@ -35,3 +35,13 @@ def test_whatever_is_measured_the_budget_is_one(most: int, steps: list[tuple[int
         pace.learn(tokens, seconds)
         assert min(most, LEAST) <= pace.budget <= most
         assert pace.budget == most or pace.budget % LEAST == 0
+
+
+@pytest.mark.parametrize(("fixed", "per_token"), [(1.0, 0.02), (0.3, 0.005), (0.24, 0.005)])
+def test_where_writing_alone_takes_long_prompts_still_move(fixed: float, per_token: float) -> None:
+    """A step may then take twice what it takes without a prompt, so that half of it reads."""
+    pace = Pace(512, 0.25)
+    for _ in range(60):
+        pace.learn(4, fixed, reads=False)
+        pace.learn(pace.budget, fixed + per_token * pace.budget)
+    assert abs(pace.budget - fixed / per_token) <= LEAST

@@ -100,6 +100,8 @@ class World:
         assert len(plan.segments) <= len(self.scheduler.running) <= self.limits.max_running
         extra = sum(max(0, segment.wanted - 1) for segment in plan.segments)
         assert extra <= self.limits.scored_rows
+        for id in plan.gone:
+            self.tables.forget(id)
         self.tables.update(plan)
         by_id = {sequence.id: sequence for sequence in self.order}
         for segment in plan.segments:

@@ -23,6 +23,8 @@ def test_tables_are_what_plans_said() -> None:
             for table, blocks in zip(known[id], more, strict=True):
                 table += blocks
             segments.append(Segment(id=id, start=0, tokens=(1,), blocks=more, wanted=0, fresh=fresh))
+        for id in gone:
+            tables.forget(id)
         tables.update(StepPlan(tuple(segments), tuple(gone)))
         assert set(tables.rows) == set(known), step
         assert len(set(tables.rows.values())) == len(known)

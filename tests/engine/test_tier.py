@@ -140,3 +140,29 @@ def test_a_page_of_another_layout_is_refused() -> None:
         runner.write_page(0, msgspec.structs.replace(page, data=b"abc"))
     with pytest.raises(ValueError, match=r"block 2 is outside 0\.\.1"):
         runner.read_page(2)
+
+
+@pytest.mark.parametrize("broken", ["match", "fetch", "arrived"])
+def test_a_tier_that_fails_is_a_miss(broken: str) -> None:
+    first = EngineCore(FakeRunner(), TOKENIZER)
+    cold = serve(first, request())["a"]
+    shelf = Shelf(kept(first))
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    setattr(shelf, broken, fail)
+    runner = FakeRunner()
+    answers = serve(EngineCore(runner, TOKENIZER, tier=shelf), request(), request("b", 50))
+    assert same(answers["a"], cold)
+    assert answers["b"][-1].finish_reason == "length"
+    assert runner.violations == []
+
+
+def test_what_ended_while_nothing_else_ran_is_forgotten() -> None:
+    first = EngineCore(FakeRunner(), TOKENIZER)
+    serve(first, request())
+    core = EngineCore(FakeRunner(), TOKENIZER, tier=Shelf(kept(first)))
+    for number in range(40):
+        serve(core, request(str(number)))
+    assert len(core._runner._tables.rows) <= 2

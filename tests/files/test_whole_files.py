@@ -153,3 +153,29 @@ def test_a_lock_refuses_or_waits_and_ends_with_its_process(tmp_path: Path) -> No
     waiting.join()
     with locked(path, "taken"):
         pass
+
+
+def test_the_folder_before_comes_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    rename, seen = os.rename, []
+
+    def failing(old: Path, new: Path) -> None:
+        seen.append(new)
+        if len(seen) == 2:
+            raise OSError("no")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match="no"), replacing_folder(out) as part:
+        (part / "new").write_text("new")
+    assert [file.name for file in out.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [out]
+    monkeypatch.undo()
+    with replacing_folder(out) as part:
+        (part / "new").write_text("new")
+    assert [file.name for file in out.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [out]

@@ -160,7 +160,7 @@ class AnswerState:
         constraint = self.request.constraint
         if constraint is None:
             return None
-        return masks_of(constraint.allowed(draft), self._ends, self._vocab_size)
+        return masks_of(constraint.allowed(draft), 1 + len(draft), self._ends, self._vocab_size)
 
     def _logprob(self, row: RowLogprob) -> TokenLogprob:
         return TokenLogprob(row.token, self._tokenizer.token_bytes(row.token), row.logprob, row.top)

@@ -68,12 +68,15 @@ class AfterTrigger:
         return next((place + 1 for place, token in enumerate(tokens) if token in self._triggers), len(tokens) + 1)
 
 
-def masks_of(places: Sequence[Allowed], ends: Iterable[int], vocab_size: int) -> NDArray[np.uint32] | None:
-    """Masks of consecutive places, (places, ceil(V / 32)), in which `ends` are allowed just where the answer may end.
+def masks_of(places: Sequence[Allowed], count: int, ends: Iterable[int], vocab_size: int) -> NDArray[np.uint32] | None:
+    """Masks of `count` consecutive places, (places, ceil(V / 32)); `ends` are allowed just where the answer may end.
 
     None if everything is allowed everywhere. A place that allows nothing can only lie behind a token that is not
-    allowed, but for the first. Raises ConstraintError where the first allows nothing.
+    allowed, but for the first. Raises ConstraintError where the first allows nothing, and for places or masks of
+    another number or kind.
     """
+    if len(places) != count:
+        raise ConstraintError(f"what may come next was said for {len(places)} places, and {count} were asked for")
     if all(place.mask is None and place.may_end for place in places):
         return None
     words = -(-vocab_size // 32)
@@ -81,6 +84,8 @@ def masks_of(places: Sequence[Allowed], ends: Iterable[int], vocab_size: int) ->
     ids = np.fromiter(ends, np.int64)
     for row, place in zip(masks, places, strict=True):
         if place.mask is not None:
+            if place.mask.dtype != np.uint32 or place.mask.shape != (words,):
+                raise ConstraintError(f"a mask has {place.mask.dtype} {place.mask.shape}; it must be uint32 ({words},)")
             row[:] = place.mask
         bits = np.left_shift(np.uint32(1), (ids % 32).astype(np.uint32))
         if place.may_end:

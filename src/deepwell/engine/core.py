@@ -12,7 +12,7 @@ import msgspec
 
 from deepwell.engine.answer import AnswerState
 from deepwell.engine.runner import Backend, Runner
-from deepwell.engine.scheduler import SchedulerLimits, Segment, SequenceState, StepPlan, Tier
+from deepwell.engine.scheduler import Fetch, SchedulerLimits, Segment, SequenceState, StepPlan, Tier
 from deepwell.engine.speculation.speculator import DRAFTERS, Kind, Speculator
 from deepwell.engine.steps import Steps
 from deepwell.engine.types import NOTHING, Delta, FinishReason, OnEnd, Request, SamplingParams
@@ -179,10 +179,9 @@ class EngineCore:
         begun = self._clock()
         self._take_in(wait=False)
         plan = self._steps.plan(self._drafts())
-        if self._tier is not None:
-            for fetch in plan.fetches:
-                self._tier.fetch(fetch)
-        if not plan.segments and self._steps.scheduler.fetching:
+        for fetch in plan.fetches:
+            self._begin(fetch)
+        if not plan.segments and (plan.fetches or self._steps.scheduler.fetching):
             self._take_in(wait=True)
             return []
         if not plan.segments:
@@ -250,10 +249,26 @@ class EngineCore:
             self._runner.stop_following()
             return {}
 
+    def _begin(self, fetch: Fetch) -> None:
+        """Have the tier fill blocks; they are computed if it cannot."""
+        try:
+            assert self._tier is not None
+            self._tier.fetch(fetch)
+        except Exception:
+            _log.exception("a tier of the cache failed")
+            self._steps.scheduler.fetched(fetch, 0)
+
     def _take_in(self, wait: bool) -> None:
         """Write the pages that have arrived into their blocks; what did not come, or is of no use, is computed."""
+        if self._tier is None:
+            return
         scheduler = self._steps.scheduler
-        for fetch, pages in self._tier.arrived(wait) if self._tier is not None else ():
+        try:
+            arrived = self._tier.arrived(wait)
+        except Exception:
+            _log.exception("a tier of the cache failed; what it was to bring is computed")
+            arrived = [(fetch, ()) for _, fetch in scheduler.fetching.values()]
+        for fetch, pages in arrived:
             if not scheduler.awaits(fetch):
                 continue
             count = 0
@@ -261,7 +276,7 @@ class EngineCore:
                 for block, page in zip(fetch.blocks, pages, strict=False):
                     self._runner.write_page(block, page)
                     count += 1
-            except ConfigError as error:
+            except Exception as error:
                 _log.warning("a cached page is of no use: %s", error)
             scheduler.fetched(fetch, count)
 
@@ -270,6 +285,7 @@ class EngineCore:
         if pieces:
             plan = msgspec.structs.replace(plan, segments=tuple(s for s in plan.segments if s.id in self._live))
         if not plan.segments:
+            self._runner.forget(plan.gone)
             return pieces
         try:
             chosen = self._runner.step(plan, asks, self._speculator.follows(len(plan.segments)))

@@ -209,7 +209,10 @@ class AsyncEngine:
 
     def _ended(self, request: Request, usage: Usage, reason: FinishReason) -> None:
         for listener in self._listeners:
-            listener(request, usage, reason)
+            try:
+                listener(request, usage, reason)
+            except Exception:
+                _log.exception("the end of request %s could not be noted", request.id)
 
     def _serve(self) -> None:
         """The thread: obey commands, step, and wait for a command when there is nothing to do."""
@@ -229,10 +232,21 @@ class AsyncEngine:
             if command is None:
                 return False
             if isinstance(command, Request):
-                self._core.add(command)
+                self._add(command)
             elif (last := self._core.abort(command)) is not None:
                 self._post([(command, last)])
         return True
+
+    def _add(self, request: Request) -> None:
+        """Whatever a request does to the engine on its way in ends that request alone."""
+        try:
+            self._core.add(request)
+        except Exception as error:
+            _log.exception("request %s could not be taken in", request.id)
+            self._ended(request, NOTHING, "error")
+            usage = Usage(len(request.prompt), 0, 0)
+            last = Delta(finish_reason="error", usage=usage, error=f"{type(error).__name__}: {error}")
+            self._post([(request.id, last)])
 
     def _post(self, pieces: list[tuple[str, Delta]]) -> None:
         if pieces:

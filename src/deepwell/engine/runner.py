@@ -87,11 +87,9 @@ class Runner:
 
         With `follow`, the sequences that begin in it can be guessed for later by the prediction module.
         """
+        self.forget(plan.gone)
         self._tables.update(plan)
         head = self._draft_head
-        if head is not None:
-            for id in plan.gone:
-                head.forget(id)
         wanting = [segment for segment in plan.segments if segment.wanted]
         states = head is not None and (follow or head.followed > 0)
         batch = self._tables.batch(plan.segments)
@@ -104,6 +102,13 @@ class Runner:
                 _log.exception("the draft head failed; the engine goes on without")
                 self.stop_following()
         return found
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """These sequences hold nothing any more."""
+        for id in ids:
+            self._tables.forget(id)
+            if self._draft_head is not None:
+                self._draft_head.forget(id)
 
     def followed(self, id: str) -> bool:
         """Whether the prediction module can guess for a sequence that lacks its newest token alone."""
@@ -139,15 +144,17 @@ class BlockTables:
         self._unused = list(reversed(range(_LEAST_ROWS)))
 
     def update(self, plan: StepPlan) -> None:
-        """Take over what a plan says."""
-        for id in plan.gone:
-            if id in self.rows:
-                self._unused.append(self.rows.pop(id))
+        """Take over what a plan says of the sequences it computes."""
         for segment in plan.segments:
             row = self._row(segment.id, segment.fresh)
             for group, blocks in enumerate(segment.blocks):
                 if blocks:
                     self._append(group, row, blocks)
+
+    def forget(self, id: str) -> None:
+        """A sequence holds nothing any more."""
+        if id in self.rows:
+            self._unused.append(self.rows.pop(id))
 
     def blocks(self, id: str) -> NDArray[np.int32]:
         """The blocks of a sequence in the first group, in order."""

@@ -6,6 +6,7 @@ of the missing ones, oldest sequence first, within one budget of tokens.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -15,6 +16,8 @@ import msgspec
 from deepwell.engine.blocks import Pools, block_key
 from deepwell.ops.base import BLOCK_TOKENS
 from deepwell.ops.paging import Page
+
+_log = logging.getLogger(__name__)
 
 
 class SequenceState:
@@ -208,8 +211,10 @@ class Scheduler:
             scored_rows -= max(0, _wanted(sequence, end) - 1)
         if drafts:
             self._add_drafts(parts, drafts, budget, scored_rows)
-        gone, self._gone = self._gone, []
         fetches, self._fetches = self._fetches, []
+        if not parts:
+            return StepPlan((), fetches=tuple(fetches))
+        gone, self._gone = self._gone, []
         return StepPlan(tuple(map(_segment, parts)), tuple(gone), tuple(fetches))
 
     def commit(self, sequence: SequenceState, segment: Segment) -> None:
@@ -274,7 +279,12 @@ class Scheduler:
         size = self.pools.groups[0].block_tokens
         first = sequence.computed // size
         keys = self.pools.keys(sequence, 0, sequence.scored // size)[first:]
-        if not (count := self._tier.match(keys)):
+        try:
+            count = min(self._tier.match(keys), len(keys))
+        except Exception:
+            _log.exception("a tier of the cache failed")
+            return False
+        if count <= 0:
             return False
         blocks = tuple(sequence.tables[0][first : first + count])
         fetch = Fetch(sequence.id, sequence.computed, blocks, tuple(keys[:count]))

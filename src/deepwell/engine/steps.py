@@ -17,6 +17,8 @@ FIRST = 64
 """Tokens of the first step that others wait for, while nothing has been measured."""
 LEAST = 16
 """Fewer tokens at once would read the weights too often for what they compute."""
+_SHARE = 0.1
+"""How much of what is known of a step without prompts its newest makes."""
 _MOST_CHANGE = 2.0
 """A step says this much about the next one and no more: one pause of the machine is no measure."""
 
@@ -88,7 +90,7 @@ class Steps:
         self.counts.steps += 1
         self.counts.seconds += seconds
         if self._pace is not None:
-            self._pace.learn(plan.tokens, seconds)
+            self._pace.learn(plan.tokens, seconds, any(segment.reads for segment in plan.segments))
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a block is leaked or a sequence is lost."""
@@ -116,22 +118,31 @@ class Pace:
     """The token budget of a step during which others wait, from the steps seen so far.
 
     What a step takes grows with its tokens, but not from zero and not alike at every depth; so nothing is modelled:
-    each step that used its budget moves it, by at most a factor, to where that step would have taken `seconds`.
+    each step that used its budget moves it, by at most a factor, to where that step would have taken `seconds`. Where
+    steps that read no prompt take more than half of that already, the aim is twice what they take: a prompt that is
+    read a few tokens at a time would keep everybody waiting longer in the end.
     """
 
     def __init__(self, most: int, seconds: float) -> None:
         self._most, self._seconds = most, seconds
         self._tokens = float(min(FIRST, most))
+        self._writing = 0.0
 
     @property
     def budget(self) -> int:
         """Tokens: a multiple of `LEAST` below `most`."""
         return self._most if self._tokens >= self._most else max(LEAST, int(self._tokens) // LEAST * LEAST)
 
-    def learn(self, tokens: int, seconds: float) -> None:
-        """A step of so many tokens took so long. One that was quick and below the budget says nothing."""
-        if tokens < self.budget and seconds <= self._seconds:
+    def learn(self, tokens: int, seconds: float, reads: bool = True) -> None:
+        """A step of so many tokens took so long; `reads` says that it read of a prompt. One that was quick and below
+        the budget says nothing about it."""
+        if not reads:
+            self._writing += _SHARE * (seconds - self._writing)
             return
-        fits = tokens * self._seconds / max(seconds, 1e-9)
+        aim = max(self._seconds, 2 * self._writing)
+        if tokens < self.budget and seconds <= aim:
+            return
+        # what a step takes without any prompt is no reason to read less
+        fits = tokens * max(aim - self._writing, 1e-9) / max(seconds - self._writing, 1e-9)
         nearby = min(self._tokens * _MOST_CHANGE, max(self._tokens / _MOST_CHANGE, fits))
         self._tokens = min(float(self._most), max(float(LEAST), nearby))

@@ -7,7 +7,8 @@ the copy (identity.py). A byte changed behind the samples is noticed because cti
 program can set it as it can set mtime; what is not noticed is a write to the disk below the file system, or one with
 the clock set back to the same nanosecond. The price is that files copied or renamed are packed anew.
 
-What a name promises is checked when a copy is opened; a copy that does not keep it is removed. The least recently used
+Config, samples and storages of a copy are checked when it is opened; one that has others is removed. The folder is the
+user's own: who may rename files in it may as well change them. The least recently used
 copies go when a new one would exceed the limit. Failing to write is a warning, never an error: the model is loaded
 already.
 """

@@ -99,7 +99,7 @@ class Service:
 
     @cached_property
     def system_fingerprint(self) -> str:
-        """Names the model and its layout: equal fingerprints and seeds give equal answers."""
+        """Names the model and its layout: equal fingerprints and seeds give equal answers to equal prompt tokens."""
         return "fp_" + hashlib.blake2b(self.fingerprint or self.model.encode(), digest_size=6).hexdigest()
 
     def head(self, model: str) -> Head:

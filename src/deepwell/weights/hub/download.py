@@ -161,8 +161,14 @@ class _Store:
     def promise(self, listing: Listing) -> None:
         """Write down what the hub has at a commit, before anything of it is fetched."""
         sizes = {entry.name: entry.size for entry in listing.entries.values()}
-        if self._listed(listing.commit) != sizes:
+        if self._listed(listing.commit) == sizes:
+            return
+        try:
             write_whole(self._listing(listing.commit), msgspec.json.encode(sizes))
+        except OSError:
+            # a cache that cannot be written serves all the same, if what is wanted is there
+            if not self.snapshot(listing.commit).is_dir():
+                raise
 
     def _listed(self, commit: str) -> dict[str, int]:
         """Names and sizes of what the hub has at a commit; empty if that is not known."""
@@ -253,8 +259,9 @@ class _Download:
 
     def _fetch(self, names: list[str]) -> None:
         """All of these, several at a time; the first failure ends it."""
-        entries = [self._listing.entries[check_name(name, self._reference)] for name in names]
-        absent = [entry.checked(self._reference) for entry in entries if not self._store.has(self._commit, entry)]
+        listed = [self._listing.entries[check_name(name, self._reference)] for name in names]
+        entries = [entry.checked(self._reference) for entry in listed]
+        absent = [entry for entry in entries if not self._store.has(self._commit, entry)]
         if absent:
             self._check_room(absent)
             (self._store.folder / "blobs").mkdir(parents=True, exist_ok=True)
