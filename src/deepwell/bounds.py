@@ -8,7 +8,7 @@ from msgspec import Meta
 
 TEMPERATURE = Meta(ge=0, le=2)
 TOP_P = Meta(gt=0, le=1)
-TOP_K = Meta(ge=0, le=2**31 - 1)
+TOP_K = Meta(ge=0)
 MIN_P = Meta(ge=0, le=1)
 PENALTY = Meta(ge=-2, le=2)
 """Of `presence_penalty` and `frequency_penalty`."""
@@ -41,5 +41,4 @@ def words(bound: Bound) -> str:
 
 
 def _number(value: float) -> str:
-    powers = {2**31 - 1: "2^31-1", 2**63 - 1: "2^63-1"}
-    return powers.get(int(value), f"{value:g}")
+    return "2^63-1" if value == 2**63 - 1 else f"{value:g}"

@@ -25,6 +25,7 @@ def check(prompt: tuple[int, ...] = (1, 2), **sampling: object) -> None:
         ("top_p", 1.1),
         ("top_p", math.nan),
         ("top_k", -1),
+        ("top_k", 2**31),
         ("min_p", -0.1),
         ("min_p", 1.1),
         ("presence_penalty", -2.1),

@@ -27,6 +27,7 @@ _BOUNDS: dict[str, Bound] = {
     "prompt_logprobs": Meta(ge=0, le=MAX_TOP_LOGPROBS),
 }
 _SEEDS = range(-(2**63), 2**64)
+_TOP_KS = range(2**31)
 
 
 def check_request(request: Request, vocab_size: int, capacity: int) -> None:
@@ -42,6 +43,8 @@ def check_request(request: Request, vocab_size: int, capacity: int) -> None:
             raise RequestError(f"{field} is {value}; it must be {words(bound)}", param=field)
     if sampling.seed is not None and sampling.seed not in _SEEDS:
         raise RequestError(f"seed is {sampling.seed}; it must have 64 bits, from -2^63 to 2^64-1", param="seed")
+    if sampling.top_k not in _TOP_KS:
+        raise RequestError(f"top_k is {sampling.top_k}; it must be at most 2^31-1", param="top_k")
     _check_stop(sampling, vocab_size)
     _check_bias(sampling, vocab_size)
 

@@ -118,7 +118,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     top_p: Annotated[Annotated[float, bounds.TOP_P] | None, Meta(description=f"a number {words(bounds.TOP_P)}")] = None
     top_k: Annotated[
-        Annotated[int, bounds.TOP_K] | None,
+        Annotated[int, bounds.TOP_K, Meta(le=MAX_INT)] | None,
         Meta(description=f"an integer of {words(bounds.TOP_K)}; 0 keeps all tokens"),
     ] = None
     min_p: Annotated[Annotated[float, bounds.MIN_P] | None, Meta(description=f"a number {words(bounds.MIN_P)}")] = None
