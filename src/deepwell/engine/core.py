@@ -15,10 +15,10 @@ from deepwell.engine.runner import Backend, Runner
 from deepwell.engine.scheduler import Fetch, SchedulerLimits, Segment, SequenceState, StepPlan, Tier
 from deepwell.engine.speculation.speculator import DRAFTERS, Kind, Speculator
 from deepwell.engine.steps import Steps
-from deepwell.engine.types import NOTHING, Delta, FinishReason, OnEnd, Request, SamplingParams
+from deepwell.engine.types import NOTHING, Delta, FinishReason, OnEnd, Request
 from deepwell.engine.validate import check_request
 from deepwell.errors import ConfigError, QueueFull, RequestError
-from deepwell.ops.sampling import Ask, Chosen, SamplingRules
+from deepwell.ops.sampling import Ask, Chosen
 from deepwell.options import Speculate
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -149,7 +149,7 @@ class EngineCore:
             request,
             sequence,
             self._tokenizer,
-            self._backend.sampler(rules_of(request.sampling), request.prompt),
+            self._backend.sampler(request.sampling, request.prompt),
             seed=secrets.randbits(63),
             capacity=self._capacity,
             vocab_size=self._backend.vocab_size,
@@ -351,8 +351,3 @@ class EngineCore:
             self._on_end(answer.request, last.usage if admitted else NOTHING, last.finish_reason)
         except Exception:
             _log.exception("the end of request %s could not be noted", id)
-
-
-def rules_of(sampling: SamplingParams) -> SamplingRules:
-    """The part of a request's parameters that a backend's sampler keeps."""
-    return SamplingRules(**{field: getattr(sampling, field) for field in SamplingRules.__struct_fields__})

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from deepwell.engine.constraint import Constraint
+from deepwell.ops.sampling import SamplingRules
 from deepwell.weights.tokenizer import Marked
 
 MAX_TOP_LOGPROBS = 20
@@ -16,24 +17,16 @@ MAX_STOP_STRINGS = 16
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How the next token is chosen. Neutral values switch a rule off.
+class SamplingParams(SamplingRules, frozen=True, kw_only=True):
+    """How the next token is chosen (`SamplingRules`), and when the answer ends.
 
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep every token. `logprobs` None reports none, n reports the
-    chosen token's log-probability and the n most likely ones (0 to 20), from the model's distribution before
-    temperature and penalties. `prompt_logprobs` does the same for the prompt (echo). `max_tokens` 0 only scores the
-    prompt. `stop` texts end the answer and are not part of it; `stop_token_ids` likewise.
+    `logprobs` None reports none, n reports the chosen token's log-probability and the n most likely ones (0 to 20),
+    from the model's distribution before temperature and penalties. `prompt_logprobs` does the same for the prompt
+    (echo). `max_tokens` 0 only scores the prompt. `stop` texts end the answer and are not part of it; `stop_token_ids`
+    likewise.
     """
 
     max_tokens: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: dict[int, float] = {}
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
