@@ -51,8 +51,9 @@ class World:
     """Runs a scheduler as the engine does and checks every step against a cache of (position, token) slots per group,
     through block tables that are kept by what plans say has changed."""
 
-    def __init__(self, groups: tuple[CacheGroup, ...], limits: SchedulerLimits) -> None:
+    def __init__(self, groups: tuple[CacheGroup, ...], limits: SchedulerLimits, shared: int | None = None) -> None:
         self.groups = groups
+        self.shared = shared
         self.limits = limits
         self.scheduler = Scheduler(Pools(groups, b""), limits)
         self.capacity = self.scheduler.pools.capacity
@@ -76,7 +77,10 @@ class World:
         self.scheduler.check_integrity()
 
     def step(self) -> None:
-        plan = self.scheduler.plan()
+        ready = {s.id for s in self.scheduler.running if s.is_ready}
+        plan = self.scheduler.plan(None, self.shared)
+        if self.shared is not None and self.shared > 2 * self.limits.max_running and not self.scheduler.preemptions:
+            assert ready <= {segment.id for segment in plan.segments}, "every answer gets its token"
         self.scheduler.check_integrity()
         self._check(plan)
         by_id = {sequence.id: sequence for sequence in self.order}
@@ -152,12 +156,24 @@ GROUPS = st.sampled_from(
 )
 
 
-@given(st.data(), GROUPS, st.sampled_from([1, 7, 64, 100, 512]), st.integers(1, 6), st.sampled_from([0, 64]))
-@settings(max_examples=200, deadline=None)
+@given(
+    st.data(),
+    GROUPS,
+    st.sampled_from([1, 7, 64, 100, 512]),
+    st.integers(1, 6),
+    st.sampled_from([0, 64]),
+    st.none() | st.integers(1, 80),
+)
+@settings(max_examples=250, deadline=None)
 def test_every_plan_is_legal_and_everyone_finishes(
-    data: st.DataObject, groups: tuple[CacheGroup, ...], budget: int, max_running: int, scored_rows: int
+    data: st.DataObject,
+    groups: tuple[CacheGroup, ...],
+    budget: int,
+    max_running: int,
+    scored_rows: int,
+    shared: int | None,
 ) -> None:
-    world = World(groups, SchedulerLimits(budget, max_running, scored_rows))
+    world = World(groups, SchedulerLimits(budget, max_running, scored_rows), shared)
     pending = sorted(data.draw(arrivals(world.capacity)), key=lambda arrival: arrival.step)
     deadline: dict[str, int] = {}
     while pending or world.order:

@@ -87,6 +87,22 @@ def test_no_stream_waits_seconds_for_a_long_prompt(step_seconds: float, most: fl
     assert (median(sorted(simulator.waits)[-20:]) > 2) == (step_seconds == 0.0)
 
 
+@pytest.mark.parametrize(("step_seconds", "most"), [(0.0, 30.0), (0.25, 2.0)])
+def test_a_short_prompt_does_not_wait_for_the_long_one_before_it(step_seconds: float, most: float) -> None:
+    """The whole prompt of 3,000 tokens takes 24 s on this machine; a step that is alone may take 4 s before it is seen
+    that somebody waits."""
+    simulator = Simulator(steps_of(2000, step_seconds=step_seconds), fixed=0.034, per_token=0.008)
+    simulator.arrive("long", 3000, 5)
+    simulator.step()
+    simulator.arrive("short", 10, 30)
+    begun = simulator.now
+    while "short" not in simulator.last:
+        simulator.step()
+    assert (simulator.now - begun < 2.0) == (step_seconds > 0)
+    simulator.run()
+    assert max(simulator.waits) < most
+
+
 def test_many_streams_each_get_a_token_a_step_however_slow_the_machine_is() -> None:
     simulator = Simulator(steps_of(2000, step_seconds=0.01), fixed=1.0, per_token=0.5)
     for index in range(40):

@@ -19,6 +19,9 @@ from deepwell.ops.paging import Page
 
 _log = logging.getLogger(__name__)
 
+_LEAST_SHARE = 8
+"""Tokens of a prompt that are worth a place in a shared step."""
+
 
 class SequenceState:
     """`computed` of the `tokens` known are in the cache, in the blocks of `tables`, one block table per cache group.
@@ -196,19 +199,28 @@ class Scheduler:
     def plan(self, drafts: Mapping[str, Sequence[int]] | None = None, budget: int | None = None) -> StepPlan:
         """Choose the next step's tokens, at most `budget`, taking blocks for them. Empty only when nothing can run.
 
-        `drafts` are guesses at the tokens that follow those known, by sequence; they get what known tokens leave over.
+        With a `budget`, a step is short because others wait: every running answer gets its token, and prompts share
+        what is left, the oldest half of it, the next one half of the rest, and so on. `drafts` are guesses at the
+        tokens that follow those known, by sequence; they get what known tokens leave over.
         """
+        shared = budget is not None
         budget = min(self.limits.token_budget, budget or self.limits.token_budget)
         scored_rows = self.limits.scored_rows
         parts: list[Part] = []
         while budget > 0 and self._has(len(parts)):
             sequence = self.running[len(parts)]
-            end = min(_end(sequence, budget, scored_rows), self.pools.end(sequence))
+            most = self._share(len(parts), budget) if shared else budget
+            end = min(_end(sequence, most, scored_rows), self.pools.end(sequence))
             if not self._grow(sequence, end):
                 break
             parts.append(Part(sequence, end))
             budget -= end - sequence.computed
             scored_rows -= max(0, _wanted(sequence, end) - 1)
+        for part in parts if shared else ():  # what the others have left over
+            longer = self._longer(part, budget, scored_rows)
+            budget -= longer - part.end
+            scored_rows -= max(0, _wanted(part.sequence, longer) - max(1, _wanted(part.sequence, part.end)))
+            part.end = longer
         if drafts:
             self._add_drafts(parts, drafts, budget, scored_rows)
         fetches, self._fetches = self._fetches, []
@@ -249,6 +261,21 @@ class Scheduler:
             room = len(sequence.tables[0]) * self.pools.groups[0].block_tokens
             if not sequence.computed <= len(sequence.tokens) <= room + 1:
                 raise AssertionError(f"running sequence {sequence.id} has tokens without blocks")
+
+    def _share(self, place: int, budget: int) -> int:
+        """How much of the rest of a shared budget the running sequence number `place` may have."""
+        behind = self.running[place + 1 :]
+        left = budget - sum(sequence.is_ready for sequence in behind)
+        if self.running[place].is_ready or not (behind or self.waiting):
+            return max(1, left)
+        return max(1, min(left, max(_LEAST_SHARE, left // 2)))
+
+    def _longer(self, part: Part, budget: int, scored_rows: int) -> int:
+        """Where a part may end with `budget` more tokens and `scored_rows` more rows of logits, preempting nobody."""
+        sequence, had = part.sequence, max(0, _wanted(part.sequence, part.end) - 1)
+        most = part.end - sequence.computed + budget
+        end = min(_end(sequence, most, had + scored_rows), self.pools.end(sequence))
+        return end if end > part.end and self.pools.grow(sequence, len(sequence.tokens), end) else part.end
 
     def _has(self, place: int) -> bool:
         """Whether there is a running sequence number `place`, or one can be admitted to be it."""
