@@ -242,7 +242,7 @@ void Matrix::check_rows(int index, int row_start, int n) const {
   require(index >= 0 && index < count_,
           "matrix index " + std::to_string(index) + " is outside 0.." + std::to_string(count_ - 1));
   require(row_start >= 0 && n <= rows_ - row_start, "rows " + std::to_string(row_start) + ".." +
-          std::to_string(row_start + n) + " do not fit in a matrix of " + std::to_string(rows_) + " rows");
+          std::to_string(int64_t{row_start} + n) + " do not fit in a matrix of " + std::to_string(rows_) + " rows");
 }
 
 uint8_t* Matrix::tile_of(int index, int row) const {
