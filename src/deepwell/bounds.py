@@ -29,6 +29,12 @@ class Bound(Protocol):
     def le(self) -> float | None: ...
 
 
+def holds(bound: Bound, value: float) -> bool:
+    """Whether `value` is allowed; NaN never is."""
+    low = value >= bound.ge if bound.ge is not None else bound.gt is None or value > bound.gt
+    return low and (value <= bound.le if bound.le is not None else value == value)
+
+
 def words(bound: Bound) -> str:
     """What is allowed, as it follows "a number" or "must be"; empty if everything is."""
     if bound.gt is not None:

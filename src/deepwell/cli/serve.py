@@ -57,6 +57,7 @@ def service_of(model: LoadedModel, options: ServeOptions) -> Service:
         chats=options.chat_format != "auto" or trained_to_chat(format, model.tokenizer),
         limits=limits_of(options),
         fingerprint=model.runner.fingerprint,
+        advice=model.advice,
     )
 
 
@@ -82,6 +83,7 @@ def welcome(address: str, name: str, model: LoadedModel, format: str) -> str:
     return "\n".join(
         [
             f"deepwell {__version__} serves {name}: {describe(model)}, prompt format {format}",
+            *([f"sampled with {model.advice}, unless a request says otherwise"] if model.advice.given else []),
             f"loaded in {model.seconds:.2f} s, ready {process_seconds():.2f} s after the start; Ctrl-C stops",
             "",
             f"page  {address}/",

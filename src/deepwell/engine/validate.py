@@ -7,7 +7,7 @@ from collections.abc import Collection
 from msgspec import Meta
 
 from deepwell import bounds
-from deepwell.bounds import Bound, words
+from deepwell.bounds import Bound, holds, words
 from deepwell.engine.types import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, Request, SamplingParams
 from deepwell.errors import RequestError
 
@@ -39,7 +39,7 @@ def check_request(request: Request, vocab_size: int, capacity: int) -> None:
     sampling = request.sampling
     for field, bound in _BOUNDS.items():
         value = getattr(sampling, field)
-        if value is not None and not _holds(bound, value):
+        if value is not None and not holds(bound, value):
             raise RequestError(f"{field} is {value}; it must be {words(bound)}", param=field)
     if sampling.seed is not None and sampling.seed not in _SEEDS:
         raise RequestError(f"seed is {sampling.seed}; it must have 64 bits, from -2^63 to 2^64-1", param="seed")
@@ -75,7 +75,7 @@ def _check_bias(sampling: SamplingParams, vocab_size: int) -> None:
     _check_count(sampling.logit_bias, "logit_bias")
     _check_ids(sampling.logit_bias, "logit_bias", vocab_size)
     for id, bias in sampling.logit_bias.items():
-        if not _holds(bounds.LOGIT_BIAS, bias):
+        if not holds(bounds.LOGIT_BIAS, bias):
             allowed = words(bounds.LOGIT_BIAS)
             raise RequestError(f"logit_bias of token {id} is {bias}; it must be {allowed}", param="logit_bias")
 
@@ -89,9 +89,3 @@ def _check_ids(ids: Collection[int], field: str, vocab_size: int) -> None:
     if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
         wrong = next(id for id in ids if not 0 <= id < vocab_size)
         raise RequestError(f"{field} has token id {wrong}; ids go from 0 to {vocab_size - 1}", param=field)
-
-
-def _holds(bound: Bound, value: float) -> bool:
-    """Whether `value` is allowed; NaN never is."""
-    low = value >= bound.ge if bound.ge is not None else bound.gt is None or value > bound.gt
-    return low and (value <= bound.le if bound.le is not None else value == value)

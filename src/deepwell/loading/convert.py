@@ -15,6 +15,7 @@ from deepwell.errors import ConfigError
 from deepwell.loading.pack import DType, label, pack, storages
 from deepwell.model.accounting import account
 from deepwell.ops.storages import GGML_FLOATS
+from deepwell.weights.advice import GGUF_KEYS
 from deepwell.weights.checkpoint import Checkpoint, read_config
 from deepwell.weights.encode import ENCODERS, fits
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
@@ -107,7 +108,7 @@ def write_packed(path: Path, out: Path, dtype: DType, progress: Progress, import
             writer.add(param, kept[param.key], pack(source, param, kept[param.key], weighted))
             source.release()
             progress(writer.written, max(total, writer.written))
-        writer.finish(source.tokenizer())
+        writer.finish(source.tokenizer(), source.advice)
     progress(writer.written, writer.written)
 
 
@@ -125,6 +126,7 @@ def _gguf(source: Checkpoint | GgufCheckpoint, kind: str) -> Prepared:
     else:
         tokenizer = tokenizer_metadata(source.path, source.config.vocab)
         name = source.path.resolve().name
+    advice = {GGUF_KEYS[key]: value for key, value in source.advice.given.items()}
     tensors = as_gguf(source.config, as_hugging_face(source), rope_freqs(source.config))
     planned = [(tensor, gguf_type(tensor, kind)) for tensor in tensors]
     values: Counter[str] = Counter()
@@ -134,9 +136,9 @@ def _gguf(source: Checkpoint | GgufCheckpoint, kind: str) -> Prepared:
     metadata = model_metadata(source.config, name if isinstance(name, str) else source.path.stem, most)
 
     def write(out: Path, progress: Progress) -> None:
-        write_gguf(out, metadata | tokenizer, planned, progress, source.release)
+        write_gguf(out, metadata | advice | tokenizer, planned, progress, source.release)
 
-    return Prepared(gguf_size(metadata | tokenizer, planned), write)
+    return Prepared(gguf_size(metadata | advice | tokenizer, planned), write)
 
 
 def _folder(source: Checkpoint | GgufCheckpoint, kind: str, shard_bytes: int) -> Prepared:

@@ -23,6 +23,7 @@ from deepwell.ops import native
 from deepwell.ops.base import BLOCK_TOKENS
 from deepwell.options import Speculate
 from deepwell.weights import embedded_path
+from deepwell.weights.advice import Advice
 from deepwell.weights.source import Source, open_source
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -31,6 +32,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
     """A model ready to serve. `dtype` is how its matrices are kept; `seconds` is how long loading took.
 
     `uncached` is what a packed copy may be made of for the next start, None if there is one or it would not pay.
+    `advice` is how its makers would have it sampled.
     """
 
     name: str
@@ -41,6 +43,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
     dtype: str
     seconds: float
     uncached: Wanted | None = None
+    advice: Advice = Advice()
 
     def account(self, depth: int = 0) -> Accounting:
         """What the model costs as it is kept, at `depth` earlier tokens."""
@@ -101,6 +104,7 @@ def load_model(
         dtype=runner.dtype,
         seconds=time.perf_counter() - begun,
         uncached=wanted if kept and not made else None,
+        advice=wanted.source.advice,
     )
 
 

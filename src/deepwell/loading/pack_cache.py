@@ -189,7 +189,7 @@ def _write(part: Path, wanted: Wanted, packed: Packed, stop: threading.Event) ->
                 source.release()
             known = [digest for _, digest in packed.contents.get(param.key, ())]
             writer.add(param, kept[param.key], handle, known)
-        writer.finish(source.tokenizer())
+        writer.finish(source.tokenizer(), source.advice)
 
 
 def _kept(wanted: Wanted) -> dict[str, Any]:

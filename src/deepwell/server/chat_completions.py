@@ -65,7 +65,8 @@ async def chat_completions(request: Request) -> Response:
             ended=lambda turn: replay.keep(conversation, prompt, turn.message, turn.ids),
         )
         head = service.head(asked.model)
-        stream = service.submit(place, head, prompt, sampling_of(asked, max_tokens, logprobs, ends=service.ends))
+        sampling = sampling_of(asked, service.advice, max_tokens, logprobs, ends=service.ends)
+        stream = service.submit(place, head, prompt, sampling)
         writer = ChatWriter(
             head,
             service.tokenizer.token_bytes,

@@ -41,7 +41,9 @@ async def completions(request: Request) -> Response:
         max_tokens = max_tokens_of(asked.max_tokens, len(tokens), "prompt", service)
         prompt_logprobs = asked.logprobs if asked.echo else None
         head = service.head(asked.model)
-        sampling = sampling_of(asked, max_tokens, asked.logprobs, prompt_logprobs, text_ends(service.tokenizer))
+        sampling = sampling_of(
+            asked, service.advice, max_tokens, asked.logprobs, prompt_logprobs, text_ends(service.tokenizer)
+        )
         stream = service.submit(place, head, tokens, sampling)
         writer = TextWriter(
             head,

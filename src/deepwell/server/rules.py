@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TypeVar
 
 from deepwell.engine.types import SamplingParams
 from deepwell.errors import RequestError, shown
 from deepwell.server.protocol import MAX_INT, CompletionRequest, SamplingFields
 from deepwell.server.service import Service
+from deepwell.weights.advice import Advice
+
+N = TypeVar("N", int, float)
 
 
 def check_common(asked: SamplingFields, service: Service) -> None:
@@ -63,22 +67,26 @@ def max_tokens_of(wanted: int | None, prompt: int, param: str, service: Service)
 
 def sampling_of(
     asked: SamplingFields,
+    advice: Advice,
     max_tokens: int,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
     ends: Collection[int] = (),
 ) -> SamplingParams:
-    """The request's sampling rules; what it leaves out is neutral. `ends` are more tokens that end the answer."""
+    """The request's sampling rules; what it leaves out is as `advice` says, or else neutral.
+
+    `ends` are more tokens that end the answer.
+    """
     stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=1.0 if asked.temperature is None else asked.temperature,
-        top_p=1.0 if asked.top_p is None else asked.top_p,
-        top_k=asked.top_k or 0,
-        min_p=asked.min_p or 0.0,
+        temperature=_first(asked.temperature, advice.temperature, 1.0),
+        top_p=_first(asked.top_p, advice.top_p, 1.0),
+        top_k=_first(asked.top_k, advice.top_k, 0),
+        min_p=_first(asked.min_p, advice.min_p, 0.0),
         presence_penalty=asked.presence_penalty or 0.0,
         frequency_penalty=asked.frequency_penalty or 0.0,
-        repetition_penalty=1.0 if asked.repetition_penalty is None else asked.repetition_penalty,
+        repetition_penalty=_first(asked.repetition_penalty, advice.repetition_penalty, 1.0),
         logit_bias=asked.logit_bias or {},
         seed=asked.seed,
         stop=tuple(stop),
@@ -87,3 +95,8 @@ def sampling_of(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
+
+
+def _first(asked: N | None, advised: N | None, neutral: N) -> N:
+    """The first that is given."""
+    return next(value for value in (asked, advised, neutral) if value is not None)

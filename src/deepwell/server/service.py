@@ -27,6 +27,7 @@ from deepwell.server.answers import while_there
 from deepwell.server.body import read_body
 from deepwell.server.metrics import Metrics
 from deepwell.server.replies import Head
+from deepwell.weights.advice import Advice
 from deepwell.weights.tokenizer import Tokenizer
 
 B = TypeVar("B", bound=msgspec.Struct)
@@ -60,7 +61,7 @@ class Service:
 
     `context` is the longest sequence in tokens, `model` the served name, `format` the prompt format of its chats,
     `chats` whether the model was trained to chat (a base model answers chats too, as best it can), `fingerprint` names
-    its weights and layout.
+    its weights and layout. `advice` is how it is sampled where a request does not say.
     """
 
     engine: AsyncEngine
@@ -72,6 +73,7 @@ class Service:
     aliases: tuple[str, ...] = ()
     limits: ServerLimits = field(default_factory=ServerLimits)
     fingerprint: bytes = b""
+    advice: Advice = field(default_factory=Advice)
     created: int = field(default_factory=lambda: int(time.time()))
     stopping: asyncio.Task[None] | None = field(default=None, init=False)
 

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from deepwell.errors import CheckpointError
 from deepwell.model.config import ModelConfig, from_hugging_face
 from deepwell.model.params import Param, param_specs
+from deepwell.weights.advice import Advice, of_generation
 from deepwell.weights.block_fp8 import block_format, pair
 from deepwell.weights.chunks import chunks
 from deepwell.weights.explain import AGAIN, decided_by, no_config, no_weights, stranger
 from deepwell.weights.json_files import read_json, read_object
 from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.safetensors import TYPES, Tensor, read
-from deepwell.weights.tokenizer import Tokenizer
+from deepwell.weights.tokenizer import MAX_CONFIG_BYTES, Tokenizer
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -82,6 +83,11 @@ class Checkpoint:
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
             digest.update(tensor.sample())
         return digest.digest()
+
+    @property
+    def advice(self) -> Advice:
+        file = self.folder / "generation_config.json"
+        return of_generation(read_object(file, MAX_CONFIG_BYTES)) if file.exists() else Advice()
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.folder)

@@ -37,6 +37,7 @@ from deepwell.model.params import Param, param_specs
 from deepwell.ops import native
 from deepwell.ops.base import MlaShape
 from deepwell.ops.storages import OF_GGML, STORAGES
+from deepwell.weights.advice import Advice
 from deepwell.weights.digests import Digests
 from deepwell.weights.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer, TokenizerState
 
@@ -75,7 +76,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parts: tuple[_Section, ...]
 
 
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """`dtype` is how most matrices are kept, `sample` the source's in hexadecimal."""
 
     config: ModelConfig
@@ -83,6 +84,7 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sample: str
     tokenizer: _Section
     params: tuple[_Entry, ...]
+    advice: Advice = Advice()
 
 
 class PackedModel:
@@ -116,6 +118,10 @@ class PackedModel:
     def sample(self) -> bytes:
         """That of the source it was made of."""
         return bytes.fromhex(self._header.sample)
+
+    @property
+    def advice(self) -> Advice:
+        return self._header.advice
 
     def tokenizer(self) -> Tokenizer:
         raw = self._bytes(self._header.tokenizer, "the tokenizer").tobytes()
@@ -259,11 +265,11 @@ class PackedWriter:
         sections = [self._section(raw, name, digest) for (name, raw), digest in zip(parts, known, strict=True)]
         self._entries.append(_Entry(param.key, kept, tuple(sections)))
 
-    def finish(self, tokenizer: Tokenizer) -> None:
+    def finish(self, tokenizer: Tokenizer, advice: Advice | None = None) -> None:
         """Write tokenizer, header and, last, the preamble that makes the file valid; all of it is then on the disk."""
         state = self._section(np.frombuffer(msgspec.json.encode(tokenizer.state()), np.uint8))
         header = msgspec.json.encode(
-            _Header(self._config, self._dtype, self._sample.hex(), state, tuple(self._entries))
+            _Header(self._config, self._dtype, self._sample.hex(), state, tuple(self._entries), advice or Advice())
         )
         offset = self._out.at
         self._out.write(np.frombuffer(header, np.uint8))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import Param
+from deepwell.weights.advice import Advice
 from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from deepwell.weights.gguf.reader import is_gguf
@@ -42,6 +43,11 @@ class Source(Protocol):
     @property
     def sample(self) -> bytes:
         """16 bytes of a few values of every tensor: they find a copy again, and name nothing (loading/identity.py)."""
+        ...
+
+    @property
+    def advice(self) -> Advice:
+        """How its makers would have it sampled."""
         ...
 
     def tokenizer(self) -> Tokenizer: ...

@@ -19,6 +19,7 @@ from deepwell.errors import CheckpointError
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import Param, param_specs
 from deepwell.ops.storages import GGML_FLOATS
+from deepwell.weights.advice import Advice, of_gguf
 from deepwell.weights.chunks import chunks
 from deepwell.weights.gguf.config import model_config
 from deepwell.weights.gguf.ggml_types import values_in
@@ -72,6 +73,10 @@ class GgufCheckpoint:
     def metadata(self) -> dict[str, Any]:
         """All keys of the file, as `GgufFile` has them."""
         return self._file.metadata
+
+    @property
+    def advice(self) -> Advice:
+        return of_gguf(self.metadata)
 
     def tokenizer(self) -> Tokenizer:
         return tokenizer_from(self._file)
