@@ -293,6 +293,33 @@ class BenchOptions(EngineOptions, frozen=True, kw_only=True):
     json: Annotated[bool, Meta(description="Print one JSON object.", extra=ONCE)] = False
 
 
+class PerplexityOptions(EngineOptions, frozen=True, kw_only=True):
+    """Measure how well a model writes down a text, and what its quantisation costs.
+
+    Examples:
+      deepwell perplexity model.gguf prose.txt
+      deepwell perplexity ./my-model prose.txt --dtype int4 --reference ./my-model      beside float32
+      deepwell perplexity model-q4.gguf prose.txt --reference model-f16.gguf --windows 40
+      deepwell perplexity model.gguf prose.txt --json | jq .perplexity
+
+    The text is cut into windows as llama.cpp's llama-perplexity cuts it, and the second half of each is scored, so that
+    figures compare. --reference measures another copy of the model over the same windows: the divergence from it (KL,
+    in nats per token) and how often both prefer the same token show what quantising costs more clearly than perplexity.
+    """
+
+    text: Annotated[str, Meta(description="A file of plain text; - reads standard input.", extra=ARGUMENT | ONCE)]
+    window: Annotated[Annotated[int, Meta(ge=8)], Meta(description="Tokens of a window.", extra=ONCE)] = 512
+    windows: Annotated[Count, Meta(description="Windows to measure; 0 measures all of the text.", extra=ONCE)] = 0
+    reference: Annotated[
+        Path | None, Meta(description="The same model, more exact: a folder, file or ORG/NAME.", extra=ONCE)
+    ] = None
+    reference_dtype: Annotated[
+        Dtype,
+        Meta(description="How the reference's weights are held; float32 computes what they say.", extra=ONCE),
+    ] = "float32"
+    json: Annotated[bool, Meta(description="Print one JSON object.", extra=ONCE)] = False
+
+
 class ModelsOptions(msgspec.Struct, frozen=True, kw_only=True):
     """List the released models, or tell what one costs: memory in each precision, cache, FLOPs, what fits here.
 

@@ -13,6 +13,7 @@ from deepwell.options import (
     DoctorOptions,
     GenerateOptions,
     ModelsOptions,
+    PerplexityOptions,
     PullOptions,
     ServeOptions,
 )
@@ -27,6 +28,7 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "train": TrainConfig,
     "convert": ConvertOptions,
     "calibrate": CalibrateOptions,
+    "perplexity": PerplexityOptions,
     "bench": BenchOptions,
     "doctor": DoctorOptions,
     "completion": CompletionOptions,
