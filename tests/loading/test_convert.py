@@ -30,7 +30,7 @@ from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from deepwell.weights.gguf.layout import as_gguf
 from deepwell.weights.gguf.metadata import architecture
-from deepwell.weights.gguf.tokenizer import SPLITS
+from deepwell.weights.gguf.splits import SPLITS
 from deepwell.weights.gguf.vocabulary import split_name, tokenizer_metadata
 from deepwell.weights.source import Source, open_source
 from deepwell.weights.tokenizer import Tokenizer

@@ -277,7 +277,7 @@ def put(key: str, value: Any) -> gguf_files.Change:
         ),
         ("v32", drop("blk.1.indexer.k_norm.bias"), r"tensor blk\.1\.indexer\.k_norm\.bias is missing"),
         ("llama", put("tokenizer.ggml.model", "llama"), "is 'llama'; supported is 'gpt2', byte-level BPE"),
-        ("llama", put("tokenizer.ggml.pre", "tekken"), "is 'tekken'; supported are deepseek-llm, deepseek-coder, "),
+        ("llama", put("tokenizer.ggml.pre", "gemma4"), "is 'gemma4', whose tokens are not made of bytes"),
         ("llama", put("tokenizer.ggml.tokens", ["a", "b"]), "token_type must be a list of 2 whole numbers"),
         ("llama", put("tokenizer.ggml.merges", ["ab"]), "merges hold 'ab'; allowed are two tokens with a space"),
         ("llama", put("tokenizer.ggml.merges", [""]), "merges hold ''"),

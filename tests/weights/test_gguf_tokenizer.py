@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepwell.chat import FORMATS, Conversation, Message, render_chat, render_text
+from deepwell.errors import CheckpointError
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from deepwell.weights.gguf.reader import GgufFile
-from deepwell.weights.gguf.tokenizer import SPLITS, tokenizer_from
+from deepwell.weights.gguf.splits import SPLITS, nearest, splitter
+from deepwell.weights.gguf.tokenizer import tokenizer_from
 from deepwell.weights.tokenizer import BYTE_ALPHABET, Tokenizer
 from fakes import BOS, EOS, SPECIALS, tiny_tokenizer
 
@@ -122,6 +124,58 @@ def test_merges_that_make_no_token_are_never_used(tmp_path: Path) -> None:
     assert t.encode("abcd") == [256, BYTES.index("c"), BYTES.index("d")]
 
 
+def test_bytes_without_a_token(tmp_path: Path) -> None:
+    """A vocabulary that lacks a few bytes is read; text loses them, as it does elsewhere, and a note says so."""
+    file = tmp_path / "x.gguf"
+    writer = GGUFWriter(file, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([char for char, byte in BYTE_ALPHABET.items() if byte not in (0x04, 0x1D)])
+    writer.add_token_merges(["a b"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    t = tokenizer_from(GgufFile(file))
+    assert t.notes == (
+        "the vocabulary has no token for 2 of the 256 bytes (0x04, 0x1d): text that holds them loses them",
+    )
+    assert t.decode(t.encode("a\x04b\x1d 1é")) == "ab 1é"
+    assert Tokenizer.restore(t.state()).notes == t.notes
+
+
+@pytest.mark.parametrize(
+    ("pre", "said"),
+    [
+        (None, "x.gguf: has no tokenizer.ggml.pre: text is split as for 'smollm', the one that fits the tokens"),
+        ("new", "x.gguf: tokenizer.ggml.pre is 'new', which is not known here: text is split as for 'smollm', the one"),
+    ],
+)
+def test_an_unknown_way_of_splitting_is_guessed_by_the_vocabulary(pre: str | None, said: str, tmp_path: Path) -> None:
+    t = write(tmp_path / "x.gguf", pre)
+    assert t.notes[0].startswith(said)
+    assert write(tmp_path / "y.gguf", "smollm").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted"),
+    [
+        (["Ġthe", "Ġa"], "smollm"),
+        (["Ġthe", "(self", "):Ċ"], "qwen2"),
+        (["Ġthe", "(self", "):Ċ", "123"], "llama-bpe"),
+        (["Ġthe", "Ġ123", "12345"], "gpt-2"),
+        (["(self", ":/", "'s", "Camel", "//Ċ", "/Ċ/"], "tekken"),
+        (["(self", "12", "'m", ",ĊĊ", "ä½ä¸"], "llama-bpe"),
+    ],
+)
+def test_the_nearest_kind_cuts_no_token_of_the_vocabulary(own: list[str], wanted: str) -> None:
+    assert nearest([*BYTES, *own]) == wanted
+
+
+def test_vocabularies_that_are_not_of_bytes(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer.ggml.pre is 'gemma4', whose tokens are not made of bytes"):
+        write(tmp_path / "x.gguf", "gemma4")
+
+
 def test_llama_takes_whole_tokens_that_no_merge_makes(tmp_path: Path) -> None:
     assert write(tmp_path / "x.gguf", "llama-bpe", more=[("cd", 1)]).encode("cd ab")[0] == 257
     assert write(tmp_path / "y.gguf", "qwen2", more=[("cd", 1)]).encode("cd")[0] == BYTES.index("c")
@@ -131,7 +185,11 @@ def pieces(pre: str, text: str) -> list[str]:
     """How the tokenizer of a family cuts a text: by the library, from a file that names the family."""
     with tempfile.TemporaryDirectory() as folder:
         plain: Any = write(Path(folder) / "x.gguf", pre)._plain
-    return [bytes(BYTE_ALPHABET[c] for c in piece).decode() for piece, _ in plain.pre_tokenizer.pre_tokenize_str(text)]
+    return [as_text(piece) for piece, _ in plain.pre_tokenizer.pre_tokenize_str(text)]
+
+
+def as_text(piece: str) -> str:
+    return bytes(BYTE_ALPHABET[char] for char in piece).decode()
 
 
 @pytest.mark.parametrize(
@@ -154,18 +212,29 @@ def test_how_text_is_cut(pre: str, text: str, wanted: list[str]) -> None:
     assert pieces(pre, text) == wanted
 
 
-@pytest.mark.parametrize("pre", SPLITS)
-def test_cutting_as_another_engine_of_expressions_does(pre: str) -> None:
-    """The `regex` package, applied expression by expression to every piece, cuts the same."""
+ODD = list(
+    "abZQ  \n\r\t\x0b\x1d\u00a0\u3000\u200b019٣²①!(,._=$^`~|/'’séßſİǅʰαж中文〆かー한ㅎㄅก။।。！…🐳\u0301\u0e31\u093f"
+)
+ODD += ["'s", "'LL", "  ", "\r\n", "1234", "    ", "<sentinel:1>", "IMGIMGABZ"]
+
+
+@pytest.mark.parametrize("cuts", {tuple(cuts): pre for pre, cuts in SPLITS.items()}, ids=lambda cuts: cuts[0][:20])
+def test_cutting_as_another_engine_of_expressions_does(cuts: tuple[str, ...]) -> None:
+    """The `regex` package, applied expression by expression to every piece, cuts 1,000 odd strings alike."""
     rng = np.random.default_rng(0)
-    alphabet = list("abZ  \n\r\t019.,!_='séßαж中文か한。！²ა①\u0301")
-    for _ in range(60):
-        text = "".join(rng.choice(alphabet, 40))
+    patterns, way = [python_pattern(expression) for expression in cuts], splitter(cuts)
+    for _ in range(1000):
+        text = "".join(rng.choice(ODD, rng.integers(1, 40)))
         parts = [text]
-        for expression in SPLITS[pre]:
-            pattern = regex.compile(re.sub(r"\\x\{(\w+)\}", lambda m: regex.escape(chr(int(m[1], 16))), expression))
+        for pattern in patterns:
             parts = [piece for part in parts for piece in cut(pattern, part)]
-        assert pieces(pre, text) == parts
+        assert [as_text(piece) for piece, _ in way.pre_tokenize_str(text)] == parts
+
+
+def python_pattern(expression: str) -> Any:
+    """The same expression for the `regex` package: code points as characters, \\b as the library has it."""
+    literal = re.sub(r"\\x\{(\w+)\}", lambda m: regex.escape(chr(int(m[1], 16))), expression)
+    return regex.compile(literal.replace(r"\b", r"(?![\p{L}\p{M}\p{Nd}\p{Pc}²³¹])"), regex.V1)
 
 
 def cut(pattern: Any, text: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class TokenizerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bos: int | None
     eos: tuple[int, ...]
     template: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Tokenizer:
@@ -39,7 +40,8 @@ class Tokenizer:
 
     `vocab_size` is one more than the largest token id. `bos` is the token that opens a sequence, None if the model
     has none; `eos` are the tokens that end an answer. Ids that the vocabulary leaves out have no bytes. `template` is
-    the Jinja text that came with the model for conversations, untrusted; None if there is none or a blank one.
+    the Jinja text that came with the model for conversations, untrusted; None if there is none or a blank one. `notes`
+    are sentences about what had to be assumed and what the vocabulary cannot say, for whoever loads the model.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Tokenizer:
         bos: int | None = None,
         eos: Iterable[int] = (),
         template: str | None = None,
+        notes: Iterable[str] = (),
     ) -> None:
         """`plain` encodes text alone; `special` are the tokens outside of text; `spelled` are ids kept as written."""
         self._plain = plain
@@ -63,6 +66,7 @@ class Tokenizer:
         self.bos = bos
         self.eos = tuple(eos)
         self.template = template if template and template.strip() else None
+        self.notes = tuple(notes)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -80,7 +84,8 @@ class Tokenizer:
         spelled = {id: text for text, id in added.items()}
         special = {text: id for text, id in added.items() if not is_text(text)}
         bos, eos = _boundaries(folder, added)
-        return cls(plain, special, spelled, bos=bos, eos=eos, template=_template(folder))
+        notes = losses(unencodable(plain.get_vocab()))
+        return cls(plain, special, spelled, bos=bos, eos=eos, template=_template(folder), notes=notes)
 
     @classmethod
     def restore(cls, state: TokenizerState) -> Tokenizer:
@@ -94,12 +99,20 @@ class Tokenizer:
             raise CheckpointError(f"not a tokenizer: {error}") from error
         if not (plain.get_vocab_size() or ids):
             raise CheckpointError("the vocabulary is empty")
-        return cls(plain, state.special, state.spelled, bos=state.bos, eos=state.eos, template=state.template)
+        return cls(
+            plain,
+            state.special,
+            state.spelled,
+            bos=state.bos,
+            eos=state.eos,
+            template=state.template,
+            notes=state.notes,
+        )
 
     def state(self) -> TokenizerState:
         """What `restore` needs."""
         plain = msgspec.Raw(self._plain.to_str().encode())
-        return TokenizerState(plain, self._special, self._spelled, self.bos, self.eos, self.template)
+        return TokenizerState(plain, self._special, self._spelled, self.bos, self.eos, self.template, self.notes)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. Nothing is put in front, and text that spells a special token stays text.
@@ -157,6 +170,20 @@ def _unmapped(spelling: str) -> bytes:
         return bytes(BYTE_ALPHABET[char] for char in spelling)
     except KeyError:
         return spelling.encode()
+
+
+def unencodable(vocab: Container[str]) -> list[int]:
+    """Bytes that UTF-8 may hold and a vocabulary has no token for. Text loses them, here as in other engines."""
+    never = {0xC0, 0xC1, *range(0xF5, 0x100)}
+    return [byte for char, byte in BYTE_ALPHABET.items() if char not in vocab and byte not in never]
+
+
+def losses(lost: Sequence[int]) -> tuple[str, ...]:
+    """What to say of bytes that are `unencodable`."""
+    if not lost:
+        return ()
+    named = ", ".join(f"{byte:#04x}" for byte in sorted(lost)[:8]) + (", ..." if len(lost) > 8 else "")
+    return (f"the vocabulary has no token for {len(lost)} of the 256 bytes ({named}): text that holds them loses them",)
 
 
 def is_text(added: str) -> bool:

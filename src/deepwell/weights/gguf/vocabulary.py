@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, pre_tokenizers
 
 from deepwell.errors import CheckpointError
 from deepwell.weights.gguf.keys import Kind, TokenizerKey
-from deepwell.weights.gguf.tokenizer import SPLITS
+from deepwell.weights.gguf.splits import SPLITS, splitter
 from deepwell.weights.json_files import read_object
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -71,7 +69,7 @@ def split_name(path: Path, tokenizer: Tokenizer) -> str:
     whole = tokenizers.Tokenizer.from_file(str(path))
     cut = whole.pre_tokenizer.pre_tokenize_str(_PROBE) if whole.pre_tokenizer else []
     ids = whole.encode(_PROBE, add_special_tokens=False).ids
-    ways = {name: _splitter(expressions) for name, expressions in SPLITS.items()}
+    ways = {name: splitter(expressions) for name, expressions in SPLITS.items()}
     for same_cuts in (True, False):
         for name, way in ways.items():
             whole.pre_tokenizer = way
@@ -86,11 +84,6 @@ def split_name(path: Path, tokenizer: Tokenizer) -> str:
 def _spelled(token: Any, tokenizer: Tokenizer) -> int | None:
     text = token.get("content") if isinstance(token, dict) else token
     return tokenizer.special(text) if isinstance(text, str) else None
-
-
-def _splitter(expressions: Sequence[str]) -> pre_tokenizers.PreTokenizer:
-    splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in expressions]
-    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def _optional(file: Path) -> dict[str, Any]:
