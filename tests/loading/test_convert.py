@@ -30,7 +30,7 @@ from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from deepwell.weights.gguf.layout import as_gguf
 from deepwell.weights.gguf.metadata import architecture
-from deepwell.weights.gguf.splits import SPLITS
+from deepwell.weights.gguf.splits import SPLITS, behaviour
 from deepwell.weights.gguf.vocabulary import split_name, tokenizer_metadata
 from deepwell.weights.source import Source, open_source
 from deepwell.weights.tokenizer import Tokenizer
@@ -261,15 +261,19 @@ def test_mtp_modules_stay_in_folders_and_are_left_out_of_gguf(tmp_path: Path) ->
     assert not any("blk.4" in name for name in GgufCheckpoint(convert(embedded_path(), tmp_path / "x.gguf")).tensors)
 
 
-@pytest.mark.parametrize("name", [name for name in SPLITS if name not in ("default", "deepseek-r1-qwen")])
+@pytest.mark.parametrize("name", {behaviour(name): name for name in reversed(SPLITS) if name != "default"}.values())
 def test_ways_of_splitting_are_told_apart(name: str, tmp_path: Path) -> None:
+    """The first name of each behaviour is found; here qwen2's is DeepSeek's, by the special tokens."""
     document = json.loads((write_tiny_tokenizer(tmp_path) / "tokenizer.json").read_text("utf-8"))
-    splits = [{"type": "Split", "pattern": {"Regex": e}, "behavior": "Isolated", "invert": False} for e in SPLITS[name]]
+    cuts, takes_whole, composes = behaviour(name)
+    splits = [{"type": "Split", "pattern": {"Regex": e}, "behavior": "Isolated", "invert": False} for e in cuts]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*splits, level]}
+    document["normalizer"] = {"type": "NFC"} if composes else None
+    document["model"]["ignore_merges"] = takes_whole
     (tmp_path / "tokenizer.json").write_text(json.dumps(document), "utf-8")
     found = tokenizer_metadata(tmp_path, 320)["tokenizer.ggml.pre"]
-    assert found == {"qwen2": "deepseek-r1-qwen"}.get(name, name)  # its special tokens are DeepSeek's
+    assert found == {"qwen2": "deepseek-r1-qwen"}.get(name, name)
 
 
 def test_an_unknown_way_of_splitting(tmp_path: Path) -> None:

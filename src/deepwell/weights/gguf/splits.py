@@ -70,11 +70,12 @@ _BLOOM = (r" ?[^(\s|.,!?…。，、।۔،)]+",)
 _GROUPS_FROM_THE_END = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
 _HALVED_BLANKS = "|".join(rf"\s{{{most}}}(?!\S)" for most in ("512", "256", "128", "64", "32", "16", "8", "4", "1,2"))
 
-_TABLE: Sequence[tuple[str, Sequence[str]]] = (
+_TABLE: Sequence[tuple[str, tuple[str, ...]]] = (
     ("gpt-2 phi-2 mpt olmo jais jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe", _GPT2),
     ("modern-bert gigachat a.x-4.0 mellum trillion granite-docling exaone4", _GPT2),
     ("smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", _GPT2_BY_DIGIT),
     ("qwen2 deepseek-r1-qwen stablelm2 hunyuan solar-open megrez kormo grok-2 f2llmv2", _QWEN2),
+    ("bailingmoe bailingmoe2 llada-moe", _QWEN2),
     ("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano", _LLAMA3),
     ("dbrx smaug-bpe chatglm-bpe glm4 glm5", _LLAMA3),
     ("deepseek-v3 hunyuan-dense joyai-llm hy_v4", _DEEPSEEK_V3),
@@ -95,13 +96,6 @@ _TABLE: Sequence[tuple[str, Sequence[str]]] = (
     ("ufakzeka", (rf"{_WORD}|\p{{N}}|{_SIGNS}|{_BLANKS}",)),
     ("laguna", (r"[^\n]+|\n+", *_QWEN2)),
     ("seed-coder", (rf"{_CONTRACTION}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_BLANKS}",)),
-    (
-        "bailingmoe bailingmoe2 llada-moe",
-        (
-            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
-            rf"|\s*[\r\n]|{_LAST_BLANK}",
-        ),
-    ),
     (
         "exaone-moe",
         (
@@ -151,7 +145,7 @@ _TABLE: Sequence[tuple[str, Sequence[str]]] = (
     ("default", (r"[\p{P}\$\+<=>\^~\|]+", *_GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
 )
 
-SPLITS: Mapping[str, Sequence[str]] = {name: cuts for names, cuts in _TABLE for name in names.split()}
+SPLITS: Mapping[str, tuple[str, ...]] = {name: cuts for names, cuts in _TABLE for name in names.split()}
 """Expressions by `tokenizer.ggml.pre`. Each cuts every piece that the ones before it made into matches
 and what lies between; so DeepSeek-LLM's marks, whose range holds a-z, part ASCII letters from others."""
 NOT_BYTES = {"gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace"}
@@ -175,6 +169,11 @@ OPENS = {*_LLAMA3_NAMES, "tekken", "chameleon"}
 """Where the first token opens a text unless the file says otherwise; DeepSeek's own beside them."""
 
 
+def behaviour(name: str) -> tuple[tuple[str, ...], bool, bool]:
+    """What a name stands for: where text is cut, whether tokens are taken whole, whether characters are composed."""
+    return SPLITS[name], name in TAKES_WHOLE, name in COMPOSES
+
+
 def splitter(cuts: Sequence[str]) -> pre_tokenizers.PreTokenizer:
     """What cuts text by these expressions, and spells the bytes of the pieces."""
     splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in cuts]
@@ -190,12 +189,12 @@ def nearest(vocab: Iterable[str]) -> str:
 
     A tokenizer never makes a token across a cut, so those of its training leave its vocabulary whole.
     """
-    texts = [text for token in vocab if (text := _as_text(token)) and len(text) > 1]
+    texts = [text for token in vocab if (text := as_text(token)) and len(text) > 1]
     ways = {name: splitter(SPLITS[name]) for name in _COMMON}
     return min(_COMMON, key=lambda name: sum(len(ways[name].pre_tokenize_str(text)) > 1 for text in texts))
 
 
-def _as_text(token: str) -> str:
+def as_text(token: str) -> str:
     """What a token spells; empty for one that holds a part of a character."""
     try:
         return bytes(BYTE_ALPHABET[char] for char in token).decode()

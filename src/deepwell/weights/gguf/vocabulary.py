@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
+from tokenizers import normalizers, pre_tokenizers
 
 from deepwell.errors import CheckpointError
 from deepwell.weights.gguf.keys import Kind, TokenizerKey
-from deepwell.weights.gguf.splits import SPLITS, splitter
+from deepwell.weights.gguf.splits import SPLITS, as_text, behaviour, splitter
 from deepwell.weights.json_files import read_object
 from deepwell.weights.tokenizer import Tokenizer
 
-_PROBE = (
+_PROBES = (
     "Hello World's  we'll DON'T x=12345+6.789; naïve Größe ελληνικά Привет 深度求索のモデル한국어 12三4\n\n"
-    "  def f(a_b):\r\n\treturn [a, *b] # …“quoted”—dash (x)!? \U0001f433\U0001f680 e\u0301 １２３，。end  \n \n  x   "
+    "  def f(a_b):\r\n\treturn [a, *b] # …“quoted”—dash (x)!? \U0001f433\U0001f680 e\u0301 １２３，。end  \n \n  x   ",
+    *(
+        f"{before}{digits}{after}"
+        for before in ("", " ", "  ", "\n", "\t ", "a", "-")
+        for digits in ("1", "12", "1234567", "٣٤", "²")
+        for after in ("", " ", "  b", "\n")
+    ),
+    *(
+        f"{blanks}x{blanks}.{blanks}"
+        for blanks in (" ", "  ", "\n", " \n", "\n ", "\r\n", "\t\t", "\u00a0", "\u3000", " " * 9)
+    ),
+    "camelCase HTTPServer ÉcoleÉTÉ I'LL they'Ve l'été türkiye'de /usr//bin/\n/ a/b\n// !!!\n\n??",
+    "漢字かな交じり文、カタカナ。한글ㅎㅎ ไทย ລາວ ខ្មែร မြန်မာ ㄅㄆ！：「」 हिन्दी বাংলা العربية עברית",
 )
-"""Text that each way of splitting cuts differently."""
+"""Texts that ways of splitting cut differently."""
 
 
 def tokenizer_metadata(folder: Path, vocab: int) -> dict[str, Any]:
@@ -64,21 +79,43 @@ def tokenizer_metadata(folder: Path, vocab: int) -> dict[str, Any]:
 def split_name(path: Path, tokenizer: Tokenizer) -> str:
     """The name that GGUF has for the way a tokenizer splits text.
 
-    It is the one that cuts a text of all kinds alike, or at least makes the same tokens of it.
+    It makes the same tokens of all probes, some of them made of the vocabulary's own tokens, and cuts them alike if
+    any name does. CheckpointError if there is none.
     """
     whole = tokenizers.Tokenizer.from_file(str(path))
-    cut = whole.pre_tokenizer.pre_tokenize_str(_PROBE) if whole.pre_tokenizer else []
-    ids = whole.encode(_PROBE, add_special_tokens=False).ids
-    ways = {name: splitter(expressions) for name, expressions in SPLITS.items()}
-    for same_cuts in (True, False):
-        for name, way in ways.items():
-            whole.pre_tokenizer = way
-            same = way.pre_tokenize_str(_PROBE) == cut
-            if same if same_cuts else whole.encode(_PROBE, add_special_tokens=False).ids == ids:
-                distilled = name == "qwen2" and tokenizer.special("<｜User｜>") is not None
-                return "deepseek-r1-qwen" if distilled else name
-    names = ", ".join(name for name in SPLITS if name != "default")
-    raise CheckpointError(f"{path}: splits text in a way that GGUF has no name for; supported are those of {names}")
+    probes = [*_PROBES, *_joined_tokens(whole)]
+    cuts = _cut(whole.pre_tokenizer, probes)
+    wanted = _ids(whole, probes)
+    names = [name for name in SPLITS if name != "default"]
+    if tokenizer.special("<｜User｜>") is not None:
+        names.sort(key=lambda name: name != "deepseek-r1-qwen")  # told apart from qwen2 by what its template writes
+    alike = {ways: _cut(splitter(ways), probes) == cuts for ways in SPLITS.values()}
+    takes = bool(whole.model.ignore_merges)
+    for name in sorted(names, key=lambda name: (not alike[SPLITS[name]], takes != behaviour(name)[1])):
+        ways, takes_whole, composes = behaviour(name)
+        whole.pre_tokenizer, whole.model.ignore_merges = splitter(ways), takes_whole
+        whole.normalizer = normalizers.NFC() if composes else None
+        if _ids(whole, probes) == wanted:
+            return name
+    raise CheckpointError(
+        f"{path}: splits text in a way that GGUF has no name for; supported are those of {', '.join(names)}"
+    )
+
+
+def _joined_tokens(whole: tokenizers.Tokenizer) -> Iterator[str]:
+    """Texts that run a vocabulary's own tokens together, so that what splitting would part shows."""
+    tokens = [text for text in map(as_text, sorted(whole.get_vocab(with_added_tokens=False))) if text]
+    chosen = random.Random(0)
+    for _ in range(200):
+        yield "".join(chosen.choice(tokens) for _ in range(12))
+
+
+def _cut(way: pre_tokenizers.PreTokenizer | None, texts: Sequence[str]) -> list[list[tuple[str, tuple[int, int]]]]:
+    return [way.pre_tokenize_str(text) for text in texts] if way else []
+
+
+def _ids(whole: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in whole.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def _spelled(token: Any, tokenizer: Tokenizer) -> int | None:
