@@ -34,6 +34,7 @@ help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.core ## set up if needed and serve the embedded model (ARGS="./model --port 9000")
+	@command -v deepwell > /dev/null || echo "== the command deepwell, for a shell: . $(BIN)/activate"
 	@exec $(BIN)/deepwell serve $(ARGS)
 
 bench: $(VENV)/.core ## measure the embedded model on this machine
@@ -117,13 +118,13 @@ $(BIN)/python:
 # Editable, so that a changed .py file needs no install; a changed C++ file does.
 $(VENV)/.core: $(SOURCES) | $(BIN)/python
 	$(CHECK_COMPILER)
-	@echo "== installing into $(VENV)"
-	@$(BUILD) $(PIP) install --quiet --editable .
+	@echo "== installing into $(VENV): fetching packages and compiling the kernels, a minute or two"
+	@start=$$(date +%s); $(BUILD) $(PIP) install --quiet --editable . && echo "== installed: $(SECONDS_SINCE) s"
 	@touch $@
 
 $(VENV)/.dev: $(SOURCES) constraints-ci.txt | $(BIN)/python
 	$(CHECK_COMPILER)
-	@echo "== installing into $(VENV), with torch and the tools of development"
+	@echo "== installing into $(VENV), with torch and the tools of development: a few minutes"
 	$(if $(TORCH_INDEX),@$(PIP) install --quiet --index-url $(TORCH_INDEX) --constraint constraints-ci.txt torch)
 	@$(BUILD) $(PIP) install --quiet --constraint constraints-ci.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.core

@@ -392,7 +392,7 @@ class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
       deepwell calibrate --text prose.txt --out importance.safetensors      the embedded model
       deepwell calibrate ./my-model --text prose.txt --out my.importance.safetensors --tokens 16384
 
-    Takes torch (pip install 'deepwell[train]'), and memory for the largest layer in float32.
+    Takes torch, of the extra `train` (an error says how to get it), and memory for the largest layer in float32.
     """
 
     model: Annotated[

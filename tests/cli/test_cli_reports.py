@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -12,9 +14,10 @@ from cli_calls import deepwell
 
 from deepwell import __version__
 from deepwell.bench import limits
-from deepwell.cli import doctor
+from deepwell.cli import doctor, extras
 from deepwell.cli.main import main
 from deepwell.cli.model import slowness
+from deepwell.errors import DeepwellError
 from deepwell.loading import machine
 from deepwell.model.accounting import account
 from deepwell.model.config import from_hugging_face
@@ -30,22 +33,45 @@ def test_doctor_reports_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["embedded_model"] == str(embedded_path())
     assert report["machine"]["usable_cores"] == len(os.sched_getaffinity(0))
     assert report["machine"]["memory"] == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert report["extras"]["train"] == {"missing": [], "install": "pip install 'deepwell[train]'"}
+    assert report["extras"]["train"] == {"missing": [], "install": f"{sys.executable} -m pip install 'deepwell[train]'"}
+    assert report["extras"].keys() == {"train"}, "an extra that no command uses is not said to be installed"
 
 
 def test_doctor_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    for name in ("deepwell", "python", "processor", "memory", "native", "torch", "embedded model", "extra cluster"):
+    for name in ("deepwell", "python", "processor", "memory", "native", "torch", "embedded model", "extra train"):
         assert f"\n{name} " in "\n" + shown
 
 
 def test_doctor_names_missing_packages_and_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("torch", "ray") else installed(name))
-    extras = doctor.examine({}).extras
-    assert extras["train"].missing == ["torch"]
-    assert extras["cluster"] == doctor.Extra(["ray"], "pip install 'deepwell[cluster]'")
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "torch" else installed(name))
+    found = doctor.examine({}).extras
+    assert found["train"].missing == ["torch"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        (None, "deepwell"),
+        ('{"url": "file:///a%20b/deepwell", "dir_info": {"editable": true}}', "--editable '/a b/deepwell'"),
+        ('{"url": "file:///tmp/deepwell.whl", "archive_info": {}}', "/tmp/deepwell.whl"),
+    ],
+)
+def test_the_remedy_installs_from_where_this_deepwell_came(
+    origin: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: SimpleNamespace(read_text=lambda file: origin))
+    assert extras.reinstall() == f"{sys.executable} -m pip install --force-reinstall --no-deps {said}"
+
+
+def test_a_missing_package_is_named_with_the_running_interpreters_pip() -> None:
+    with pytest.raises(DeepwellError) as refused, extras.needing("train", "training"):
+        raise ModuleNotFoundError(name="torch")
+    assert str(refused.value) == (
+        f"training needs torch, which is not installed: {sys.executable} -m pip install 'deepwell[train]'"
+    )
 
 
 def test_doctor_tells_known_from_unknown_variables() -> None:

@@ -25,6 +25,11 @@ def test_version() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"deepwell {__version__}\n", "")
 
 
+def test_the_package_is_the_command_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "deepwell", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"deepwell {__version__}\n")
+
+
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out

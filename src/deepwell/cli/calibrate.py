@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from deepwell.cli.extras import needing
 from deepwell.cli.hub import located
-from deepwell.errors import DeepwellError
 from deepwell.options import CalibrateOptions
 from deepwell.weights import embedded_path
 
 
 def run(options: CalibrateOptions) -> int:
-    try:
+    with needing("train", "calibrating"):
         from deepwell.train.calibrate import calibrate
-    except ModuleNotFoundError as error:
-        raise DeepwellError(
-            f"calibrating needs {error.name}, which is not installed: pip install 'deepwell[train]'"
-        ) from None
     used = calibrate(located(options.model) or embedded_path(), options.text, options.out, options.tokens)
     print(f"{options.out}: importances from {used:,} tokens of {options.text}")
     return 0

@@ -15,11 +15,13 @@ import msgspec
 from deepwell import __version__
 from deepwell.bench.limits import Limits, Rate, measure_limits
 from deepwell.cli.commands import GROUPS
+from deepwell.cli.extras import install, reinstall
 from deepwell.cli.parser import CONFIG_ENV
 from deepwell.loading.machine import Machine, default_threads, inspect_machine
 from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, DoctorOptions, options_of
 
-_EXTRAS = ("train", "gpu", "cluster")
+_EXTRAS = ("train",)
+"""Those that a command of this version uses."""
 _ISA_ENV = ENV_PREFIX + "ISA"
 _MIN_MEMORY = 512 * 2**20
 
@@ -119,9 +121,12 @@ def _embedded_model() -> Path | None:
 
 def _extra(name: str) -> Extra:
     of_extra = re.compile(rf"extra\s*==\s*['\"]{name}['\"]")
-    required = [line for line in metadata.requires("deepwell") or [] if of_extra.search(line)]
+    try:
+        required = [line for line in metadata.requires("deepwell") or [] if of_extra.search(line)]
+    except metadata.PackageNotFoundError:  # run from its sources
+        return Extra([], install(name))
     packages = [match[0] for line in required if (match := re.match(r"[\w.-]+", line))]
-    return Extra([package for package in packages if _version(package) is None], f"pip install 'deepwell[{name}]'")
+    return Extra([package for package in packages if _version(package) is None], install(name))
 
 
 def _version(package: str) -> str | None:
@@ -137,7 +142,7 @@ def _advice(machine: Machine, native: Native, embedded: Path | None) -> Iterator
     elif native.error:
         yield (
             "The native backend does not load, so nothing can be served. Reinstall with a C++17 compiler present "
-            "(Debian: apt-get install g++): pip install --force-reinstall --no-deps deepwell"
+            f"(Debian: apt-get install g++): {reinstall()}"
         )
     if embedded is None:
         yield "The embedded model is missing: commands need a MODEL argument. Reinstalling deepwell brings it back."
@@ -190,7 +195,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     )
     yield "torch", report.torch or "not installed (serving does not need it)"
     yield "embedded model", report.embedded_model or "missing"
-    yield "config file", report.config_file or f"none ({DEFAULT_CONFIG} in the current folder, or --config)"
+    yield "config file", report.config_file or f"none ({DEFAULT_CONFIG} in the current folder, or {CONFIG_ENV})"
     if report.limits:
         yield from _limit_rows(report.limits)
     for name, value in report.settings.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from deepwell.errors import DeepwellError
+from deepwell.cli.extras import needing
 from deepwell.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -15,12 +15,8 @@ if TYPE_CHECKING:
 
 
 def run(config: TrainConfig) -> int:
-    try:
+    with needing("train", "training"):
         from deepwell.train.run import train
-    except ModuleNotFoundError as error:
-        raise DeepwellError(
-            f"training needs {error.name}, which is not installed: pip install 'deepwell[train]'"
-        ) from None
     console = Console(highlight=False, markup=False)
     console.print(f"{config.size} in {config.out}: {config.steps:,} steps of {config.batch_tokens:,} tokens")
     columns = (
