@@ -24,7 +24,7 @@ SECONDS_SINCE = $$(( $$(date +%s) - start ))
 export CXX
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format types contract kernels arm pytest tsan fuzz web web-check bench bench-kernels docs clean
+.PHONY: help serve test lint format types contract kernels arm pytest tsan fuzz web web-check bench bench-kernels dist docs clean
 
 define CHECK_COMPILER
 @command -v $(firstword $(CXX)) > /dev/null || { echo "Deepwell compiles its kernels, and there is no C++17 compiler here: install g++ (Debian: apt-get install g++) or name yours with CXX=..." >&2; exit 1; }
@@ -99,6 +99,11 @@ build/tsan/threads: $(shell find native -name '*.cpp' -o -name '*.h' -o -name bu
 	$(CHECK_COMPILER)
 	@mkdir -p build/tsan; native/tests/build_threads.sh $@
 
+dist: $(VENV)/.dev ## the source distribution, and the wheel built from it, into dist/
+	@start=$$(date +%s); rm -rf dist && $(BIN)/python -c "import scikit_build_core.build as b; b.build_sdist('dist')" > /dev/null && \
+	echo "== compiling the kernels of the wheel, a minute or two" && \
+	$(BUILD) $(PIP) wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz && ls dist && echo "== dist: $(SECONDS_SINCE) s"
+
 format: $(VENV)/.dev ## let ruff format and repair what it can
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
@@ -106,7 +111,7 @@ docs: $(VENV)/.core ## rewrite the generated pages of docs/
 	@$(BIN)/python -m deepwell.cli.docs > docs/cli.md
 
 clean: ## remove what was built here
-	rm -rf $(VENV) build web/node_modules
+	rm -rf $(VENV) build dist web/node_modules
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
