@@ -18,6 +18,11 @@ SEED = Meta(ge=0, le=2**63 - 1)
 """What people may ask for. The engine takes any 64 bits, for programs that draw seeds themselves."""
 
 
+MAX_STOP_CHARACTERS = 1024
+STOP = Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)
+"""Of the length of a stop text."""
+
+
 class Bound(Protocol):
     """A Meta, or a type that msgspec has inspected. None: no bound on that side."""
 

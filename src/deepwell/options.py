@@ -85,12 +85,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         Path | None,
         Meta(description="A file of deepwell calibrate: quantise to int4 with the inputs that matter in mind."),
     ] = None
-    threads: Annotated[
-        Positive | None, Meta(description="CPU threads to compute with; all usable cores if left out.")
-    ] = None
-    context: Annotated[
-        Positive | None, Meta(description="Longest sequence in tokens; the model's own limit if left out.")
-    ] = None
+    threads: Annotated[Count, Meta(description="CPU threads to compute with; 0 for all usable cores.")] = 0
+    context: Annotated[Count, Meta(description="Longest sequence in tokens; 0 for the model's own limit.")] = 0
     pack_cache: Annotated[
         Annotated[float, Meta(ge=0, le=1e6)],
         Meta(
@@ -195,7 +191,9 @@ class SamplingOptions(EngineOptions, frozen=True, kw_only=True):
         Meta(description="Above 1, tokens already seen become less likely."),
     ] = 1.0
     seed: Annotated[Annotated[int, bounds.SEED] | None, Meta(description="Makes sampling repeatable.")] = None
-    stop: Annotated[tuple[str, ...], Meta(description="End the answer before this text; may be repeated.")] = ()
+    stop: Annotated[
+        tuple[Annotated[str, bounds.STOP], ...], Meta(description="End the answer before this text; may be repeated.")
+    ] = ()
 
 
 class ChatOptions(SamplingOptions, frozen=True, kw_only=True):
@@ -578,7 +576,8 @@ def _converted(source: str, option: Option, value: object) -> Any:
     try:
         return msgspec.convert(value, option.type, strict=False, dec_hook=_path)
     except (msgspec.ValidationError, NotImplementedError):
-        raise ConfigError(f"{source}: must be {option.allowed}, not {value!r}") from None
+        told = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+        raise ConfigError(f"{source}: must be {option.allowed}, not {told!r}") from None
 
 
 def _path(kind: type[Any], value: object) -> Path:
@@ -627,13 +626,13 @@ def _allowed(kind: inspect.Type) -> str:
             return "one of " + ", ".join(str(value) for value in values)
         case inspect.BoolType():
             return "true or false"
-        case inspect.VarTupleType(item_type=item) if not isinstance(_inner(item), inspect.StrType):
+        case inspect.VarTupleType(item_type=item):
             return f"a list, each {_allowed(_inner(item))}"
-        case inspect.VarTupleType():
-            return "a list of texts"
+        case inspect.StrType(min_length=int(least), max_length=most):
+            return f"a text of {least} to {most} characters" if most else "a text"
         case inspect.CustomType():
             return "a path"
-    return "text"
+    return "a text"
 
 
 def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:

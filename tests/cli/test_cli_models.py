@@ -100,8 +100,12 @@ def test_a_file_says_how_it_is_kept(tmp_path: Path, capsys: Capture) -> None:
     assert main(["convert", str(embedded_path()), packed, "--dtype", "int8"]) == 0
     capsys.readouterr()
     assert main(["models", packed, "--json"]) == 0
-    [kept, *others] = json.loads(capsys.readouterr().out)["precisions"]
-    assert kept["weight_bytes"] == next(one for one in others if one["precision"] == "int8")["weight_bytes"]
+    here = json.loads(capsys.readouterr().out)["precisions"]
+    assert main(["models", str(embedded_path()), "--json"]) == 0
+    [int8] = [one for one in json.loads(capsys.readouterr().out)["precisions"] if one["precision"] == "int8"]
+    assert (here[0]["precision"], here[0]["weight_bytes"]) == ("int8", int8["weight_bytes"])
+    names = [one["precision"] for one in here]
+    assert len(set(names)) == len(names), "each precision stands there once"
 
 
 def test_a_gguf_file_says_how_it_is_kept(tmp_path: Path, capsys: Capture) -> None:

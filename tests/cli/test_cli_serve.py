@@ -22,22 +22,25 @@ from cli_calls import COMMAND, deepwell
 
 from deepwell import __version__
 from deepwell.cli import serve as serve_command
-from deepwell.cli.model import load
+from deepwell.cli.model import TOY, load
 from deepwell.loading.load import LoadedModel
+from deepwell.model.accounting import account
 from deepwell.ops import native
 from deepwell.options import ChatFormat, ServeOptions
 from deepwell.server import Server, ServerLimits, Service, listen
+from deepwell.weights import embedded_path
+from deepwell.weights.source import open_source
 
 
 @contextmanager
-def serving(*args: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(*args: str, until: str = "\ntry ") -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server, and what it printed until it was ready."""
     command = [*COMMAND, "serve", *args]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         printed = ""
-        while "\ntry " not in printed:
+        while until not in printed:
             line = process.stdout.readline()
             assert line, process.communicate()[1]
             printed += line
@@ -63,6 +66,25 @@ def test_what_it_prints_works(model_folder: Path) -> None:
         assert body["usage"]["completion_tokens"] > 0
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
+
+
+def test_a_model_that_chats_is_asked_a_question(model_folder: Path) -> None:
+    with serving(str(model_folder), "--port", "0", "--threads", "1", "--chat-format", "deepseek-v3") as (_, printed):
+        curl = re.search(r"^try +(curl .*)$", printed, re.M)
+        assert curl
+        asked = curl[1].replace('"messages"', '"max_tokens": 8, "messages"')  # tiny-v3 has no end
+        answered = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True, timeout=60)
+        assert json.loads(answered.stdout)["object"] == "chat.completion"
+
+
+def test_who_names_no_model_is_told_what_the_embedded_one_is() -> None:
+    with serving("--port", "0", until="\nnote ") as (_, printed):
+        assert re.search(
+            r"^note +this is the embedded model, a toy of 3.8 million parameters: .*does not chat", printed, re.M
+        )
+        assert "deepwell serve ORG/NAME" in printed
+    counted = account(open_source(embedded_path()).config).total_params
+    assert f"{counted / 1e6:.1f} million" in TOY
 
 
 def test_the_embedded_model_takes_under_200_megabytes() -> None:

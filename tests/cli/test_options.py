@@ -65,8 +65,8 @@ def test_types_are_converted_from_text() -> None:
             ["environment variable DEEPWELL_PORT", "an integer", "tcp://"],
         ),
         ({}, {"DEEPWELL_DTYPE": "int3"}, "", ["DEEPWELL_DTYPE", "auto", "float32", "bfloat16", "int8", "int4"]),
-        ({}, {}, "threads = 0", ["options.toml: threads", "an integer of at least 1"]),
-        ({}, {}, "[serve]\nthreads = 1.5", ["options.toml: [serve] threads", "an integer of at least 1"]),
+        ({}, {}, "threads = -1", ["options.toml: threads", "an integer of at least 0"]),
+        ({}, {}, "[serve]\nthreads = 1.5", ["options.toml: [serve] threads", "an integer of at least 0"]),
         ({}, {}, "[serve]\nhost = 5", ["[serve] host", "text"]),
         ({}, {}, "prot = 1", ["options.toml", "'prot'", "unknown", "port"]),
         ({}, {}, "[serve]\ntemperature = 1", ["[serve]", "'temperature'", "unknown", "port"]),
@@ -87,6 +87,27 @@ def test_errors_name_the_source_the_option_and_what_is_allowed(
 def test_numbers_outside_their_bounds_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--temperature: must be a number from 0 to 2, not"):
         resolve(GROUPS, "generate", {"prompt": "x", "temperature": text}, {})
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "said"),
+    [
+        ("chat", {"stop": ["a", ""]}, "--stop: must be a list, each a text of 1 to 1024 characters, not 'a,'"),
+        ("bench", {"measure": "load,bogus"}, "--measure: must be a list, each one of .*, not 'load,bogus'"),
+        ("bench", {"streams": "1,x"}, "--streams: must be a list, each an integer from 1 to 512, not '1,x'"),
+    ],
+)
+def test_lists_are_checked_before_anything_is_loaded_and_shown_as_they_were_typed(
+    command: str, flags: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{said}$"):
+        resolve(GROUPS, command, flags, {})
+
+
+def test_zero_is_what_messages_say_it_is() -> None:
+    """Messages about threads and context offer 0 for the default, so it can be said."""
+    options = resolve(GROUPS, "serve", {"threads": "0", "context": "0"}, {})
+    assert (options.threads, options.context) == (0, 0) == (EngineOptions().threads, EngineOptions().context)
 
 
 def test_a_command_that_loads_no_model_has_names_of_its_own(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ def load(options: EngineOptions) -> LoadedModel:
         dtype=options.dtype,
         cache_dtype=options.cache_dtype,
         importance=options.importance,
-        threads=options.threads or 0,
-        context=options.context or 0,
+        threads=options.threads,
+        context=options.context,
         speculate=options.speculate,
         cache=_cache(options),
         rows=options.token_budget if isinstance(options, ServeOptions) else ROWS,
@@ -38,6 +38,13 @@ def load(options: EngineOptions) -> LoadedModel:
     if slow := slowness(native.isa(), native.available_isas()):
         _warn(slow)
     return model
+
+
+TOY = (
+    "this is the embedded model, a toy of 3.8 million parameters: it goes on with Python-like text and does not chat; "
+    "a real one: deepwell {command} ORG/NAME, a folder or a .gguf file (deepwell models lists what fits here)"
+)
+"""What somebody should know who named no model."""
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import sys
 
 from deepwell import __version__
 from deepwell.chat import trained_to_chat
-from deepwell.cli.model import chat_format, describe, kept_packed, load
+from deepwell.cli.model import TOY, chat_format, describe, kept_packed, load
+from deepwell.cli.terminal import visible
 from deepwell.engine import AsyncEngine, EngineConfig
 from deepwell.loading.load import LoadedModel
 from deepwell.loading.machine import process_seconds
@@ -17,6 +18,7 @@ from deepwell.server import ServerLimits, Service, listen, serve
 
 EXAMPLE_PROMPT = "import os\nimport sys\n\n\ndef main("
 """Something that even the embedded model, a few megabytes of standard library, has an idea about."""
+EXAMPLE_QUESTION = "Why is the sky blue?"
 
 _EVERYWHERE = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[::1]:"}
 
@@ -27,7 +29,9 @@ def run(options: ServeOptions) -> int:
         service = service_of(model, options)
 
         def announce(address: str) -> None:
-            print(welcome(address, service.model, model, service.format.name), flush=True)
+            print(welcome(address, service, model), flush=True)
+            if options.model is None:
+                print(f"\nnote  {TOY.format(command='serve')}", flush=True)
 
         with kept_packed(model, options):
             serve(service, listener, announce, options.access_log)
@@ -71,18 +75,17 @@ def limits_of(options: ServeOptions) -> ServerLimits:
     )
 
 
-def welcome(address: str, name: str, model: LoadedModel, format: str) -> str:
-    """What the terminal shows once requests are answered.
-
-    `address` has no slash at its end; `format` is the prompt format of chats.
-    """
+def welcome(address: str, service: Service, model: LoadedModel) -> str:
+    """What the terminal shows once requests are answered at `address`, which has no slash at its end."""
     for everywhere, local in _EVERYWHERE.items():
         address = address.replace(everywhere, local)
-    body = {"model": name, "prompt": EXAMPLE_PROMPT, "max_tokens": 48, "temperature": 0}
-    curl = f"curl {address}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+    where, asked = _example(service.chats)
+    body = shlex.quote(json.dumps({"model": service.model, **asked}))
+    curl = f"curl {address}/v1/{where} -H 'Content-Type: application/json' -d {body}"
     return "\n".join(
         [
-            f"deepwell {__version__} serves {name}: {describe(model)}, prompt format {format}",
+            f"deepwell {__version__} serves {visible(service.model)}: {describe(model)}, "
+            f"prompt format {service.format.name}",
             *([f"sampled with {model.advice}, unless a request says otherwise"] if model.advice.given else []),
             f"loaded in {model.seconds:.2f} s, ready {process_seconds():.2f} s after the start; Ctrl-C stops",
             "",
@@ -90,3 +93,10 @@ def welcome(address: str, name: str, model: LoadedModel, format: str) -> str:
             f"try   {curl}",
         ]
     )
+
+
+def _example(chats: bool) -> tuple[str, dict[str, object]]:
+    """An endpoint and a body that suit the model: a question for those that chat, else a text to go on with."""
+    if chats:
+        return "chat/completions", {"messages": [{"role": "user", "content": EXAMPLE_QUESTION}]}
+    return "completions", {"prompt": EXAMPLE_PROMPT, "max_tokens": 48, "temperature": 0}

@@ -11,7 +11,7 @@ from deepwell.bounds import Bound, holds, words
 from deepwell.engine.types import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, Request, SamplingParams
 from deepwell.errors import RequestError
 
-MAX_STOP_CHARACTERS = 1024
+MAX_STOP_CHARACTERS = bounds.MAX_STOP_CHARACTERS
 MAX_LISTED_TOKENS = 1024
 
 _BOUNDS: dict[str, Bound] = {

@@ -75,11 +75,12 @@ def report(
 ) -> ModelReport:
     """All figures of a model on a machine with `free_bytes` of memory left.
 
-    `kept` is the label and the storage of each parameter of a file that is kept as it is; it comes first then.
+    `kept` is the label and the storage of each parameter of a file that is kept as it is: it comes first then, and
+    stands for all weights in that storage too.
     """
     counts = account(config, "bfloat16", kv_bytes=2)
     depths = [0, *(d for d in _DEPTHS if d < config.context), config.context - 1]
-    fits = [fit(config, precision, free_bytes) for precision in PRECISIONS]
+    fits = [fit(config, precision, free_bytes) for precision in PRECISIONS if kept is None or precision != kept[0]]
     return ModelReport(
         name=name,
         family=config.family,
