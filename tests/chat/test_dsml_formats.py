@@ -99,7 +99,6 @@ def test_a_task_asks_for_a_label(format: str, task: str) -> None:
 @pytest.mark.parametrize(
     ("messages", "more", "param"),
     [
-        ([Message.of("developer", "y"), USER], {}, "messages[0].role"),
         ([Message.of("user", "y", task="poem")], {}, "messages[0].task"),
         ([Message.of("system", "y", task="title")], {}, "messages[0].task"),
         ([Message.of("user", "y", task="title"), USER], {}, "messages[0].task"),

@@ -143,10 +143,30 @@ def test_an_answer_that_follows_no_question_has_its_header_too() -> None:
     assert prompt(USER, said).endswith("y<｜end▁of▁sentence｜><｜Assistant｜></think>")
 
 
+REMINDER = Message.of("system", "Be brief.")
+CALLED = (USER, Message.of("assistant", calls=(Call(id="a", name="f", arguments="{}"),)), Message.of("tool", "r"))
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_system_text_stands_before_what_opens_the_answer(thinking: bool) -> None:
+    """A difference on purpose: the encoder writes it behind, into the answer. Coding agents remind so."""
+    begin = "<think>" if thinking else "</think>"
+    assert prompt(USER, REMINDER, thinking=thinking) == f"<｜User｜>x\n\nBe brief.<｜Assistant｜>{begin}"
+    asked = prompt(*CALLED, thinking=thinking)
+    results = "<function_results>\n<result>r</result>\n</function_results>\n\n"
+    assert asked.endswith(f"{results}{begin}")
+    for more in ((REMINDER,), (REMINDER, Message.of("system", ""))):
+        assert prompt(*CALLED, *more, thinking=thinking) == asked.removesuffix(begin) + f"Be brief.\n\n{begin}"
+    twice = prompt(USER, REMINDER, REMINDER, USER, Message.of("assistant", "y"), REMINDER, USER, thinking=False)
+    assert twice == (
+        "<｜User｜>x\n\nBe brief.\n\nBe brief.<｜Assistant｜></think><｜User｜>x<｜Assistant｜></think>y"
+        "<｜end▁of▁sentence｜>Be brief.<｜User｜>x<｜Assistant｜></think>"
+    )
+
+
 @pytest.mark.parametrize(
     ("messages", "param"),
     [
-        ([USER, Message.of("system", "y")], "messages[1].role"),
         ([Message.of("latest_reminder", "y"), USER], "messages[0].role"),
         ([Message.of("user", "x", task="title")], "messages[0].task"),
     ],

@@ -141,6 +141,15 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
         return self.choice not in ("none", "auto")
 
 
+def without_developers(conversation: Conversation) -> Conversation:
+    """The conversation with what developers say as system texts."""
+    if all(message.role != "developer" for message in conversation.messages):
+        return conversation
+    replace = msgspec.structs.replace
+    said = (replace(m, role="system") if m.role == "developer" else m for m in conversation.messages)
+    return replace(conversation, messages=tuple(said))
+
+
 def in_call_order(messages: Iterable[Message]) -> tuple[Message, ...]:
     """The messages, each run of results in the order of the last calls; results of other calls come last."""
     ordered: list[Message] = []

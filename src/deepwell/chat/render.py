@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deepwell.chat.conversation import Conversation
+from deepwell.chat.conversation import Conversation, without_developers
 from deepwell.chat.formats.base import BOS, EOS, Format, Layout, Token
 from deepwell.chat.rules import check
 from deepwell.errors import RequestError
@@ -22,7 +22,8 @@ def render_chat(conversation: Conversation, tokenizer: Tokenizer, format: Format
     order of turns), or a format whose template tokens the tokenizer lacks.
     """
     check(conversation, format)
-    return tuple(_splice(format.layout(conversation), format.name, tokenizer))
+    told = conversation if format.developers else without_developers(conversation)
+    return tuple(_splice(format.layout(told), format.name, tokenizer))
 
 
 def end_ids(format: Format, tokenizer: Tokenizer) -> tuple[int, ...]:

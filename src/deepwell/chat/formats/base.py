@@ -43,8 +43,9 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer's own. `layout` gives the prompt, and raises RequestError for what the format cannot say. `reader` reads
     the answer to that prompt, knowing how it ended (in an open thought, in the middle of a call, ...).
     `thinks`: "never", "always", or "choice" if a conversation may say. `tools`: whether the format can offer tools.
-    `parts` are the kinds of part that its messages may have. `model_types` are the `model_type`s of config.json whose
-    checkpoints were trained on it if they bring no template.
+    `developers`: whether it has words for what developers say, which elsewhere is a system text. `parts` are the kinds
+    of part that its messages may have. `model_types` are the `model_type`s of config.json whose checkpoints were
+    trained on it if they bring no template.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     ends: tuple[Token, ...] = ()
     thinks: str = "never"
     tools: bool = False
+    developers: bool = False
     parts: tuple[type, ...] = (Text, Thought, Call, Result)
     model_types: tuple[str, ...] = ()
 

@@ -1,9 +1,12 @@
-"""V3.2: turns as in V3.1, calls in DSML, tool results between turns, and a role of developers."""
+"""V3.2: turns as in V3.1, calls in DSML, tool results between turns, and a role of developers.
+
+What differs from DeepSeek's encoder, on purpose: a system text behind a question or behind results, which the encoder
+writes into the answer that it has opened already, stands before what opens the answer, after a blank line.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 from deepwell.chat.conversation import BLANK_LINE, Conversation, Message, Tool, in_call_order
@@ -70,7 +73,7 @@ def _layout(conversation: Conversation) -> Layout:
     if messages[0].role != "system":
         yield from _tools_text(conversation)
     for index, turn in _turns(messages):
-        message = turn[0]
+        message, reminders = turn[0], [m.content for m in turn if m.role == "system" and m.content]
         begin = THINK if thinking and index >= asked else END_OF_THINK
         if message.role == "system":
             yield message.content
@@ -85,7 +88,7 @@ def _layout(conversation: Conversation) -> Layout:
             yield from () if message.prefix else (EOS,)
             header = None
         else:
-            yield from _results(turn) if message.role == "tool" else _asked(message)
+            yield from _results(turn, reminders) if message.role == "tool" else _asked(message, reminders)
             yield begin
             header = begin
     if not messages[-1].prefix:
@@ -96,39 +99,36 @@ def _layout(conversation: Conversation) -> Layout:
 def _check(messages: Sequence[Message]) -> None:
     """RequestError for what V3.2 cannot say."""
     refuse_role(messages, "latest_reminder", "system or user")
-    for index, (before, message) in enumerate(pairwise((None, *messages))):
-        if message is not None and message.task is not None:
+    for index, message in enumerate(messages):
+        if message.task is not None:
             raise RequestError(f"messages[{index}].task: this model has no tasks", f"messages[{index}].task")
-        if before and message and message.role == "system" and before.role in ("user", "developer", "tool"):
-            raise RequestError(
-                f"messages[{index}].role: this model takes no system message between a question and its answer; put it "
-                "before the user message",
-                f"messages[{index}].role",
-            )
 
 
 def _turns(messages: Sequence[Message]) -> Iterator[tuple[int, list[Message]]]:
-    """Messages by turn, with the index of the turn's last one: adjacent tool results are one turn."""
+    """Messages by turn, with the index of the turn's last one: adjacent tool results are one turn, and the system texts
+    behind a question or behind results belong to it."""
+    turn: list[Message] = []
     for index, message in enumerate(messages):
-        if message.role != "tool":
-            yield index, [message]
-        elif index + 1 == len(messages) or messages[index + 1].role != "tool":
-            start = index
-            while start > 0 and messages[start - 1].role == "tool":
-                start -= 1
-            yield index, list(messages[start : index + 1])
+        turn.append(message)
+        after = messages[index + 1].role if index + 1 < len(messages) else None
+        results = message.role == after == "tool"
+        if not (results or (after == "system" and turn[0].role not in ("system", "assistant"))):
+            yield index, turn
+            turn = []
 
 
-def _asked(message: Message) -> Layout:
+def _asked(message: Message, reminders: Sequence[str]) -> Layout:
     yield USER
-    yield f"\n\n# The user's message is: {message.content}" if message.role == "developer" else message.content
+    question = f"\n\n# The user's message is: {message.content}" if message.role == "developer" else message.content
+    yield BLANK_LINE.join((question, *reminders))
     yield ASSISTANT
 
 
-def _results(results: Sequence[Message]) -> Layout:
+def _results(turn: Sequence[Message], reminders: Sequence[str]) -> Layout:
     yield "\n\n<function_results>"
-    yield from (f"\n<result>{result.content}</result>" for result in results)
+    yield from (f"\n<result>{result.content}</result>" for result in turn if result.role == "tool")
     yield "\n</function_results>\n\n"
+    yield "".join(reminder + BLANK_LINE for reminder in reminders)
 
 
 def _tools_text(conversation: Conversation) -> Layout:
@@ -155,5 +155,6 @@ DEEPSEEK_V32 = Format(
     reader=_reader,
     thinks="choice",
     tools=True,
+    developers=True,
     model_types=("deepseek_v32",),
 )

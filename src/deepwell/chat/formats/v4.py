@@ -19,7 +19,6 @@ from deepwell.chat.formats.dsml import (
     in_thought,
     offered,
     open_block,
-    refuse_role,
     template,
     thinks,
     tool_schemas,
@@ -96,8 +95,7 @@ def _layout(conversation: Conversation) -> Layout:
 
 
 def check(messages: Sequence[Message]) -> None:
-    """RequestError for a role or a task that V4 and V4.1 do not have."""
-    refuse_role(messages, "developer", "system")
+    """RequestError for a task that V4 and V4.1 do not have."""
     for index, (message, after) in enumerate(zip(messages, (*messages[1:], None), strict=True)):
         where = f"messages[{index}].task"
         if message.task is not None and message.task not in TASKS:
