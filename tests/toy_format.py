@@ -8,7 +8,7 @@ import msgspec
 
 from deepwell.chat import Conversation, Tool
 from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
-from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reasoning
+from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reasoning, Thoughts
 from deepwell.engine.types import Marked
 from deepwell.weights.tokenizer import Tokenizer
 from fakes import tiny_tokenizer
@@ -57,6 +57,7 @@ class _Reader:
         last = conversation.messages[-1]
         opened = last.prefix and last.reasoning is not None and not last.content
         self._state = "thought" if conversation.thinking or opened else "content"
+        self.thoughts = Thoughts(self._state == "thought", ends=(END_THINK.spelling,))
         if conversation.choice == "required":
             self._state = "name"
         elif isinstance(conversation.choice, Tool):

@@ -5,8 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
+import msgspec
+
+from deepwell.chat import Call, Conversation, Message, Text, Thought, render_chat
+from deepwell.chat.formats.base import Format
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Reader, Reasoning
 from deepwell.chat.reading.base import Marked
+from deepwell.chat.rules import settle
 from deepwell.weights.tokenizer import Tokenizer
 
 Read = tuple[str, str, list[tuple[str, str]]]
@@ -61,6 +66,17 @@ def read(reader: Reader, pushes: Iterable[Sequence[Marked]]) -> Read:
                 calls[-1] = (calls[-1][0], calls[-1][1] + text)
         assert text
     return reasoning, content, calls
+
+
+def sent_back(answer: Read, asked: Conversation, format: Format, tokenizer: Tokenizer) -> None:
+    """Render what a client sends back: an answer, whatever became of it, with results of its calls. RequestError if it
+    is refused."""
+    reasoning, content, calls = answer
+    made = [Call(name=name, arguments=arguments or "{}", id=str(n)) for n, (name, arguments) in enumerate(calls)]
+    said = Message("assistant", (Thought(reasoning), Text(content), *made))
+    results = [Message.of("tool", "so", answers=call.id) for call in made]
+    more = (*asked.messages, said, *results, Message.of("user", "Go on."))
+    render_chat(settle(msgspec.structs.replace(asked, messages=more), format), tokenizer, format)
 
 
 def cut_at(answer: Sequence[Marked], borders: Iterable[int]) -> Iterator[list[Marked]]:

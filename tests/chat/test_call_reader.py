@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from answers import Lacking, read, written
+from answers import Lacking, cut_at, read, written
 
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Reasoning
-from deepwell.chat.reading.calls import HELD, HOPELESS, CallReader
+from deepwell.chat.reading.calls import HOPELESS, CallReader
 from fakes import tiny_tokenizer
 
 T = tiny_tokenizer()
@@ -16,7 +16,7 @@ CALL, SEP, END_CALL = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜
 NONE = Lacking(T, THINK, END_THINK, CALLS, END_CALLS, CALL, SEP, END_CALL)
 OLD = [CALL, "function", SEP, 'w\n```json\n{"a": 1}\n```', END_CALL]
 NEW = [CALL, "w", SEP, '{"a": 1}', END_CALL]
-LONG = '{"text": "' + "x" * HELD + '"}'
+LONG = '{"text": "' + "x" * 300 + '"}'
 
 
 def reads(*parts: str, thinking: bool = False, tokenizer: object = T) -> object:
@@ -65,37 +65,98 @@ def test_calls_written_carelessly_still_count(parts: list[str], calls: object) -
     assert reads(*parts) == ("", "", calls)
 
 
+@pytest.mark.parametrize("tokenizer", [T, NONE])
+@pytest.mark.parametrize("call", [OLD, NEW])
+def test_a_second_thought_is_content(call: list[str], tokenizer: object) -> None:
+    """Only the first thought is one, and only where nothing was said before it."""
+    parts = ["plan", END_THINK, "Write ", THINK, " before", END_THINK, " it.", *call, THINK, "?"]
+    expected = ("plan", "Write <think> before it.<think>?", [("w", '{"a": 1}')])
+    assert reads(*parts, thinking=True, tokenizer=tokenizer) == expected
+    assert reads("Yes", THINK, "hm", tokenizer=tokenizer) == ("", "Yes<think>hm", [])
+    assert reads(" \n", THINK, "hm", tokenizer=tokenizer) == ("hm", " \n", [])
+
+
+RAW = '{"a": "x\ny\t\x01", "b": "\\\\", "c": "\\\n"}'
+SOUND = r'{"a": "x\ny\t\u0001", "b": "\\", "c": "\n"}'
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "arguments"),
+    [
+        ([CALL, "w", SEP, END_CALL], "w", "{}"),
+        ([CALL, "w", SEP, " \n", END_CALL], "w", "{}"),
+        ([CALL, "w", SEP, CALL, "v", SEP, END_CALLS], "w", "{}"),
+        ([CALL, "function", SEP, "w\n```json\n\n```", END_CALL], "w", "{}"),
+        ([CALL, "function", SEP, "w", END_CALL], "w", "{}"),
+        ([CALL, "w", SEP, RAW, END_CALL], "w", SOUND),
+        ([CALL, "function", SEP, f"w\n```json\n{RAW}\n```", END_CALL], "w", SOUND),
+        ([CALL, "w", SEP, '{"a": 1e400, "b": "\\ud800"}', END_CALL], "w", '{"a": 1e400, "b": "\\ud800"}'),
+        ([CALL, "w", SEP, '{"a": [{"b": "}"}]}', END_CALL], "w", '{"a": [{"b": "}"}]}'),
+        ([CALL, "w", SEP, '{"a": "', THINK, '"}', END_CALL], "w", '{"a": "<think>"}'),
+        ([CALL, "w", SEP, '{"a": ', END_CALL], "w", '{"a": '),
+        ([CALL, "w", SEP, '{"a": "'], "w", '{"a": "'),
+        ([CALL, "w", SEP, "{'a': 1}", END_CALL], "w", "{'a': 1}"),
+        ([CALL, "w", SEP, "{"], "w", "{"),
+        ([CALL, "w", SEP], "w", ""),
+        ([CALL, "function", SEP, "w\n```json\n"], "w", ""),
+    ],
+)
+@pytest.mark.parametrize("tokenizer", [T, NONE])
+@pytest.mark.parametrize("more", ["", "x" * 300])
+def test_what_models_write_for_arguments_is_a_call(
+    call: list[str], name: str, arguments: str, tokenizer: object, more: str
+) -> None:
+    """One rule, whatever the length: sound where it can be made so, and else as it was written."""
+    call, arguments = [part.replace('"a"', f'"a{more}"') for part in call], arguments.replace('"a"', f'"a{more}"')
+    *_, calls = read(CallReader(tokenizer), [written(["So: ", *call], tokenizer)])  # type: ignore[arg-type]
+    assert calls[0] == (name, arguments)
+    for cut in (1, 3):
+        pushes = cut_at(written(["So: ", *call], tokenizer), range(0, 2000, cut))  # type: ignore[arg-type]
+        assert read(CallReader(tokenizer), pushes) == ("", "So: ", calls)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "content"),
+    [
+        ([CALL, "w", SEP, '{"a": 1} and more', END_CALL], "and more"),
+        ([CALL, "w", SEP, "{}```", SEP, THINK, "!", END_CALL], "!"),
+    ],
+)
+@pytest.mark.parametrize("tokenizer", [T, NONE])
+def test_what_follows_the_arguments_is_content(call: list[str], content: str, tokenizer: object) -> None:
+    reasoning, said, calls = reads(*call, tokenizer=tokenizer)  # type: ignore[misc]
+    assert (reasoning, said, len(calls)) == ("", content, 1)
+
+
 @pytest.mark.parametrize(
     "call",
     [
-        [CALL, "w", SEP, '{"a": ', END_CALL],
-        [CALL, "w", SEP, '{"a": 1} and more', END_CALL],
         [CALL, "w", SEP, "[1]", END_CALL],
-        [CALL, "w", SEP, END_CALL],
         [CALL, "", SEP, "{}", END_CALL],
         [CALL, "two words", SEP, "{}", END_CALL],
-        [CALL, "function", SEP, "w\n```json\n{'a': 1}\n```", END_CALL],
+        [CALL, "two words", SEP, END_CALL],
         [CALL, "w", '{"a": 1}', END_CALL],
-        [CALL, "w", SEP, '{"a": ', SEP, "1}", END_CALL],
-        [CALL, "w", SEP, '{"a": "', THINK, END_CALL],
+        [CALL, "function", SEP, END_CALL],
+        [CALL, "function", SEP, "wea"],
         [CALL, END_CALL],
-        [CALL, "w", SEP, '{"a": "'],
+        [CALL, "w", END_CALL],
         [CALL, "w"],
         [CALL],
     ],
 )
 @pytest.mark.parametrize("tokenizer", [T, NONE])
-def test_a_broken_call_is_content_as_it_was_written(call: list[str], tokenizer: object) -> None:
-    assert reads("So: ", *call, tokenizer=tokenizer) == ("", "So: " + "".join(call), [])
-    sound_ones = reads(*NEW, *call, *NEW, tokenizer=tokenizer)
+def test_the_texts_of_what_is_no_call_are_content(call: list[str], tokenizer: object) -> None:
+    """Its tokens do not show."""
+    said = "".join(part for part in call if part not in (CALL, SEP, END_CALL))
+    assert reads("So: ", *call, tokenizer=tokenizer) == ("", "So: " + said, [])
     if call[-1] == END_CALL:
-        assert sound_ones == ("", "".join(call), [("w", '{"a": 1}')] * 2)
+        assert reads(*NEW, *call, *NEW, tokenizer=tokenizer) == ("", said, [("w", '{"a": 1}')] * 2)
 
 
 def test_long_arguments_are_given_as_they_come() -> None:
     reader = CallReader(T)
-    assert list(reader.push(written([CALL, "w", SEP, LONG[:-2]], T))) == [CallBegin("w"), CallArguments(LONG[:-2])]
-    assert list(reader.push(['"', "}\n``", "`"])) == [CallArguments('"'), CallArguments("}")]
+    assert list(reader.push(written([CALL, "w", SEP, '{"text'], T))) == [CallBegin("w"), CallArguments('{"text')]
+    assert list(reader.push(['": "', '"', "}\n``", "`"])) == [CallArguments(text) for text in ('": "', '"', "}")]
     assert list(reader.push(written([END_CALL, "Done."], T))) == [Content("Done.")]
 
 
@@ -109,9 +170,10 @@ def test_what_was_given_of_a_long_call_stays_when_it_breaks() -> None:
 def test_a_call_that_never_begins_is_passed_on(begin: list[str]) -> None:
     reader = CallReader(T)
     given = list(reader.push(written(begin, T)))
-    assert "".join(piece.text for piece in given if isinstance(piece, Content)) == "".join(begin)
+    said = "".join(part for part in begin if part not in (CALL, SEP))
+    assert "".join(piece.text for piece in given if isinstance(piece, Content)) == said
     assert list(reader.push(["y"])) == [Content("y")]
-    assert list(reader.push(written([END_CALL, " z"], T))) == [Content(END_CALL), Content("z")]
+    assert list(reader.push(written([END_CALL, " z"], T))) == [Content("z")]
 
 
 def test_a_spelled_token_is_text_where_the_tokenizer_has_it() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+from answers import sent_back
 from dsml_fakes import Read, dsml_tokenizer, half_marked, marked, read, reader_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepwell.chat import Conversation, Message, Tool
+from deepwell.chat import FORMATS, Conversation, Message, Tool
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Reasoning
 from deepwell.chat.reading.dsml import DsmlReader, Start
 from deepwell.weights.tokenizer import Tokenizer
@@ -144,11 +146,14 @@ FRAGMENTS += [
     st.booleans(),
     st.lists(st.integers(0, 200), max_size=6),
 )
-def test_anything_is_read_the_same_at_every_border(
+def test_anything_is_read_the_same_at_every_border_and_may_be_sent_back(
     fragments: list[str], start: Start, offers: bool, borders: list[int]
 ) -> None:
     text = "".join(fragments)
     expected = whole(text, start, offers)
+    asked = Conversation(messages=(ASKED,), tools=(TOOL,))
+    for name in ("deepseek-v3.2", "deepseek-v4", "deepseek-v4.1"):
+        sent_back(expected, asked, FORMATS[name], T)
     for answer in (marked(text), half_marked(text)):
         assert read(reader(start, offers), answer) == expected
         assert read(reader(start, offers), answer, [border % (len(answer) + 1) for border in borders]) == expected
@@ -157,24 +162,30 @@ def test_anything_is_read_the_same_at_every_border(
 @settings(max_examples=400)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14), st.sampled_from([Start.MID_THOUGHT, Start.MID_CONTENT]))
 def test_what_never_becomes_a_call_comes_back_as_written(fragments: list[str], start: Start) -> None:
+    """In content without its marked tags, and what begins one at the end of an answer."""
     text = "".join(fragments)
     reasoning, content, calls = whole(text, start)
-    if not calls:
+    if not {"<", "</"} & {*fragments}:
+        assert not re.search("</?｜DSML｜", content)
+    if not calls and "｜DSML｜" not in text:
         assert (reasoning + content).replace("\n", "") == text.replace("</think>", "").replace("\n", "")
 
 
 @pytest.mark.parametrize("at", range(len(V4)))
 def test_an_answer_may_be_cut_off_anywhere(at: int) -> None:
-    """A call that had not begun comes back as written; one that had keeps the part of its arguments that came."""
+    """A call that had no name yet does not show; one that had keeps the part of its arguments that came."""
     _, content, calls = whole(V4[:at])
     begun = len(calls)
     if begun == 0:
-        assert content == V4[:at]
+        assert content == (V4[:at] if "<｜" not in V4[:at] else "Let me see.")
+        assert 'weather"' not in V4[:at]
     elif begun == 1 and len(calls[0][1]) < len(CALLS[0][1]):
         assert content == "Let me see."
         assert CALLS[0][1].startswith(calls[0][1])
     else:
-        assert calls == CALLS[:begun]
+        assert content == "Let me see."
+        assert [name for name, _ in calls] == [name for name, _ in CALLS[:begun]]
+        assert all(CALLS[n][1].startswith(arguments) for n, (_, arguments) in enumerate(calls))
 
 
 def block(*calls: str) -> str:
@@ -209,6 +220,8 @@ def parameter(value: str, kind: str = "true", mark: str = "｜DSML｜") -> str:
             block(invoke(parameter(' {"k" : 1.50} ', "false"))), '{"p":  {"k" : 1.50} }', id="JSON as written"
         ),
         pytest.param(block(invoke("\n")), "{}", id="no arguments"),
+        pytest.param(block(invoke('{"a": "1\n2"}')), r'{"a": "1\n2"}', id="a line break in JSON"),
+        pytest.param(block(invoke(parameter("1e400", "false"))), '{"p": 1e400}', id="a number beyond all"),
         pytest.param(invoke(parameter("x"))[:-1] + "\n\n", '{"p": "x"}', id="a block that never ends"),
     ],
 )
@@ -230,23 +243,22 @@ def test_lenient_calls(text: str, arguments: str) -> None:
         '<｜DSML｜invoke name="">\n</｜DSML｜invoke>',
         '<｜DSML｜invoke name="f">\nwords</｜DSML｜invoke>',
         '<｜DSML｜invoke name="f">\n[1]</｜DSML｜invoke>',
-        '<｜DSML｜invoke name="f">\n{1}</｜DSML｜invoke>',
         '<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="p">1</｜DSML｜parameter>',
         '<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="p" string="yes">',
         "</｜DSML｜tool_calls>",
     ],
 )
-def test_broken_calls_come_back_as_written(text: str) -> None:
+def test_broken_calls_come_back_as_written_without_marked_tags(text: str) -> None:
     said = f"So:\n\n{text}"
-    assert whole(said) == ("", said, [])
-    assert read(reader(), marked(said)) == ("", said, [])
-    assert read(reader(), half_marked(said)) == ("", said, [])
+    content = re.sub(r"\s*</?｜DSML｜[^<>\n]*>?", "", said)
+    assert whole(said) == ("", content, [])
+    assert read(reader(), marked(said)) == ("", content, [])
+    assert read(reader(), half_marked(said)) == ("", content, [])
 
 
 def test_a_call_that_breaks_after_it_began_is_never_complete() -> None:
     text = block(invoke(parameter("x") + "oops\n" + parameter("y")), invoke(""))
-    rest = "oops\n" + parameter("y") + "</｜DSML｜invoke>"
-    assert whole(text) == ("", rest, [("f", '{"p": "x"'), ("f", "{}")])
+    assert whole(text) == ("", "oopsy", [("f", '{"p": "x"'), ("f", "{}")])
     assert read(reader(), marked(text)) == whole(text)
     assert read(reader(), half_marked(text)) == whole(text)
 

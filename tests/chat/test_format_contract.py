@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from answers import Lacking, cut_at, length, marked, read, written
+from answers import Lacking, cut_at, length, marked, read, sent_back, written
 from conversations import VECTORS, Vectors, answer, call, rendered, result, system, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,7 +133,7 @@ def answers_of(format: Format, thinking: bool) -> st.SearchStrategy[list[str]]:
 @every_format
 @settings(max_examples=150)
 @given(data=st.data())
-def test_answers_read_the_same_wherever_they_are_cut(name: str, data: st.DataObject) -> None:
+def test_answers_read_the_same_wherever_they_are_cut_and_may_be_sent_back(name: str, data: st.DataObject) -> None:
     format, tokenizer = format_of(name)
     thinking = data.draw(st.booleans()) if format.thinks == "choice" else None
     lacks = data.draw(st.lists(st.sampled_from([THINK, END_THINK, CALL, SEP, END_CALL, CALLS]), max_size=4))
@@ -143,6 +143,7 @@ def test_answers_read_the_same_wherever_they_are_cut(name: str, data: st.DataObj
     conversation = Conversation(messages=(user("x"),), tools=tools, thinking=thinking)
     borders = data.draw(st.lists(st.integers(1, max(1, length(answer))), max_size=20))
     whole = read(format.reader(conversation, lacking), [answer])
+    sent_back(whole, conversation, format, tokenizer)
     assert read(format.reader(conversation, lacking), cut_at(answer, borders)) == whole
     if length(answer) < 2000:
         assert read(format.reader(conversation, lacking), cut_at(answer, range(length(answer)))) == whole
@@ -151,11 +152,13 @@ def test_answers_read_the_same_wherever_they_are_cut(name: str, data: st.DataObj
 @every_format
 @given(parts=st.lists(TEXTS | st.sampled_from([*SPECIALS]), max_size=8))
 def test_markup_never_shows(name: str, parts: list[str]) -> None:
-    """Only a call that is broken is shown as it was written, and without its first token there is none."""
+    """Sound, broken or cut off, with tools and without; but what looks like another thought is said."""
     format, tokenizer = format_of(name)
-    blunt = [part.replace("<", "").replace(">", "") if part not in SPECIALS else part for part in parts if part != CALL]
-    found = read(format.reader(Conversation(messages=(user("x"),)), tokenizer), [written(blunt, tokenizer)])
-    assert not any(token in text for token in SPECIALS for text in found[:2])
+    blunt = [part.replace("<", "").replace(">", "") if part not in SPECIALS else part for part in parts]
+    for tools in ((), (WEATHER,)) if format.tools else ((),):
+        asked = Conversation(messages=(user("x"),), tools=tools)
+        found = read(format.reader(asked, tokenizer), [written(blunt, tokenizer)])
+        assert not any(token in text for token in SPECIALS if token != THINK for text in found[:2])
 
 
 @with_tools
@@ -184,12 +187,14 @@ def test_a_rendered_turn_reads_as_what_it_says(name: str, content: str, calls: l
 @with_tools
 @pytest.mark.parametrize("offer", [{}, {"tools": (WEATHER,), "choice": "none"}])
 @pytest.mark.parametrize("arguments", ["{}", '{"text": "' + "ab " * 200 + '"}'])
-def test_calls_of_tools_that_were_not_offered_are_content(name: str, offer: dict[str, Any], arguments: str) -> None:
+def test_texts_of_calls_of_tools_that_were_not_offered_are_content(
+    name: str, offer: dict[str, Any], arguments: str
+) -> None:
     reader = FORMATS[name].reader(Conversation(messages=(user("x"),), **offer), T)
     call = (CALL, "w", SEP, arguments, END_CALL)
     before = (END_THINK,) if FORMATS[name].thinks == "always" else ()
     parts = written([*before, "I look.", CALLS, *call, END_CALLS], T)
-    assert read(reader, cut_at(parts, range(0, length(parts), 7))) == ("", "I look." + "".join(call), [])
+    assert read(reader, cut_at(parts, range(0, length(parts), 7))) == ("", f"I look.w{arguments}", [])
 
 
 @pytest.mark.parametrize("name", ["deepseek-llm", "deepseek-coder", "plain"])
@@ -281,11 +286,24 @@ def test_formats_without_tools_say_so(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-@pytest.mark.parametrize("role", ["developer", "latest_reminder"])
-def test_roles_of_later_formats_are_refused(name: str, role: Any) -> None:
+def test_roles_of_later_formats_are_refused(name: str) -> None:
     with pytest.raises(RequestError, match="allowed: system, user, assistant") as caught:
-        rendered(Conversation(messages=(user("x"), Message.of(role, "y"))), T, name)
+        rendered(Conversation(messages=(user("x"), Message.of("latest_reminder", "y"))), T, name)
     assert caught.value.param == "messages[1].role"
+
+
+@every_format
+@pytest.mark.parametrize("place", range(3))
+def test_what_developers_say_is_a_system_text(name: str, place: int) -> None:
+    _, tokenizer = format_of(name)
+    talk = [user("x"), answer("y"), user("z")]
+    as_developer, as_system = (
+        Conversation(messages=(*talk[:place], Message.of(role, "Be brief."), *talk[place:]))
+        for role in ("developer", "system")
+    )
+    ids = rendered(as_developer, tokenizer, name)
+    assert ids == rendered(as_system, tokenizer, name)
+    assert "Be brief." in tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("name", OURS)

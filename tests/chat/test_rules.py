@@ -28,7 +28,7 @@ class Flat(Fields):
     """A protocol whose messages are lists of parts of every kind, the results in messages of users."""
 
     choice = "tool_choice.type"
-    call_name, call_arguments = "name", "input"
+    call_name = "name"
 
     def kind(self, index: int, message: Message, kind: type) -> str:
         places = [at for at, part in enumerate(message.parts) if type(part) is kind]
@@ -64,7 +64,6 @@ def test_a_kind_of_part_that_a_format_does_not_know_is_refused(name: str, inside
 
 
 FAULTS: list[tuple[Message, str, str, str]] = [
-    (answer("", call("a", arguments="[1]")), "an array", "tool_calls[0].function.arguments", "content[0].input"),
     (answer("I look.", call("a", name="")), "is empty", "tool_calls[0].function.name", "content[1].name"),
     (answer("", call("a"), call("a")), "another call", "tool_calls[1].id", "content[1].id"),
     (Message("user", (Text("x"), Thought("y"))), "role assistant", "reasoning_content", "content[1]"),

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 from scripting import TOOLS, scripted
-from serving import MODEL, chat, client_of, live
+from serving import MODEL, T, chat, client_of, live
 from test_bad_input import error_of
 from test_continued import hits, say
 
@@ -109,20 +109,27 @@ def test_a_call_that_is_asked_for_continues_as_any_other(choice: Any, answer: li
     assert usage["prompt_cache_hit_tokens"] == hits(script, 0)
 
 
-def test_a_broken_call_is_content() -> None:
+def test_a_broken_call_is_as_it_was_written_and_may_be_sent_back() -> None:
     service, _ = scripted(ids("Well: ", CALLS, CALL, "weather", SEP, "{ no", END_CALL, END_CALLS, EOS), format=V31)
     with client_of(service) as client:
         body = client.post(CHAT, json=chat(tools=TOOLS)).json()
     message = body["choices"][0]["message"]
-    assert "tool_calls" not in message
-    assert message["content"] == f"Well: {CALL.spelling}weather{SEP.spelling}{{ no{END_CALL.spelling}"
-    assert body["choices"][0]["finish_reason"] == "stop"
+    assert message["content"] == "Well: "
+    (call,) = message["tool_calls"]
+    assert call["function"] == {"name": "weather", "arguments": "{ no"}
+    assert body["choices"][0]["finish_reason"] == "tool_calls"
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "no JSON"}
+    service, script = scripted(ids(EOS), format=V31)
+    with client_of(service) as client:
+        response = client.post(CHAT, json=chat() | {"messages": [USER, message, result]})
+    assert response.status_code == 200, response.text
+    assert T.decode(ids(*called("weather", "{ no"))) in T.decode(script.prompts[0])
 
 
 def test_what_the_format_cannot_say_is_a_400_that_says_so() -> None:
     service, _ = scripted(format=V31)
     with client_of(service) as client:
-        developer = {"messages": [{"role": "developer", "content": "x"}, USER]}
-        assert "developer" in error_of(client.post(CHAT, json=chat() | developer))["message"]
+        reminder = {"messages": [{"role": "latest_reminder", "content": "x"}, USER]}
+        assert "latest_reminder" in error_of(client.post(CHAT, json=chat() | reminder))["message"]
         forced = chat(tools=TOOLS, tool_choice="required", thinking={"type": "enabled"})
         assert error_of(client.post(CHAT, json=forced))["param"] == "tool_choice"

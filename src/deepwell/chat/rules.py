@@ -23,13 +23,14 @@ from deepwell.chat.conversation import (
     in_call_order,
 )
 from deepwell.chat.formats.base import Format
+from deepwell.chat.reading.json_text import deeper
 from deepwell.errors import RequestError, shown
 
 _ROLES = {Thought: "assistant", Call: "assistant", Result: "tool"}
 """Who alone may have a part of a kind."""
 
 MAX_DEPTH = 64
-"""How deep a schema or the arguments of a call may be nested."""
+"""How deep a schema may be nested. Arguments that are nested deeper are laid out as the text that they are."""
 
 
 class Fields:
@@ -39,7 +40,7 @@ class Fields:
     tools = "tools"
     choice = "tool_choice"
     effort = "reasoning_effort"
-    call_name, call_arguments = "function.name", "function.arguments"
+    call_name = "function.name"
     tool_name, tool_parameters = "function.name", "function.parameters"
     kinds: ClassVar[dict[type, str]] = {Thought: "reasoning_content", Call: "tool_calls", Result: "tool_call_id"}
 
@@ -95,8 +96,8 @@ def settle(conversation: Conversation, format: Format, fields: Fields = FIELDS) 
     """The conversation with its results in the order of their calls.
 
     Raises RequestError for what `check` refuses, and besides for a part in a message of the wrong role, a message
-    without content, calls that are no calls (by name, id or arguments), that nobody answers or answers twice, and tools
-    of one name or nested too deeply.
+    without content, calls without a name or of one id, that nobody answers or answers twice, and tools of one name or
+    nested too deeply. Arguments may be any text: a model's calls may be broken or cut off, and they are history too.
     """
     _check_tools(conversation.tools, fields)
     for index, message in enumerate(conversation.messages):
@@ -202,36 +203,12 @@ def _check_calls(index: int, message: Message, fields: Fields) -> None:
         ids.add(call.id)
         if not call.name:
             raise RequestError(f"{where}.{fields.call_name} is empty", f"{where}.{fields.call_name}")
-        _check_arguments(call.arguments, f"{where}.{fields.call_arguments}")
-
-
-def _check_arguments(arguments: str, where: str) -> None:
-    """An object as JSON text."""
-    try:
-        value = msgspec.json.decode(arguments)
-    except RecursionError:
-        raise RequestError(f"{where} is nested too deeply", where) from None
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise RequestError(f"{where} must be the text of a JSON object: {error}", where) from None
-    if not isinstance(value, dict):
-        raise RequestError(f"{where} must be the text of a JSON object, not of {_kind(value)}", where)
-    _check_depth(value, where)
 
 
 def _check_depth(value: Any, where: str) -> None:
     """RequestError for JSON that is nested too deeply: formats write it by recursion, which must end early enough."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        nested = [outer for outer in level if isinstance(outer, dict | list)]
-        level = [inner for outer in nested for inner in (outer.values() if isinstance(outer, dict) else outer)]
-        if not level:
-            return
-    raise RequestError(f"{where} is nested deeper than {MAX_DEPTH} levels", where)
-
-
-def _kind(value: Any) -> str:
-    names = {"NoneType": "null", "list": "an array", "str": "a text", "bool": "a boolean"}
-    return names.get(type(value).__name__, "a number")
+    if deeper(value, MAX_DEPTH):
+        raise RequestError(f"{where} is nested deeper than {MAX_DEPTH} levels", where)
 
 
 def _check_results(messages: Sequence[Message], fields: Fields) -> None:

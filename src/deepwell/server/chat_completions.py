@@ -60,7 +60,7 @@ async def chat_completions(request: Request) -> Response:
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         turn = Turn(
             reader,
-            ThoughtMeter(prompt, service.tokenizer),
+            ThoughtMeter(reader.thoughts, service.tokenizer),
             one_call=asked.parallel_tool_calls is False,
             ended=lambda turn: replay.keep(conversation, prompt, turn.message, turn.ids),
         )

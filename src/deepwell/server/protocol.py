@@ -40,7 +40,7 @@ class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
-    """What was called; `arguments` is the text of a JSON object."""
+    """What was called; `arguments` is the text of a JSON object, or what a model wrote instead of one."""
 
     name: str
     arguments: str
@@ -64,7 +64,7 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     content: str | list[ContentPart] | None = None
     reasoning_content: str | None = None
-    tool_calls: Annotated[list[CalledTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_calls: list[CalledTool] | None = None
     tool_call_id: CallId | None = None
     prefix: bool | None = None
 

@@ -1,7 +1,8 @@
 """What a reader gives. It takes an answer as the engine marks it: pieces of text, and ids of special tokens between.
 
 A reader's pieces, joined per kind, do not depend on where the text was cut. What could still become markup is held
-back. Markup never shows in a piece; a call that is broken comes back as content, as it was written.
+back. Markup never shows in content: a call that has no name, or whose arguments never begin, comes back as its texts
+alone. Any other call is one, with arguments as they were written, be they broken or cut off.
 """
 
 from __future__ import annotations
@@ -42,8 +43,19 @@ class CallArguments(msgspec.Struct, frozen=True):
 Piece = Reasoning | Content | CallBegin | CallArguments
 
 
+class Thoughts(msgspec.Struct, frozen=True):
+    """The one thought that an answer may have: it is `open` from the start, or the answer `may_open` it before anything
+    else, and the first of the marks `ends`, by spelling, ends it."""
+
+    open: bool = False
+    may_open: bool = False
+    ends: tuple[str, ...] = ()
+
+
 class Reader(Protocol):
-    """Reads one answer."""
+    """Reads one answer. `thoughts` says where in it a thought may be."""
+
+    thoughts: Thoughts
 
     def push(self, marked: Iterable[Marked]) -> Iterator[Piece]:
         """Take more of the answer; gives what is certain now. To be exhausted before the next call."""
@@ -59,6 +71,8 @@ class PlainReader:
 
     Special tokens do not show.
     """
+
+    thoughts = Thoughts()
 
     def __init__(self, first: str = "", last: str = "") -> None:
         self._first, self._last = first, last

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-import msgspec
-
-from deepwell.chat.reading.base import CallArguments, CallBegin, Content, Marked, Piece, Reasoning
+from deepwell.chat.reading.base import CallArguments, CallBegin, Content, Marked, Piece, Reasoning, Thoughts
+from deepwell.chat.reading.json_text import JsonText
 from deepwell.chat.reading.marks import END_THINK, THINK, Mark, Marks
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -19,8 +18,6 @@ CALLS, END_CALLS = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL, SEP, END_CALL = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 OUTPUTS = tuple(f"<｜tool▁{what}▁{side}｜>" for what in ("outputs", "output") for side in ("begin", "end"))
 
-HELD = 256
-"""Characters of a call that are held until it is seen to be whole. Longer calls are passed on as they come."""
 HOPELESS = 4096
 """Characters by which a call must have a name and begun arguments."""
 
@@ -32,10 +29,10 @@ _NAME = re.compile(r"[^\s`{}\"]{1,256}\Z")
 class CallReader:
     """Reads one answer.
 
-    White space around a thought and between calls belongs to neither. A call counts if it has a name and a JSON object
-    for arguments, even if its last token is missing; what is held of any other call is content, as it was written. The
-    name and the first arguments of a long call are given before its end is known: if it then turns out to be broken or
-    is cut off, its arguments are what was written, and not JSON.
+    White space around a thought and between calls belongs to neither. A call counts if it has a name, and arguments
+    that begin an object or are empty, which stands for none. They are given as they come; broken or cut off, they are
+    what was written. The texts of any other call are content. An answer has one thought, before anything else: what
+    looks like the begin of another one is content.
     """
 
     def __init__(
@@ -53,19 +50,29 @@ class CallReader:
         `continues`, in an open call, of which it gave the texts and tokens in `called`.
 
         `thinks` False is for models that have no thoughts, `calls` False for those that call no tools. Where none is
-        `offered`, a call is content, as it was written.
+        `offered`, the tokens of calls do not show, and their texts are content.
         """
+        calls = calls and offered
         spellings = [THINK, END_THINK] if thinks else []
         spellings += [CALLS, END_CALLS, CALL, SEP, END_CALL, *OUTPUTS] if calls else []
         self._marks = Marks(tokenizer, spellings)
-        self._offered = offered
+        may_open = thinks and not (thinking or continues) and called is None
+        self.thoughts = Thoughts(
+            thinking, may_open, (END_THINK, *((CALLS, END_CALLS, CALL, END_CALL) if calls else ()))
+        )
+        self._may_think = may_open
         self._state: _State = _Thought(gap=not continues) if thinking else _Said(gap=False)
         if called is not None:
-            self._state = _Call(offered, called)
+            self._state = _Call(called)
 
     def push(self, marked: Iterable[Marked]) -> Iterator[Piece]:
         for part in self._marks.push(marked):
-            yield from self._mark(part.spelling) if isinstance(part, Mark) else self._state.text(part)
+            if isinstance(part, Mark):
+                yield from self._mark(part.spelling)
+                self._may_think = self._may_think and part.spelling not in (THINK, *self.thoughts.ends)
+            else:
+                self._may_think = self._may_think and part.isspace()
+                yield from self._state.text(part)
 
     def finish(self) -> Iterator[Piece]:
         for text in self._marks.finish():
@@ -75,9 +82,9 @@ class CallReader:
     def _mark(self, spelling: str) -> Iterator[Piece]:
         if isinstance(self._state, _Call) and spelling not in (CALLS, END_CALLS, CALL, END_CALL):
             yield from self._state.mark(spelling)
-            return
-        following = self._after(spelling)
-        if following is not None:
+        elif spelling == THINK and not (self._may_think or isinstance(self._state, _Thought)):
+            yield from self._state.text(THINK)
+        elif (following := self._after(spelling)) is not None:
             yield from self._state.end(spelling)
             self._state = following
 
@@ -89,7 +96,7 @@ class CallReader:
         if spelling == END_THINK:
             return _Said(gap=True) if thinking else None
         if spelling == CALL:
-            return _Call(self._offered)
+            return _Call()
         return _Said(gap=True) if spelling in (CALLS, END_CALLS, END_CALL) else None
 
 
@@ -130,76 +137,71 @@ class _Thought:
 
 
 class _Call:
-    """A call: its head up to the separator, then its body. `given` is what the prompt wrote of it already.
+    """A call: its head up to the separator, then its body. `given` is what the prompt wrote of it already."""
 
-    One of tools that were not `offered` is no call.
-    """
-
-    def __init__(self, offered: bool, given: Sequence[str] | None = None) -> None:
-        self._offered = offered
+    def __init__(self, given: Sequence[str] = ()) -> None:
         self._head = ""
         self._body: str | None = None
-        self._passing: type[CallArguments | Content] | None = None
+        self._arguments: JsonText | None = None
+        self._content = False
         self._written = ""
-        for part in given or ():
+        for part in given:
             list(self.mark(part) if part == SEP else self.text(part))
-        self._written = CALL if given is None else ""
+        self._written = ""
 
     def text(self, text: str) -> Iterator[Piece]:
-        if self._passing is Content:
+        if self._content:
             yield Content(text)
-            return
-        if self._body is None:
-            self._head += text
-        else:
-            self._body += text
-        if self._passing is CallArguments:
-            yield from self._more()
+        elif self._arguments is not None:
+            yield from self._more(text)
         else:
             self._written += text
-            yield from self._decide()
+            yield from self._decide(text)
 
     def mark(self, spelling: str) -> Iterator[Piece]:
-        """A token inside of the call: the separator, or one that has no place here and so is text."""
-        if spelling == SEP and self._body is None and self._passing is None:
-            self._written += spelling
+        """A token inside of the call: the separator, or one that has no place here and so is text of its arguments."""
+        if self._arguments is not None:
+            yield from () if self._arguments.complete else self._more(spelling)
+        elif spelling == SEP and self._body is None:
             self._body = ""
-            return iter(())
-        return self.text(spelling)
+        elif not self._content:
+            yield from self._decide(spelling)
 
     def end(self, by: str) -> Iterator[Piece]:
         """The call is over, ended `by` a token or the end of the answer."""
-        last = by if by == END_CALL else ""
-        if self._passing is Content and last:
-            yield Content(last)
-        if self._passing is not None:
+        if self._content or self._arguments is not None:
             return
-        call = _begun(self._head, (self._body or "").rstrip(_LAST)) if self._offered else None
-        if call is not None and _is_object(call[1]):
-            yield CallBegin(call[0])
-            yield CallArguments(call[1])
-        else:
-            yield Content(self._written + last)
+        name = _named(self._head, self._body, cut=not by)
+        if name is None:
+            yield from [Content(self._written)] if self._written else []
+            return
+        yield CallBegin(name)
+        yield from [CallArguments("{}")] if by else []
 
-    def _decide(self) -> Iterator[Piece]:
-        """Of a long call, see whether it can be one; the answer depends on its first characters alone."""
+    def _decide(self, more: str) -> Iterator[Piece]:
+        """See whether this can be a call; the answer depends on its first characters alone."""
+        if self._body is None:
+            self._head += more
+        else:
+            self._body += more
         body = self._body or ""
-        if self._offered and len(body) > HELD and (begun := _begun(self._head, body[:HOPELESS])) is not None:
-            self._passing = CallArguments
-            self._body = begun[1] + body[HOPELESS:]
+        if (begun := _begun(self._head, body[:HOPELESS])) is not None:
+            self._arguments = JsonText()
             yield CallBegin(begun[0])
-            yield from self._more()
+            yield from self._more(begun[1] + body[HOPELESS:])
         elif max(len(body), len(self._head)) > HOPELESS:
-            self._passing = Content
+            self._content = True
             yield Content(self._written)
 
-    def _more(self) -> Iterator[Piece]:
-        """Arguments as they come, but for what may be the end of a fence."""
-        assert self._body is not None
-        certain = self._body.rstrip(_LAST)
-        self._body = self._body[len(certain) :]
-        if certain:
-            yield CallArguments(certain)
+    def _more(self, text: str) -> Iterator[Piece]:
+        """Arguments as they come. What follows them is content, but for the end of a fence."""
+        assert self._arguments is not None
+        inside, rest = self._arguments.take(text)
+        if inside:
+            yield CallArguments(inside)
+        if self._arguments.complete and (rest := rest.lstrip(_LAST)):
+            self._content = True
+            yield Content(rest)
 
 
 _State = _Said | _Thought | _Call
@@ -217,8 +219,10 @@ def _begun(head: str, body: str) -> tuple[str, str] | None:
     return (name, arguments) if arguments.startswith("{") and _NAME.match(name) else None
 
 
-def _is_object(arguments: str) -> bool:
-    try:
-        return isinstance(msgspec.json.decode(arguments), dict)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return False
+def _named(head: str, body: str | None, cut: bool) -> str | None:
+    """The name of a call that has nothing else; of one that was `cut`, if the name is seen to be complete."""
+    words = [head.strip(), *_FENCE.sub("", body or "").split()]
+    if words[0] == "function" and not (cut and "\n" not in (body or "")):
+        words = words[1:]
+    known = body is not None and len(words) == 1 and words[0] != "function" and _NAME.match(words[0])
+    return words[0] if known else None

@@ -2,8 +2,8 @@
 
 One reader takes the spellings of all three, with or without the token `｜DSML｜` once a block is open, and a call whose
 arguments are a JSON object instead of tags. A call begins for the client with its first argument; from then on its
-arguments stream. What never becomes a call is given back as it was written. A call that breaks or is cut off after it
-began keeps its arguments unfinished, so that nobody takes them for all of them.
+arguments stream. What never becomes a call is given back as it was written, but for its marked tags. A call that breaks
+or is cut off after it had its name keeps its arguments unfinished, so that nobody takes them for all of them.
 """
 
 from __future__ import annotations
@@ -11,27 +11,33 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from enum import Enum, auto
 
-from deepwell.chat.reading.base import CallArguments, CallBegin, Content, Marked, Piece, Reasoning
+from deepwell.chat.reading.base import CallArguments, CallBegin, Content, Marked, Piece, Reasoning, Thoughts
 from deepwell.chat.reading.dsml_tags import (
     BLOCK_ENDS,
     END_OF_THINK,
+    END_TAG,
     MARK,
     OPENERS,
+    TAG,
     BlockEnd,
     Broken,
     CallEnd,
     Parameter,
     Unfinished,
+    after_tag,
     argument,
     first_of,
     held_back,
     is_block_end,
+    is_cut_tag,
     quoted,
     read_call,
+    read_cut,
     read_further,
     spelled,
     without_end,
 )
+from deepwell.chat.reading.marks import END_THINK, THINK
 from deepwell.weights.tokenizer import Tokenizer
 
 STRIDE = 4096
@@ -53,11 +59,12 @@ class DsmlReader:
 
     def __init__(self, tokenizer: Tokenizer, start: Start, offers: bool) -> None:
         """`offers` is whether the prompt offered tools; if not, what looks like a call is part of the text."""
-        close = tokenizer.special("</think>")
-        self._end_of_think = "</think>" if close is None else END_OF_THINK
-        self._shown = {tokenizer.special(MARK): MARK, close: END_OF_THINK}
+        close = tokenizer.special(END_THINK)
+        self._end_of_think = END_THINK if close is None else END_OF_THINK
+        self._shown = {tokenizer.special(MARK): MARK, tokenizer.special(THINK): THINK, close: END_OF_THINK}
         self._offers = offers
         self._thinks = start in (Start.THOUGHT, Start.MID_THOUGHT)
+        self.thoughts = Thoughts(self._thinks, ends=(END_THINK,))
         self._leading = start in (Start.THOUGHT, Start.CONTENT)
         self._in_block = start is Start.CALLS
         self._step = self._call if self._in_block else self._plain
@@ -80,16 +87,23 @@ class DsmlReader:
         if self._leading:
             self._text = self._text.lstrip("\n")
         breaking: tuple[str, ...] = (self._end_of_think,) if self._thinks else ()
-        breaking += (OPENERS if self._offers else ()) + (BLOCK_ENDS if self._in_block else ())
+        breaking += OPENERS if self._offers else ()
+        breaking += (END_TAG,) if self._offers and not self._thinks else ()
+        breaking += BLOCK_ENDS if self._in_block else ()
         found = first_of(self._text, {*breaking, self._end_of_think})
         if found is None:
-            yield from self._say(0 if last else self._held(breaking))
+            held = self._held(breaking)
+            cut = END_TAG in breaking and is_cut_tag(self._text[len(self._text) - held :])
+            yield from self._say(0 if last and not cut else held)
+            self._text = "" if last else self._text
             return False
         at, mark = found
         kept = len(self._text[:at].rstrip("\n")) if mark in breaking else at
         yield from self._say(len(self._text) - kept)
         if mark in OPENERS:
             self._step = self._call
+        elif mark == END_TAG:
+            self._step = self._tag
         else:
             self._text = self._text[at - kept + len(mark) :]
             self._leading = mark in breaking
@@ -116,12 +130,9 @@ class DsmlReader:
         try:
             found, rest = read_call(self._text, self._in_block)
         except Unfinished:
-            if not last:
-                return False
-            if self._in_block and is_block_end(self._text):
-                self._text = ""
-                return False
-            found = None
+            if last:
+                yield from self._cut()
+            return False
         except Broken:
             found = None
         if found is None:
@@ -136,13 +147,37 @@ class DsmlReader:
         yield from self._inside(found.inside, "{")
         return True
 
+    def _cut(self) -> Iterator[Piece]:
+        """The answer ended before a call had its arguments: it is one if it has its name, and else leaves no markup."""
+        call = read_cut(self._text, self._in_block)
+        if call is not None:
+            yield CallBegin(call[0])
+            yield from [CallArguments(call[1])] if call[1] else []
+        elif self._thinks or not (is_cut_tag(self._text) or (self._in_block and is_block_end(self._text))):
+            yield from self._say(0)
+        self._text = ""
+
     def _give_up(self) -> Iterator[Piece]:
-        """What looked like a call is text. Its first mark is passed over, so that it is not tried again."""
-        self._step = self._plain
+        """What looked like a call is text, in content without its marked tags. Its first mark is passed over, not to be
+        tried again."""
+        marked = self._text.lstrip().startswith(TAG) and not self._thinks
+        self._step = self._tag if marked else self._plain
         blanks = len(self._text) - len(self._text.lstrip())
         mark = next((mark for mark in OPENERS if self._text.startswith(mark, blanks)), None)
-        if mark is not None:
+        if mark is not None and not marked:
             yield from self._say(len(self._text) - blanks - len(mark))
+
+    def _tag(self, last: bool) -> Generator[Piece, None, bool]:
+        """A marked tag that belongs to no call does not show."""
+        rest = after_tag(self._text)
+        if rest is None and not last:
+            return False
+        yield from ()
+        tag = self._text[: len(self._text) - len(rest or "")].lstrip()
+        self._text, self._step = rest or "", self._plain
+        if tag in BLOCK_ENDS:
+            self._in_block, self._leading = False, True
+        return True
 
     def _inside(self, found: Parameter | CallEnd, before: str) -> Iterator[Piece]:
         """What a call holds next: another value after `before`, or nothing more."""

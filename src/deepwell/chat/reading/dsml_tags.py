@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+
+from deepwell.chat.reading.json_text import JsonText
 
 MARK = "｜DSML｜"
 END_OF_THINK = "\udfff"
@@ -19,7 +22,12 @@ def _tags(start: str, names: Iterable[str], end: str, marks: Iterable[str] = (MA
     return tuple(f"{start}{mark}{name}{end}" for mark in marks for name in names)
 
 
-OPENERS = (f"<{MARK}", *_tags("<", _BLOCK_NAMES, ">", [""]))
+TAG, END_TAG = f"<{MARK}", f"</{MARK}"
+"""What every marked tag begins with."""
+
+_TAG = re.compile(rf"\s*</?{MARK}[^<>\n]{{0,256}}(>)?")
+
+OPENERS = (TAG, *_tags("<", _BLOCK_NAMES, ">", [""]))
 """What may begin a block of calls, or a call without a block."""
 
 BLOCK_ENDS = _tags("</", _BLOCK_NAMES, ">")
@@ -101,25 +109,46 @@ class _Scan:
 def read_call(text: str, in_block: bool) -> tuple[Call | BlockEnd, str]:
     """A call that begins `text`, or the end of the block, and the text after it. Raises Broken or Unfinished."""
     scan = _Scan(text)
-    scan.blanks()
-    if in_block:
-        tag = scan.take(*_CALLS, *BLOCK_ENDS)
-    else:
-        tag = scan.take(*_BLOCKS, *(call for call in _CALLS if MARK in call))
-        if tag in _BLOCKS:
-            scan.blanks()
-            tag = scan.take(*_CALLS)
+    tag = _opened(scan, in_block)
     if tag in BLOCK_ENDS:
         return BlockEnd(), scan.rest
-    name = scan.until('"', without="\n")
-    if not name:
-        raise Broken
+    name = _name(scan)
     scan.take(">")
     scan.blanks()
     inside = scan.take(*_PARAMETERS, *_CALL_ENDS, "{")
     if inside == "{":
         return Call(name, _json_body(scan, _only_marked(_CALL_ENDS, tag))), scan.rest
     return Call(name, CallEnd() if inside in _CALL_ENDS else _parameter(scan, inside)), scan.rest
+
+
+def read_cut(text: str, in_block: bool) -> tuple[str, str] | None:
+    """Name and what came of a JSON body, of a call that the end of the answer cut off once it had its name."""
+    scan = _Scan(text)
+    try:
+        name = None if _opened(scan, in_block) in BLOCK_ENDS else _name(scan)
+    except (Broken, Unfinished):
+        return None
+    body = scan.rest.removeprefix(">").lstrip()
+    return None if name is None else (name, json_text(body) if body.startswith("{") else "")
+
+
+def _opened(scan: _Scan, in_block: bool) -> str:
+    """The tag that opens a call, the end of a block, after what may stand before it."""
+    scan.blanks()
+    if in_block:
+        return scan.take(*_CALLS, *BLOCK_ENDS)
+    tag = scan.take(*_BLOCKS, *(call for call in _CALLS if MARK in call))
+    if tag in _BLOCKS:
+        scan.blanks()
+        tag = scan.take(*_CALLS)
+    return tag
+
+
+def _name(scan: _Scan) -> str:
+    name = scan.until('"', without="\n")
+    if not name:
+        raise Broken
+    return name
 
 
 def read_further(text: str) -> tuple[Parameter | CallEnd, str]:
@@ -130,6 +159,13 @@ def read_further(text: str) -> tuple[Parameter | CallEnd, str]:
         scan.blanks()
         tag = scan.take(*_PARAMETERS, *_CALL_ENDS)
     return (CallEnd() if tag in _CALL_ENDS else _parameter(scan, tag)), scan.rest
+
+
+def after_tag(text: str) -> str | None:
+    """What follows a marked tag that begins `text`, whole or broken; None if more of it may come."""
+    found = _TAG.match(text)
+    unsure = found is None or (found.end() == len(text) and found[1] is None)
+    return None if found is None or unsure else text[found.end() :]
 
 
 def without_end(text: str) -> str:
@@ -154,11 +190,15 @@ def _json_body(scan: _Scan, ends: tuple[str, ...]) -> CallEnd:
     if found is None:
         raise Unfinished
     at, end = found
-    body = spelled(scan.text[scan.at - 1 : at].strip())
-    if not isinstance(_value(body), dict):
-        raise Broken
+    body = json_text(spelled(scan.text[scan.at - 1 : at].strip()))
     scan.at = at + len(end)
     return CallEnd(body)
+
+
+def json_text(written: str) -> str:
+    """Arguments as they were written, with what JSON does not know in its texts made sound."""
+    inside, rest = JsonText().take(written)
+    return inside + rest
 
 
 def first_of(text: str, marks: Iterable[str], start: int = 0) -> tuple[int, str] | None:
@@ -176,6 +216,11 @@ def held_back(text: str, marks: Iterable[str]) -> int:
 def is_block_end(text: str) -> bool:
     """Whether a rest of an answer is blank or the beginning of a block's end."""
     return any(end.startswith(text.strip()) for end in BLOCK_ENDS)
+
+
+def is_cut_tag(text: str) -> bool:
+    """Whether a rest of an answer is a marked tag, or so much of one that it can be nothing else."""
+    return any(part in text or ("｜" in text and part.startswith(text.strip())) for part in (TAG, END_TAG))
 
 
 def spelled(text: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import AnyStr
 
 import msgspec
 
-from deepwell.chat.reading.base import Marked
+from deepwell.chat.reading.base import Marked, Thoughts
 from deepwell.weights.tokenizer import Tokenizer
 
 THINK, END_THINK = "<think>", "</think>"
@@ -62,31 +63,63 @@ class Marks:
 
 
 class ThoughtMeter:
-    """Tells thoughts apart from the answer by the tokens around them, as they are sampled.
+    """Tells thoughts apart from the answer as its tokens are sampled, by where its reader says that they may be.
 
-    An answer thinks if its prompt ends in an open thought, or if it opens one with its first token. `thinking` is
-    whether it does now, `tokens` how many tokens it thought so far, those around the thought left out.
+    `thinking` is whether the answer thinks now, `tokens` how many tokens it thought so far, those that begin and end
+    the thought left out.
     """
 
-    def __init__(self, prompt: Sequence[int], tokenizer: Tokenizer) -> None:
-        self._open, self._close = tokenizer.special(THINK), tokenizer.special(END_THINK)
-        marks = (id for id in reversed(prompt) if id in (self._open, self._close))
-        self.thinking = self._open is not None and next(marks, None) == self._open
+    def __init__(self, thoughts: Thoughts, tokenizer: Tokenizer) -> None:
+        self.thinking = thoughts.open
         self.tokens = 0
-        self._first = True
+        self._may_open = thoughts.may_open
+        self._bytes, self._special = tokenizer.token_bytes, tokenizer.is_special
+        self._begin, self._end = _Found([THINK], tokenizer), _Found(thoughts.ends, tokenizer)
 
     def push(self, ids: Iterable[int]) -> list[bool]:
         """Take more of the answer; for each of its tokens, whether it belongs to a thought, its marks included."""
-        thoughts: list[bool] = []
-        for id in ids:
-            closes = self.thinking and id == self._close
-            thoughts.append(self.thinking or (self._first and id == self._open))
-            self.tokens += self.thinking and not closes
-            self.thinking = thoughts[-1] and not closes
-            self._first = False
-        return thoughts
+        return [self._one(id) for id in ids]
+
+    def _one(self, id: int) -> bool:
+        if self.thinking:
+            ended = self._end.completed_by(id)
+            self.tokens += not ended
+            self.thinking = not ended
+            return True
+        if not self._may_open:
+            return False
+        self.thinking = self._begin.completed_by(id)
+        silent = self._begin.begun or self._special(id) or self._bytes(id).isspace()
+        self._may_open = silent and not (self.thinking or self._end.completed_by(id))
+        return self.thinking and self._bytes(id) == THINK.encode()
 
 
-def begun(text: str, mark: str) -> int:
+class _Found:
+    """Looks for marks in tokens: as ids, or spelled where the tokenizer lacks them."""
+
+    def __init__(self, spellings: Iterable[str], tokenizer: Tokenizer) -> None:
+        ids = {spelling: tokenizer.special(spelling) for spelling in spellings}
+        self._ids = {id for id in ids.values() if id is not None}
+        self._spelled = [spelling.encode() for spelling, id in ids.items() if id is None]
+        self._tokenizer = tokenizer
+        self._tail = b""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the tokens so far end in the begin of a spelled mark."""
+        return bool(self._tail)
+
+    def completed_by(self, id: int) -> bool:
+        """Take a token; whether a mark is complete with it."""
+        if self._tokenizer.is_special(id):
+            self._tail = b""
+            return id in self._ids
+        tail = self._tail + self._tokenizer.token_bytes(id)
+        found = any(spelling in tail for spelling in self._spelled)
+        self._tail = b"" if found else tail[len(tail) - max((begun(tail, s) for s in self._spelled), default=0) :]
+        return found
+
+
+def begun(text: AnyStr, mark: AnyStr) -> int:
     """Length of the longest end of `text` that begins `mark`, short of all of it."""
     return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)
