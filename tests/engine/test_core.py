@@ -4,6 +4,7 @@ import itertools
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from deepwell.engine import Delta, EngineConfig, EngineCore, FinishReason, Request, SamplingParams, TokenLogprob, Usage
 from deepwell.errors import ConfigError, QueueFull, RequestError
 from deepwell.ops.base import Batch
+from deepwell.weights.added_tokens import Marked, Tag
+from deepwell.weights.tokenizer import Tokenizer
 from fakes import EOS, FakeRunner, reply, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -295,6 +298,35 @@ def test_special_tokens_stand_where_they_were_sampled() -> None:
     assert marked([*hi, THINK, *ho, 1, *hi]) == ["hi 🐳", THINK, "ho"]
     assert marked([*hi, 1, *ho], ignore_eos=True) == ["hi 🐳", 1, "ho"]
     assert marked([*hi, THINK, *ho], stop_token_ids=(THINK,)) == ["hi 🐳"]
+
+
+def tagged(*sampled: int, **sampling: Any) -> tuple[list[Marked], FinishReason | None]:
+    """What a model answers that samples these tokens, of which 320 is the tag `<row>` and 321 `<|endoftext|>`."""
+    state = TOKENIZER.state()
+    more = {320: "<row>", 321: "<|endoftext|>"}
+    tokenizer = Tokenizer.restore(
+        msgspec.structs.replace(state, tags={"<row>": 320, "<|endoftext|>": 321}, spelled=state.spelled | more)
+    )
+    runner = FakeRunner(vocab_size=322, next_token=reply(sampled, after=ASSISTANT))
+    rules = {"temperature": 0.0, "max_tokens": len(sampled)} | sampling
+    answer = run_one(EngineCore(runner, tokenizer), request("a", (ASSISTANT,), **rules))
+    return list(answer.marked), answer.finish_reason
+
+
+def test_tags_are_text_and_ends_are_known_by_name() -> None:
+    (x,) = TOKENIZER.encode("x")
+    row = Tag("<row>", 320)
+    assert tagged(x, 320, x) == (["x", row, "x"], "length")
+    assert tagged(x, 320, x, stop=("row>x",)) == (["x", "<"], "stop")
+    assert tagged(x, 320, 321, x) == (["x", row], "stop")
+    assert tagged(x, 321, x, ignore_eos=True) == (["x", Tag("<|endoftext|>", 321), "x"], "length")
+
+
+def test_a_stop_text_may_spell_a_special_token() -> None:
+    x = TOKENIZER.encode("x")
+    assert marked([*x, THINK, *x], stop=("<think>",)) == ["x"]
+    assert marked([*x, THINK, *x], stop=("<think>y", "xx", "think", "<")) == ["x", THINK, "x"]
+    assert marked([*x, 1, *x], stop=(EOS,), ignore_eos=True) == ["x"]
 
 
 def test_a_special_token_lets_go_of_held_text() -> None:

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepwell.engine.detokenize import Detokenizer
+from deepwell.weights.added_tokens import Marked, Tag
 
 alphabet = st.text("ab€🐳", max_size=12)
 data = st.one_of(
@@ -14,9 +15,13 @@ data = st.one_of(
 )
 
 
+def joined(pieces: list[Marked]) -> str:
+    return "".join(piece for piece in pieces if isinstance(piece, str))
+
+
 def pieces(parts: list[bytes], stop: tuple[str, ...] = ()) -> tuple[str, bool]:
     detokenizer = Detokenizer(stop)
-    text = "".join([*map(detokenizer.push, parts), detokenizer.flush()])
+    text = joined([*(piece for part in parts for piece in detokenizer.push(part)), *detokenizer.flush()])
     return text, detokenizer.stopped
 
 
@@ -43,7 +48,7 @@ def test_a_piece_never_holds_half_a_character(data: bytes) -> None:
     detokenizer = Detokenizer()
     shown = ""
     for end in range(1, len(data) + 1):
-        shown += detokenizer.push(data[end - 1 : end])
+        shown += joined(detokenizer.push(data[end - 1 : end]))
         for rest in (b"", b"\x80", b"\x9f\x90\xb3", b"a"):
             assert (data[:end] + rest).decode("utf-8", "replace").startswith(shown)
 
@@ -61,7 +66,7 @@ def test_only_what_could_become_a_stop_text_is_held_back(text: str, stop: str) -
     detokenizer = Detokenizer((stop,))
     shown = ""
     for end in range(1, len(text) + 1):
-        shown += detokenizer.push(text[end - 1].encode())
+        shown += joined(detokenizer.push(text[end - 1].encode()))
         if detokenizer.stopped:
             return
         held = text[len(shown) : end]
@@ -71,10 +76,10 @@ def test_only_what_could_become_a_stop_text_is_held_back(text: str, stop: str) -
 
 def test_after_a_stop_nothing_more_is_said() -> None:
     detokenizer = Detokenizer(("stop",))
-    assert detokenizer.push(b"a st") == "a "
-    assert detokenizer.push(b"op b") == ""
+    assert detokenizer.push(b"a st") == ["a "]
+    assert detokenizer.push(b"op b") == []
     assert detokenizer.stopped
-    assert detokenizer.push(b"c") == detokenizer.flush() == ""
+    assert detokenizer.push(b"c") == detokenizer.mark(7, "<s>") == detokenizer.flush() == []
 
 
 @pytest.mark.parametrize(
@@ -83,3 +88,61 @@ def test_after_a_stop_nothing_more_is_said() -> None:
 )
 def test_broken_bytes_become_replacement_characters(parts: list[bytes], text: str) -> None:
     assert pieces(parts) == (text, False)
+
+
+def said(*parts: bytes | Tag | int, stop: tuple[str, ...]) -> tuple[list[Marked], bool]:
+    """What comes of bytes, tags and special tokens, which are spelled `<number>`; neighbouring texts joined."""
+    detokenizer = Detokenizer(stop)
+    out: list[Marked] = []
+    for part in parts:
+        spelling = part if isinstance(part, Tag) else f"<{part!r}>"
+        out += detokenizer.push(part) if isinstance(part, bytes) else detokenizer.mark(part, spelling)
+    out += detokenizer.flush()
+    merged: list[Marked] = []
+    for piece in out:
+        plain = isinstance(piece, str) and not isinstance(piece, Tag)
+        if plain and merged and isinstance(merged[-1], str) and not isinstance(merged[-1], Tag):
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged, detokenizer.stopped
+
+
+ROW = Tag("<row>", 5)
+
+
+@pytest.mark.parametrize(
+    ("parts", "stop", "shown", "stopped"),
+    [
+        ((b"a", ROW, b"b"), (), ["a", ROW, "b"], False),
+        ((b"a", ROW, b"b"), ("<row>",), ["a"], True),
+        ((b"a", ROW, b"b"), ("ow>b",), ["a<r"], True),
+        ((b"a", ROW, b"b"), ("a<ro",), [], True),
+        ((b"a", ROW, b"b"), ("ow>bc",), ["a", ROW, "b"], False),
+        ((b"a", ROW, ROW, b"b"), ("<row>b",), ["a", ROW], True),
+        ((b"a", 7, b"b"), (), ["a", 7, "b"], False),
+        ((b"a", 7, b"b"), ("<7>",), ["a"], True),
+        ((b"a", 7, b"b"), ("a<7>b",), [], True),
+        ((b"a", 7, b"b"), ("ab",), ["a", 7, "b"], False),
+        ((b"a", 7, b"b"), ("7",), ["a", 7, "b"], False),
+        ((b"a", 7, b"b"), ("<",), ["a", 7, "b"], False),
+        ((b"a", 7, b"b"), (">b",), ["a", 7, "b"], False),
+        ((b"a", 7, b"b>b"), (">b",), ["a", 7, "b"], True),
+        ((b"a", 7, b"b"), ("<7>c",), ["a", 7, "b"], False),
+        ((b"\xe2\x82", 7, b"\xac"), (), ["\ufffd", 7, "\ufffd"], False),
+    ],
+)
+def test_stop_texts_find_tags_as_text_and_special_tokens_whole(
+    parts: tuple[bytes | Tag | int, ...], stop: tuple[str, ...], shown: list[Marked], stopped: bool
+) -> None:
+    got, ended = said(*parts, stop=stop)
+    assert (got, ended) == (shown, stopped)
+    assert [type(piece) for piece in got] == [type(piece) for piece in shown]
+
+
+def test_a_tag_is_given_whole_though_its_end_could_begin_a_stop_text() -> None:
+    detokenizer = Detokenizer(("w>!",))
+    assert detokenizer.push(b"a") == ["a"]
+    assert detokenizer.mark(ROW, ROW) == []
+    (given, rest) = detokenizer.push(b"b")
+    assert (given, type(given), rest) == (ROW, Tag, "b")

@@ -83,15 +83,30 @@ def test_special_tokens_and_ends(from_file: Tokenizer) -> None:
 
 
 def test_types_of_tokens(tmp_path: Path) -> None:
-    """Control and user-defined tokens stand outside of text, blanks among them inside; unused ones are no tokens."""
-    more = [("<end>", 3), ("<think>", 4), ("   ", 4), ("[PAD7]", 5), ("<unk>", 2)]
-    t = write(tmp_path / "x.gguf", more=more, eos_token_id=257, eot_token_id=258, bos_token_id=257, add_bos_token=True)
+    """Control tokens stand outside of text, user-defined ones inside, blanks among them; unused ones are no tokens."""
+    more = [("<end>", 3), ("<row>", 4), ("   ", 4), ("[PAD7]", 5), ("<unk>", 2), ("</think>", 4)]
+    keys = {"eos_token_id": 257, "eot_token_id": 258, "bos_token_id": 257, "unknown_token_id": 261}
+    t = write(tmp_path / "x.gguf", more=more, add_bos_token=True, **keys)
     assert (t.bos, t.eos) == (257, (257, 258))
-    assert [t.special(text) for text, _ in more] == [257, 258, None, None, 261]
+    assert [t.special(text) for text, _ in more] == [257, 258, None, None, 261, 262]
+    assert [t.is_special(id) for id in range(257, 263)] == [True, False, False, False, True, False]
     assert t.encode("ab   ab") == [256, 259, 256]
+    assert t.encode("ab<row>") == [256, 258]
     assert t.token_bytes(259) == b"   "
     assert t.token_bytes(260) == b""
-    assert t.decode(t.encode("<end><think>[PAD7]")) == "<end><think>[PAD7]"
+    assert t.decode(t.encode("<end></think>[PAD7]")) == "<end></think>[PAD7]"
+    assert not {257, 262} & set(t.encode("<end></think>"))
+    assert t.named == {"bos_token": "<end>", "eos_token": "<end>", "unk_token": "<unk>"}
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_ends_are_known_by_name_whatever_their_type(tmp_path: Path, kind: int) -> None:
+    """A vocabulary of Qwen's names one end; its gaps end with another."""
+    more = [("<|im_end|>", 3), ("<|endoftext|>", kind), ("<|fim_pad|>", kind), ("<|fim_prefix|>", kind), ("x>", 1)]
+    t = write(tmp_path / "x.gguf", "qwen2", more=more, eos_token_id=257, fim_sep_token_id=261)
+    assert t.eos == (257, 261)
+    assert set(t.ends) == {257, 258, 259, 261}
+    assert t.is_special(258)
 
 
 @pytest.mark.parametrize(

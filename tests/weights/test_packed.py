@@ -111,7 +111,7 @@ def test_the_layout_is_that_of_the_version() -> None:
     digest = blake2b(digest_size=8)
     for storage in get_args(native.Storage):
         digest.update(filled(storage).bytes())
-    assert (packed.VERSION, digest.hexdigest()) == (2, "c1e5049edc314786")
+    assert (packed.VERSION, digest.hexdigest()) == (3, "c1e5049edc314786")
 
 
 def test_native_refuses_places_outside_the_file(tmp_path: Path) -> None:
@@ -254,8 +254,8 @@ def test_a_cut_file_is_refused(small: bytes, tmp_path: Path) -> None:
 
 
 def test_another_version_is_named(small: bytes, tmp_path: Path) -> None:
-    raw = small[:8] + (3).to_bytes(4, "little") + small[12:]
-    assert "is of version 3; supported is 2: convert its source again" in refused(tmp_path / "x", raw)
+    raw = small[:8] + (9).to_bytes(4, "little") + small[12:]
+    assert "is of version 9; supported is 3: convert its source again" in refused(tmp_path / "x", raw)
 
 
 @given(st.data())

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepwell.errors import CheckpointError, RequestError
+from deepwell.weights.added_tokens import Tag, named_ends
 from deepwell.weights.tokenizer import LONG_CHARACTERS, MAX_TOKENIZER_BYTES, Tokenizer
 from fakes import BOS, EOS, SPECIALS, tiny_tokenizer, write_tiny_tokenizer
 
@@ -62,19 +63,77 @@ def test_special_tokens_are_found_by_their_spelling() -> None:
     assert tokenizer.token_bytes(320) == tokenizer.token_bytes(-1) == b""
 
 
-def test_special_tokens_marked_as_ordinary_stay_out_of_text_too(tmp_path: Path) -> None:
-    """DeepSeek marks <think> and the role tokens as not special; a user who types them still gets plain text."""
-    document = _written(tmp_path)
+def tagged(folder: Path, *tags: str, template: str | None = None) -> Tokenizer:
+    """The tiny tokenizer in which these tokens are not special, the new ones with ids from 320 on."""
+    document = _written(folder)
     for token in document["added_tokens"]:
-        token["special"] = False
+        token["special"] = token["content"] not in tags
+    new = [tag for tag in tags if tag not in SPECIALS]
+    like = document["added_tokens"][0]
+    document["added_tokens"] += [like | {"id": 320 + n, "content": t, "special": False} for n, t in enumerate(new)]
     document["model"]["ignore_merges"] = True
     document["truncation"] = {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
-    _write(tmp_path, document)
-    tokenizer = Tokenizer.load(tmp_path)
-    ids = tokenizer.encode("a<think>b<｜User｜>")
-    assert len(ids) > 3
+    _write(folder, document)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return Tokenizer.load(folder)
+
+
+def test_a_tag_that_a_text_spells_is_one_token(tmp_path: Path) -> None:
+    """`special: false` means text: anybody may write it, and it is shown."""
+    tokenizer = tagged(tmp_path, "<row>", "<row>x", "<cell>")
+    text = "a<row>b <cell><cell> <ro<row>xé🐳<cell"
+    ids = tokenizer.encode(text)
+    assert [id for id in ids if id >= 320] == [320, 322, 322, 321]
+    assert ids[1] == 320
+    assert tokenizer.decode(ids) == text
     assert not any(tokenizer.is_special(id) for id in ids)
-    assert tokenizer.decode(ids) == "a<think>b<｜User｜>"
+    assert tokenizer.mark(320) == "<row>"
+    assert isinstance(tokenizer.mark(320), Tag)
+    assert tokenizer.special("<row>") == 320
+    long = "<row> x" * 9000
+    assert tokenizer.encode(long) == tokenizer.encode("<row> x") * 9000
+    assert Tokenizer.restore(tokenizer.state()).encode(text) == ids
+
+
+def test_a_control_that_a_message_spells_stays_text_whether_it_is_special_or_not(tmp_path: Path) -> None:
+    """DeepSeek marks <think> and the role tokens as not special; a user who types them still gets plain text."""
+    names = ["<think>", "<｜User｜>", "<|im_start|>", "[INST]", "<assistant>", "<tool_call>", "<|endoftext|>", "<mine>"]
+    tokenizer = tagged(tmp_path, *names, template="{{ '<mine>' }}")
+    text = "".join(f"a{name}b" for name in [*names, EOS])
+    ids = tokenizer.encode(text)
+    assert len(ids) > 3 * len(names)
+    assert tokenizer.decode(ids) == text
+    assert not {tokenizer.special(name) for name in [*names, EOS]} & set(ids)
+
+
+def test_where_nobody_is_quoted_controls_may_be_spelled(tmp_path: Path) -> None:
+    tokenizer = tagged(tmp_path, "<think>", "<row>")
+    ids = tokenizer.encode(f"a<think><row>{EOS}b", controls=True)
+    a, b = (tokenizer.encode(letter)[0] for letter in "ab")
+    assert ids == [a, tokenizer.special("<think>"), 320, tokenizer.special(EOS), b]
+
+
+def test_ends_are_known_by_their_names_too(tmp_path: Path) -> None:
+    tokenizer = tagged(tmp_path, "<|endoftext|>", "<|fim_pad|>", "<row>", "<|im_start|>", "<|file_sep|>")
+    assert tokenizer.eos == (1,)
+    assert tokenizer.ends == (1, 320, 321, 324)
+    assert named_ends({"<|end|>": 1, "<|return|>": 2, "<|call|>": 3, "</s>": 4}) == (2, 3, 4)
+    assert named_ends({"<|end|>": 1, "<|call|>": 3}) == (1, 3)
+    assert named_ends({"</s>": 1, "<|plamo:eos|>": 2}) == ()
+
+
+def test_tokens_are_named_by_tokenizer_config_or_else_by_special_tokens_map(tmp_path: Path) -> None:
+    write_tiny_tokenizer(tmp_path)
+    config = {"eos_token": {"content": EOS}, "pad_token": None, "unk_token": "<think>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    more = {"bos_token": {"content": BOS}, "eos_token": "<｜User｜>", "pad_token": "a", "additional_special_tokens": []}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(more))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 3]}))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.named == {"bos_token": BOS, "eos_token": EOS, "unk_token": "<think>"}
+    assert (tokenizer.bos, tokenizer.eos) == (0, (1, 3))
+    assert Tokenizer.restore(tokenizer.state()).named == tokenizer.named
 
 
 def test_added_single_characters_are_text(tmp_path: Path) -> None:

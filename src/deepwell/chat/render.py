@@ -29,7 +29,7 @@ def render_chat(conversation: Conversation, tokenizer: Tokenizer, format: Format
 def end_ids(format: Format, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens that end an answer in `format` besides the tokenizer's own."""
     ids = (tokenizer.special(end.spelling) for end in format.ends)
-    return tuple(id for id in ids if id is not None and id not in tokenizer.eos)
+    return tuple(id for id in ids if id is not None and id not in tokenizer.ends)
 
 
 def _splice(layout: Layout, format: str, tokenizer: Tokenizer) -> Iterator[int]:

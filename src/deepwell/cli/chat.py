@@ -77,7 +77,7 @@ class Conversation:
         ends = end_ids(self._format, model.tokenizer)
         sampling = sampling_of(options)
         self._sampling = msgspec.structs.replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *ends))
-        self._replay = Replay(model.tokenizer, (*model.tokenizer.eos, *ends))
+        self._replay = Replay(model.tokenizer, (*model.tokenizer.ends, *ends))
         self.think(options.thinking)
         self._core = EngineCore(model.runner, model.tokenizer, engine_config(options))
         self._asked = 0

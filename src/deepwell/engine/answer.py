@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -44,7 +45,7 @@ class AnswerState:
         self._seed = seed if sampling.seed is None else sampling.seed
         self._text = Detokenizer(sampling.stop)
         ignored = sampling.ignore_eos and request.constraint is None
-        self._ends = frozenset(sampling.stop_token_ids) | (frozenset() if ignored else {*tokenizer.eos})
+        self._ends = frozenset(sampling.stop_token_ids) | (frozenset() if ignored else {*tokenizer.ends})
         self._prompt_logprobs: list[TokenLogprob] = []
         if sampling.prompt_logprobs is not None:
             first = request.prompt[0]
@@ -116,12 +117,8 @@ class AnswerState:
         """The piece for a new token. A token that ends the answer adds nothing to it."""
         if token in self._ends:
             return self._delta((), (token,), logprobs, "stop")
-        marked: tuple[Marked, ...]
-        if self._tokenizer.is_special(token):
-            held = self._text.flush()
-            marked = (held,) if self._text.stopped else (held, token)
-        else:
-            marked = (self._text.push(self._tokenizer.token_bytes(token)),)
+        data, mark = self._tokenizer.token_bytes(token), self._tokenizer.mark(token)
+        marked = self._text.push(data) if mark is None else self._text.mark(mark, data.decode())
         reason: FinishReason | None = None
         if self._text.stopped:
             reason = "stop"
@@ -131,17 +128,15 @@ class AnswerState:
 
     def _delta(
         self,
-        marked: tuple[Marked, ...],
+        marked: Sequence[Marked],
         token_ids: tuple[int, ...],
         logprobs: tuple[TokenLogprob, ...],
         reason: FinishReason | None,
         error: str | None = None,
     ) -> Delta:
         prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, []
-        if reason:
-            marked = (*marked, self._text.flush())
         return Delta(
-            marked=tuple(part for part in marked if part != ""),
+            marked=(*marked, *(self._text.flush() if reason else ())),
             token_ids=token_ids,
             logprobs=logprobs,
             prompt_logprobs=tuple(prompt_logprobs),

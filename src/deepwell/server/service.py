@@ -92,7 +92,7 @@ class Service:
     @cached_property
     def replay(self) -> Replay:
         """The turns answered lately."""
-        return Replay(self.tokenizer, (*self.tokenizer.eos, *self.ends))
+        return Replay(self.tokenizer, (*self.tokenizer.ends, *self.ends))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ from deepwell.weights.advice import Advice
 from deepwell.weights.digests import Digests
 from deepwell.weights.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer, TokenizerState
 
-VERSION = 2
+VERSION = 3
 MAX_HEADER_BYTES = 64 << 20
 ALIGNMENT = 4096
 

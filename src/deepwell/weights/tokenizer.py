@@ -1,8 +1,9 @@
-"""Text to token ids and back: a byte-level BPE `tokenizer.json`, where text can never spell a special token."""
+"""Text to token ids and back: a byte-level BPE `tokenizer.json`, where a message can never spell a special token."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import msgspec
 import tokenizers
 
 from deepwell.errors import CheckpointError, RequestError
+from deepwell.weights.added_tokens import Finder, Tag, check_lengths, is_control, is_text, named_ends
+from deepwell.weights.added_tokens import Marked as Marked
 from deepwell.weights.json_files import read_object
 
 MAX_TOKENIZER_BYTES = 64 << 20
@@ -19,8 +22,8 @@ MAX_TEMPLATE_BYTES = 1 << 18
 LONG_CHARACTERS = 16_384
 """Texts longer than this are encoded without the interpreter's lock, so that other threads go on meanwhile."""
 
-Marked = str | int
-"""A piece of text, or the id of a special token that stands between two pieces."""
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Tokens that a model's files name, as its template calls them."""
 
 
 class TokenizerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,15 +36,18 @@ class TokenizerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     eos: tuple[int, ...]
     template: str | None = None
     notes: tuple[str, ...] = ()
+    tags: dict[str, int] = {}
+    named: dict[str, str] = {}
 
 
 class Tokenizer:
-    """A byte-level BPE vocabulary with special tokens that stand outside of text.
+    """A byte-level BPE vocabulary with added tokens: special ones, and tags (see added_tokens.py).
 
     `vocab_size` is one more than the largest token id. `bos` is the token that opens a sequence, None if the model
-    has none; `eos` are the tokens that end an answer. Ids that the vocabulary leaves out have no bytes. `template` is
-    the Jinja text that came with the model for conversations, untrusted; None if there is none or a blank one. `notes`
-    are sentences about what had to be assumed and what the vocabulary cannot say, for whoever loads the model.
+    has none; `eos` are the tokens that the model's files name as ends of an answer. Ids that the vocabulary leaves out
+    have no bytes. `template` is the Jinja text that came with the model for conversations, untrusted; None if there is
+    none or a blank one. `named` are the spellings of `NAMED` tokens, as the model's files have them. `notes` are
+    sentences about what had to be assumed and what the vocabulary cannot say, for whoever loads the model.
     """
 
     def __init__(
@@ -54,10 +60,20 @@ class Tokenizer:
         eos: Iterable[int] = (),
         template: str | None = None,
         notes: Iterable[str] = (),
+        tags: Mapping[str, int] | None = None,
+        named: Mapping[str, str] | None = None,
     ) -> None:
-        """`plain` encodes text alone; `special` are the tokens outside of text; `spelled` are ids kept as written."""
+        """`plain` encodes text alone; `special` and `tags` are the added tokens; `spelled` are ids kept as written.
+
+        Raises CheckpointError for an added token that is too long.
+        """
+        check_lengths(spelled.values())
         self._plain = plain
         self._special = dict(special)
+        self._tags = dict(tags or {})
+        self._ends_by_name = named_ends(self._special | self._tags)
+        self._tag_ids = {id: Tag(text, id) for text, id in self._tags.items()}
+        self.named = dict(named or {})
         self._special_ids = frozenset(self._special.values())
         self._spelled = dict(spelled)
         self._bytes = {id: text.encode() for id, text in spelled.items()}
@@ -81,16 +97,27 @@ class Tokenizer:
             raise CheckpointError(f"{path}: not found; a model folder needs the tokenizer as tokenizer.json")
         added = _added_tokens(document, path)
         plain = _without_special(document, added, path)
-        spelled = {id: text for text, id in added.items()}
-        special = {text: id for text, id in added.items() if not is_text(text)}
-        bos, eos = _boundaries(folder, added)
+        special, tags = _kinds(document, added)
+        named = _read_named(folder)
+        bos, eos = _boundaries(folder, named, added)
         notes = losses(unencodable(plain.get_vocab()))
-        return cls(plain, special, spelled, bos=bos, eos=eos, template=_template(folder), notes=notes)
+        return cls(
+            plain,
+            special,
+            {id: text for text, id in added.items()},
+            bos=bos,
+            eos=eos,
+            template=_template(folder),
+            tags=tags,
+            named={name: text for name in NAMED if (text := _spelling(named.get(name)))},
+            notes=notes,
+        )
 
     @classmethod
     def restore(cls, state: TokenizerState) -> Tokenizer:
         """The tokenizer that `state` was taken of. CheckpointError if it makes none."""
-        ids = (*state.special.values(), *state.spelled, *state.eos, *([] if state.bos is None else [state.bos]))
+        added = (*state.special.values(), *state.tags.values(), *state.spelled)
+        ids = (*added, *state.eos, *([] if state.bos is None else [state.bos]))
         if min(ids, default=0) < 0:
             raise CheckpointError(f"token {min(ids)} is below 0")
         try:
@@ -107,15 +134,33 @@ class Tokenizer:
             eos=state.eos,
             template=state.template,
             notes=state.notes,
+            tags=state.tags,
+            named=state.named,
         )
 
     def state(self) -> TokenizerState:
         """What `restore` needs."""
         plain = msgspec.Raw(self._plain.to_str().encode())
-        return TokenizerState(plain, self._special, self._spelled, self.bos, self.eos, self.template, self.notes)
+        return TokenizerState(
+            plain,
+            self._special,
+            self._spelled,
+            self.bos,
+            self.eos,
+            self.template,
+            self.notes,
+            self._tags,
+            self.named,
+        )
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of plain text. Nothing is put in front, and text that spells a special token stays text.
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end an answer: those that the model's files name, and those whose own name says so."""
+        return tuple(dict.fromkeys((*self.eos, *self._ends_by_name)))
+
+    def encode(self, text: str, *, controls: bool = False) -> list[int]:
+        """Ids of a text, with nothing put in front. A tag that it spells is one token; a control that it spells stays
+        text, unless `controls` are wanted: for texts in which nobody is quoted, whose special tokens are meant.
 
         Raises RequestError for a lone surrogate, which no UTF-8 text can hold.
         """
@@ -123,26 +168,49 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise RequestError(f"text holds a lone surrogate at character {error.start}; send valid Unicode") from None
+        finder = self._every_token if controls else self._words
+        ids: list[int] = []
+        at = 0
+        for begin, end, id in finder.find(text):
+            ids += self._encode(text[at:begin])
+            ids.append(id)
+            at = end
+        return ids + self._encode(text[at:])
+
+    def _encode(self, text: str) -> list[int]:
         if len(text) <= LONG_CHARACTERS:
-            return list(self._plain.encode(text, add_special_tokens=False).ids)
+            return list(self._plain.encode(text, add_special_tokens=False).ids) if text else []
         # Of the library's ways to encode, only the one for many texts lets go of the lock.
         (encoding,) = self._plain.encode_batch_fast([text], add_special_tokens=False)
         return list(encoding.ids)
 
+    @cached_property
+    def _every_token(self) -> Finder:
+        return Finder(self._special | self._tags)
+
+    @cached_property
+    def _words(self) -> Finder:
+        return Finder({text: id for text, id in self._tags.items() if not is_control(text, self.template)})
+
     def special(self, text: str) -> int | None:
-        """Id of the special token spelled `text`, None if there is none."""
-        return self._special.get(text)
+        """Id of the special token or tag spelled `text`, None if there is none."""
+        return self._special.get(text, self._tags.get(text))
 
     @property
     def specials(self) -> tuple[str, ...]:
-        """The spellings of all special tokens."""
-        return tuple(self._special)
+        """The spellings of all special tokens and tags."""
+        return (*self._special, *self._tags)
 
     def is_special(self, id: int) -> bool:
+        """Whether a token is not shown. Tags are."""
         return id in self._special_ids
 
+    def mark(self, id: int) -> Marked | None:
+        """What stands for an added token in an answer: the id of a special one, the text of a tag; None for others."""
+        return id if id in self._special_ids else self._tag_ids.get(id)
+
     def token_bytes(self, id: int) -> bytes:
-        """Bytes that a token adds to the text; the spelling of a special token; nothing for an unused id."""
+        """Bytes that a token adds to the text; the spelling of an added token; nothing for an unused id."""
         found = self._bytes.get(id)
         if found is None:
             spelling = self._plain.id_to_token(id) if 0 <= id < self.vocab_size else None
@@ -186,11 +254,6 @@ def losses(lost: Sequence[int]) -> tuple[str, ...]:
     return (f"the vocabulary has no token for {len(lost)} of the 256 bytes ({named}): text that holds them loses them",)
 
 
-def is_text(added: str) -> bool:
-    """Whether an added token is ordinary text: one character or white space, as in DeepSeek-Coder's vocabulary."""
-    return len(added) == 1 or added.isspace()
-
-
 def _read_json(path: Path, limit: int) -> dict[str, Any] | None:
     """The object in a JSON file, None if there is no file. Raises CheckpointError if it is broken or over `limit`."""
     return read_object(path, limit) if path.exists() else None
@@ -199,6 +262,7 @@ def _read_json(path: Path, limit: int) -> dict[str, Any] | None:
 class _Added(msgspec.Struct):
     id: int
     content: str
+    special: bool = False
 
 
 class _Bpe(msgspec.Struct):
@@ -215,6 +279,13 @@ def _added_tokens(document: Mapping[str, Any], path: Path) -> dict[str, int]:
         if token.id < 0 or not token.content:
             raise CheckpointError(f"{path}: added_tokens: id {token.id} needs a non-negative id and a content")
     return {token.content: token.id for token in added}
+
+
+def _kinds(document: Mapping[str, Any], added: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """The special tokens and the tags of a tokenizer.json whose `added` tokens were read."""
+    hidden = {token["content"] for token in document.get("added_tokens") or [] if token.get("special")}
+    special = {text: id for text, id in added.items() if text in hidden and not is_text(text)}
+    return special, {text: id for text, id in added.items() if text not in hidden and not is_text(text)}
 
 
 def _without_special(document: dict[str, Any], added: Mapping[str, int], path: Path) -> tokenizers.Tokenizer:
@@ -257,11 +328,17 @@ def _mentions_byte_level(document: Mapping[str, Any]) -> bool:
     return False
 
 
-def _boundaries(folder: Path, added: Mapping[str, int]) -> tuple[int | None, tuple[int, ...]]:
-    """First and last tokens: by spelling in tokenizer_config.json, by id in generation_config.json or config.json."""
-    named, generation, model = (
-        _read_json(folder / name, MAX_CONFIG_BYTES) or {}
-        for name in ("tokenizer_config.json", "generation_config.json", "config.json")
+def _read_named(folder: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says and, where it says nothing, special_tokens_map.json."""
+    files = ("special_tokens_map.json", "tokenizer_config.json")
+    first, last = (_read_json(folder / name, MAX_CONFIG_BYTES) or {} for name in files)
+    return first | last
+
+
+def _boundaries(folder: Path, named: Mapping[str, Any], added: Mapping[str, int]) -> tuple[int | None, tuple[int, ...]]:
+    """First and last tokens: by spelling as `named`, by id in generation_config.json or config.json."""
+    generation, model = (
+        _read_json(folder / name, MAX_CONFIG_BYTES) or {} for name in ("generation_config.json", "config.json")
     )
     bos = _by_spelling(named.get("bos_token"), added) or _ids(generation, model, "bos_token_id")
     if named.get("bos_token", "") is None:  # Qwen names an id, and says here that nothing opens a sequence
@@ -288,9 +365,15 @@ def _template(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _by_spelling(value: Any, added: Mapping[str, int]) -> list[int]:
+def _spelling(value: Any) -> str | None:
+    """A token as tokenizer_config.json names it: by its text, or by an object that has it."""
     text = value.get("content") if isinstance(value, dict) else value
-    return [added[text]] if isinstance(text, str) and text in added else []
+    return text if isinstance(text, str) else None
+
+
+def _by_spelling(value: Any, added: Mapping[str, int]) -> list[int]:
+    text = _spelling(value)
+    return [added[text]] if text is not None and text in added else []
 
 
 def _ids(generation: Mapping[str, Any], model: Mapping[str, Any], key: str) -> list[int]:

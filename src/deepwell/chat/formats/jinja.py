@@ -60,8 +60,8 @@ class _Stranger:
         self._template, self._source = template, source
         self._tokens = re.compile(_any_of(tokenizer.specials))
         self._marks = _Marking(tokenizer.specials)
-        self._bos = "" if tokenizer.bos is None else tokenizer.decode([tokenizer.bos])
-        self._eos = tokenizer.decode(tokenizer.eos[-1:])
+        bos = "" if tokenizer.bos is None else tokenizer.decode([tokenizer.bos])
+        self._named = {"bos_token": bos, "eos_token": tokenizer.decode(tokenizer.eos[:1])} | tokenizer.named
         self.thinks = "never"
         if "</think>" in source:
             self.thinks = "choice" if "enable_thinking" in source or "thinking" in source else "always"
@@ -98,8 +98,7 @@ class _Stranger:
             "tools": None,
             "documents": None,
             "add_generation_prompt": asks,
-            "bos_token": self._bos,
-            "eos_token": self._eos,
+            **self._named,
         }
         if conversation.thinking is not None:
             values |= {"enable_thinking": conversation.thinking, "thinking": conversation.thinking}

@@ -38,6 +38,7 @@ from deepwell.chat.reading.dsml_tags import (
     without_end,
 )
 from deepwell.chat.reading.marks import END_THINK, THINK
+from deepwell.weights.added_tokens import token_of
 from deepwell.weights.tokenizer import Tokenizer
 
 STRIDE = 4096
@@ -61,7 +62,8 @@ class DsmlReader:
         """`offers` is whether the prompt offered tools; if not, what looks like a call is part of the text."""
         close = tokenizer.special(END_THINK)
         self._end_of_think = END_THINK if close is None else END_OF_THINK
-        self._shown = {tokenizer.special(MARK): MARK, tokenizer.special(THINK): THINK, close: END_OF_THINK}
+        marks = {tokenizer.special(MARK): MARK, tokenizer.special(THINK): THINK, close: END_OF_THINK}
+        self._shown: dict[int | None, str] = {id: mark for id, mark in marks.items() if id is not None}
         self._offers = offers
         self._thinks = start in (Start.THOUGHT, Start.MID_THOUGHT)
         self.thoughts = Thoughts(self._thinks, ends=(END_THINK,))
@@ -72,7 +74,7 @@ class DsmlReader:
         self._text = ""
 
     def push(self, marked: Iterable[Marked]) -> Iterator[Piece]:
-        text = "".join(part if isinstance(part, str) else self._shown.get(part, "") for part in marked)
+        text = "".join(self._shown.get(token_of(part), part if isinstance(part, str) else "") for part in marked)
         for start in range(0, len(text), STRIDE):
             self._text += text[start : start + STRIDE]
             while self._text and (yield from self._step(False)):

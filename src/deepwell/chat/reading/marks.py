@@ -8,6 +8,7 @@ from typing import AnyStr
 import msgspec
 
 from deepwell.chat.reading.base import Marked, Thoughts
+from deepwell.weights.added_tokens import token_of
 from deepwell.weights.tokenizer import Tokenizer
 
 THINK, END_THINK = "<think>", "</think>"
@@ -20,23 +21,26 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Marks:
-    """Finds the template tokens of an answer. Other special tokens do not show; they only part texts."""
+    """Finds the template tokens of an answer, be they special tokens or tags. Other special tokens do not show; they
+    only part texts."""
 
     def __init__(self, tokenizer: Tokenizer, spellings: Sequence[str]) -> None:
         found = {spelling: tokenizer.special(spelling) for spelling in spellings}
-        self._by_id = {id: Mark(spelling) for spelling, id in found.items() if id is not None}
+        self._by_id: dict[int | None, Mark] = {id: Mark(spelling) for spelling, id in found.items() if id is not None}
         self._spelled = [Mark(spelling) for spelling, id in found.items() if id is None]
         self._held = ""
 
     def push(self, marked: Iterable[Marked]) -> Iterator[str | Mark]:
         """Texts and template tokens. The end of a text that may begin a spelled token is held back."""
         for part in marked:
-            if isinstance(part, str):
+            mark = self._by_id.get(token_of(part))
+            if mark is not None:
+                yield from self.finish()
+                yield mark
+            elif isinstance(part, str):
                 yield from self._text(part)
             else:
                 yield from self.finish()
-                if part in self._by_id:
-                    yield self._by_id[part]
 
     def finish(self) -> Iterator[str]:
         """What was held back, where no text follows."""
@@ -111,7 +115,7 @@ class _Found:
 
     def completed_by(self, id: int) -> bool:
         """Take a token; whether a mark is complete with it."""
-        if self._tokenizer.is_special(id):
+        if id in self._ids or self._tokenizer.is_special(id):
             self._tail = b""
             return id in self._ids
         tail = self._tail + self._tokenizer.token_bytes(id)

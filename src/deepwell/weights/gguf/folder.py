@@ -63,7 +63,7 @@ def _tokenizer(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any]:
             "lstrip": False,
             "rstrip": False,
             "normalized": False,
-            "special": kinds[id] == Kind.CONTROL,
+            "special": kinds[id] != Kind.ADDED,
         }
         for id, text in added.items()
     ]

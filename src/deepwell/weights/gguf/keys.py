@@ -3,6 +3,9 @@ vocabulary.py write them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 
 class Key:
     """Of an architecture, behind its name and a dot."""
@@ -73,10 +76,22 @@ class TokenizerKey:
     EOS = "tokenizer.ggml.eos_token_id"
     EOT = "tokenizer.ggml.eot_token_id"
     EOM = "tokenizer.ggml.eom_token_id"
+    UNKNOWN = "tokenizer.ggml.unknown_token_id"
+    SEPARATOR = "tokenizer.ggml.seperator_token_id"
     PADDING = "tokenizer.ggml.padding_token_id"
     TEMPLATE = "tokenizer.chat_template"
     ENDS = (EOS, EOT, EOM)
     """Tokens that end an answer; the first is the one that the tokenizer names."""
+    GAP_ENDS = tuple(f"tokenizer.ggml.fim_{name}_token_id" for name in ("pad", "rep", "sep"))
+    """Tokens that end the middle of a gap, and so an answer."""
+    NAMED: ClassVar[Mapping[str, str]] = {
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "unk_token": UNKNOWN,
+        "sep_token": SEPARATOR,
+        "pad_token": PADDING,
+    }
+    """Those that templates may use, by the names they have there."""
 
 
 class Kind:

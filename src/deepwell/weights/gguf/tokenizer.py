@@ -5,7 +5,7 @@ The file names its way of splitting text (`tokenizer.ggml.pre`) and leaves the e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ import tokenizers
 from tokenizers import decoders, models, normalizers
 
 from deepwell.errors import CheckpointError
+from deepwell.weights.added_tokens import ENDS, is_text
 from deepwell.weights.gguf.keys import Kind, TokenizerKey
 from deepwell.weights.gguf.reader import GgufFile
 from deepwell.weights.gguf.splits import COMPOSES, NOT_BYTES, OPENS, SPLITS, TAKES_WHOLE, nearest, splitter
-from deepwell.weights.tokenizer import Tokenizer, is_text, losses, unencodable
+from deepwell.weights.tokenizer import Tokenizer, losses, unencodable
 
 
 def tokenizer_from(file: GgufFile) -> Tokenizer:
@@ -26,15 +27,19 @@ def tokenizer_from(file: GgufFile) -> Tokenizer:
         raise keys.error(TokenizerKey.MODEL, f"is {model!r}; supported is 'gpt2', byte-level BPE")
     spellings = keys.strings(TokenizerKey.TOKENS)
     types = keys.types(len(spellings))
-    added = {text: id for id, text in enumerate(spellings) if types[id] not in (Kind.NORMAL, Kind.UNUSED) and text}
-    special = {text: id for text, id in added.items() if not is_text(text)}
     merges = [_halves(text, keys) for text in keys.strings(TokenizerKey.MERGES)]
     made = {"".join(halves) for halves in merges}
-    # special tokens stay out of the vocabulary, so that no text can become one, unless merges build upon them
+    types = [  # some writers forget to say that an end is a control token
+        Kind.CONTROL if kind in (Kind.NORMAL, Kind.ADDED) and text in ENDS and text not in made else kind
+        for text, kind in zip(spellings, types, strict=True)
+    ]
+    added = {text: id for id, text in enumerate(spellings) if types[id] not in (Kind.NORMAL, Kind.UNUSED) and text}
+    apart = {text: id for text, id in added.items() if not is_text(text)}
+    # added tokens stay out of the vocabulary, so that merges cannot make one of text, unless merges build upon them
     vocab = {
         text: id
         for id, text in enumerate(spellings)
-        if types[id] != Kind.UNUSED and (text not in special or text in made)
+        if types[id] != Kind.UNUSED and (text not in apart or text in made)
     }
     lost = unencodable(vocab)
     if len(lost) > 128:
@@ -42,17 +47,19 @@ def tokenizer_from(file: GgufFile) -> Tokenizer:
         raise keys.error(TokenizerKey.TOKENS, problem)
     pre, assumed = keys.split(vocab)
     plain = _bpe(vocab, merges, pre, keys)
-    for text in added.keys() - special.keys():
+    for text in added.keys() - apart.keys():
         plain.add_tokens([tokenizers.AddedToken(text, normalized=False)])
     template = file.metadata.get(TokenizerKey.TEMPLATE)
     return Tokenizer(
         plain,
-        special,
+        {text: id for text, id in apart.items() if types[id] != Kind.ADDED},
         {id: text for text, id in added.items()},
         bos=keys.bos(pre, len(spellings)),
         eos=keys.ends(len(spellings)),
         template=template if isinstance(template, str) else None,
         notes=(*assumed, *losses(lost)),
+        tags={text: id for text, id in apart.items() if types[id] == Kind.ADDED},
+        named=keys.named(spellings),
     )
 
 
@@ -114,8 +121,13 @@ class _Keys:
         silent = self.get(TokenizerKey.ADD_BOS) is None and not pre.startswith("deepseek") and pre not in OPENS
         return None if unwanted or silent else self.id(TokenizerKey.BOS, count)
 
+    def named(self, spellings: Sequence[str]) -> dict[str, str]:
+        """The tokens that the file names, as a template calls them; those that are none are left out."""
+        ids = {name: self.get(key) for name, key in TokenizerKey.NAMED.items()}
+        return {name: spellings[id] for name, id in ids.items() if isinstance(id, int) and 0 <= id < len(spellings)}
+
     def ends(self, count: int) -> tuple[int, ...]:
-        found = (self.id(key, count) for key in TokenizerKey.ENDS)
+        found = (self.id(key, count) for key in (*TokenizerKey.ENDS, *TokenizerKey.GAP_ENDS))
         return tuple(dict.fromkeys(id for id in found if id is not None))
 
 
