@@ -24,11 +24,42 @@ class HubError(DeepwellError):
 
 
 class RequestError(DeepwellError):
-    """A request cannot be served as asked. `param` names the field at fault, when there is one."""
+    """A request cannot be served as asked. `param` names the field at fault, when there is one.
+
+    `code` is the word by which programs know the fault, where they look for one.
+    """
+
+    code: str | None = None
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class ModelUnknown(RequestError):
+    """There is no model of the name asked for."""
+
+    code = "model_not_found"
+
+
+class ContextExceeded(RequestError):
+    """Prompt and answer do not fit the context, in DeepSeek's sentence: clients know it, and shorten what they send.
+
+    All counts are in tokens. The prompt has `prompt`, or at least as many; `hint` says what would do here.
+    """
+
+    code = "context_length_exceeded"
+
+    def __init__(
+        self, context: int, prompt: int, answer: int, param: str, hint: str = "", at_least: bool = False
+    ) -> None:
+        some = "at least " if at_least else ""
+        super().__init__(
+            f"This model's maximum context length is {context} tokens. However, you requested {some}{prompt + answer} "
+            f"tokens ({some}{prompt} in the messages, {answer} in the completion). Please reduce the length of the "
+            f"messages or completion.{hint and ' ' + hint}",
+            param,
+        )
 
 
 class QueueFull(DeepwellError):

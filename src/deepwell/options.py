@@ -114,6 +114,7 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
       deepwell serve ./my-model --dtype int8      a checkpoint, held in 8 bits
       deepwell serve ORG/NAME                     a model of a hub, fetched once
       deepwell serve ./r1 --chat-format deepseek-r1     a checkpoint that does not show its prompt format
+      deepwell serve ./v3 --name deepseek-chat --name gpt-4o     under two names
       deepwell serve --host 0.0.0.0 --port 80     reachable from other machines
       DEEPWELL_PORT=9000 deepwell serve           the same options from the environment
     """
@@ -121,11 +122,11 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     host: Annotated[str, Meta(description="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1"
     port: Annotated[Port, Meta(description="Port to listen on; 0 takes a free one.")] = 8000
     name: Annotated[
-        str | None, Meta(description="Model name that clients ask for; the checkpoint's own if left out.")
-    ] = None
-    alias: Annotated[
         tuple[Annotated[str, Meta(min_length=1)], ...],
-        Meta(description="One more model name that clients may ask for; may be repeated."),
+        Meta(
+            description="Model name that clients may ask for; may be repeated. If left out, the checkpoint's own, and "
+            "those of DeepSeek's API for such models (deepseek-chat, deepseek-reasoner)."
+        ),
     ] = ()
     chat_format: ForcedFormat = "auto"
     max_running: Annotated[Positive, Meta(description="Requests answered together.")] = 64
@@ -140,16 +141,15 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
             "that no stream waits longer."
         ),
     ] = 250.0
-    default_max_tokens: Annotated[
-        Positive,
-        Meta(description="Longest answer in tokens where a request does not say."),
-    ] = 4096
-    usage_chunk: Annotated[
-        bool,
+    max_tokens: Annotated[
+        Positive | None,
         Meta(
-            description="Send the usage once more in a last chunk without choices to those who ask for include_usage, "
-            "as OpenAI does; by default it is in the last chunk of the answer, as DeepSeek has it."
+            description="Longest answer in tokens where a request does not say. If left out, the model's habit (R1 "
+            "32768, V4 65536 where it thinks), or all that fit the context."
         ),
+    ] = None
+    strict: Annotated[
+        bool, Meta(description="Refuse max_tokens that the context has no room for, instead of lowering it.")
     ] = False
     max_body_mb: Annotated[
         Annotated[float, Meta(gt=0, le=1024)],
@@ -573,6 +573,8 @@ def _settings(
 
 
 def _converted(source: str, option: Option, value: object) -> Any:
+    if option.repeats and isinstance(value, str):
+        value = [value]
     try:
         return msgspec.convert(value, option.type, strict=False, dec_hook=_path)
     except (msgspec.ValidationError, NotImplementedError):

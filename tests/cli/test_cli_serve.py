@@ -184,13 +184,12 @@ def test_who_connects_while_the_model_is_loaded_is_answered_afterwards(
 def test_every_option_of_serve_arrives(model_folder: Path) -> None:
     options = ServeOptions(
         model=model_folder,
-        name="one",
-        alias=("two", "three"),
+        name=("one", "two", "three"),
         token_budget=33,
         max_running=3,
         max_waiting=4,
-        default_max_tokens=5,
-        usage_chunk=True,
+        max_tokens=5,
+        strict=True,
         max_body_mb=0.5,
         keep_alive_seconds=6.0,
         drain_seconds=7.0,
@@ -199,28 +198,30 @@ def test_every_option_of_serve_arrives(model_folder: Path) -> None:
     )
     service = serve_command.service_of(load(options), options)
     assert service.names == ("one", "two", "three")
-    limits = ServerLimits(max_body_bytes=2**19, keep_alive_seconds=6.0, default_max_tokens=5, usage_chunk=True)
+    limits = ServerLimits(max_body_bytes=2**19, keep_alive_seconds=6.0, max_tokens=5, strict=True)
     assert service.limits == limits
     config = service.engine.config
     assert (config.token_budget, config.max_running, config.max_waiting, config.drain_seconds) == (33, 3, 4, 7.0)
 
 
 def test_no_setting_of_the_server_is_without_an_option() -> None:
-    changed = ServeOptions(default_max_tokens=5, usage_chunk=True, max_body_mb=0.5, keep_alive_seconds=6.0)
+    changed = ServeOptions(max_tokens=5, strict=True, max_body_mb=0.5, keep_alive_seconds=6.0)
     before, after = (msgspec.structs.asdict(serve_command.limits_of(options)) for options in (ServeOptions(), changed))
     assert before == msgspec.structs.asdict(ServerLimits()), "the options have the settings' own defaults"
     assert [field for field in before if before[field] == after[field]] == []
 
 
 def test_the_access_log_can_be_had(model_folder: Path) -> None:
-    with serving(str(model_folder), "--port", "0", "--threads", "1", "--access-log", "--alias", "two") as (
+    with serving(
+        str(model_folder), "--port", "0", "--threads", "1", "--access-log", "--name", "one", "--name", "two"
+    ) as (
         process,
         printed,
     ):
         page = re.search(r"^page +(\S+)$", printed, re.M)
         assert page
         with urllib.request.urlopen(page[1] + "v1/models", timeout=10) as answer:
-            assert [card["id"] for card in json.load(answer)["data"]] == ["tiny-v3", "two"]
+            assert [card["id"] for card in json.load(answer)["data"]] == ["one", "two"]
         process.send_signal(signal.SIGINT)
         assert "GET /v1/models" in "".join(process.communicate(timeout=20))
 

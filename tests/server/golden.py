@@ -16,7 +16,6 @@ from scripting import TOOLS, WEATHER, scripted
 from serving import T, chat, client_of, make_service, prompt, says
 
 from deepwell.chat import FORMATS
-from deepwell.server import ServerLimits
 from fakes import FakeRunner
 from toy_format import CALL, END_CALL, END_THINK, EOS, TOY, called, ids
 
@@ -38,7 +37,6 @@ class Scene(msgspec.Struct, frozen=True):
     answer: list[int]
     fields: dict[str, Any] = {}
     format: str = TOY.name
-    usage_chunk: bool = False
     broken: int | None = None
 
 
@@ -57,7 +55,6 @@ SCENES = {
         ids("Hm, hm", END_THINK, "Hi ", *called("clock", "{}"), EOS), {"tools": TOOLS, **ALL_LOGPROBS, **THINKING}
     ),
     "usage": Scene(ids("Yes", EOS), USAGE),
-    "usage chunk": Scene(ids("Yes", EOS), USAGE, usage_chunk=True),
     "error": Scene(ids("one two three four", EOS), broken=3),
     "error at once": Scene(ids("one", EOS), THINKING, broken=0),
     "always thinks": Scene(ids("Hm.\n", END_THINK, "\n\nCold.", EOS), format="deepseek-r1"),
@@ -176,8 +173,7 @@ def recorded() -> dict[str, Any]:
 
 
 def _answer(scene: Scene, streamed: bool) -> list[str]:
-    limits = ServerLimits(usage_chunk=scene.usage_chunk)
-    service, _ = scripted(scene.answer, format=scene.format, context=2048, broken_after=scene.broken, limits=limits)
+    service, _ = scripted(scene.answer, format=scene.format, context=2048, broken_after=scene.broken)
     with client_of(service) as client:
         return _shown(client.post(CHAT, json=chat(**scene.fields) | {"stream": streamed}))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import CONTEXT, MODEL, T, chat, client_of, make_service, noted, prompt, says, wait_idle
+from serving import CONTEXT, MODEL, T, chat, client_of, make_service, noted, prompt, wait_idle
 from starlette.testclient import TestClient
 
 from deepwell.engine.types import Request, SamplingParams
@@ -69,21 +69,13 @@ def test_streamed_answer_comes_in_deepseeks_order(client: TestClient) -> None:
         assert "usage" not in chunk
 
 
-def test_include_usage_says_null_before_the_last_chunk(client: TestClient) -> None:
+def test_include_usage_brings_it_once_in_a_last_chunk_without_choices(client: TestClient) -> None:
     asked = chat(stream=True, stream_options={"include_usage": True})
     *earlier, last = events(client.post("/v1/chat/completions", json=asked).text)
-    assert all(chunk["usage"] is None for chunk in earlier)
+    assert all(chunk["usage"] is None and chunk["choices"] for chunk in earlier)
+    assert earlier[-1]["choices"][0]["finish_reason"] == "stop"
+    assert last["choices"] == []
     assert last["usage"]["total_tokens"] == PROMPT_TOKENS + ANSWER_TOKENS
-
-
-def test_usage_chunk_option_repeats_the_usage_as_openai_does() -> None:
-    runner = FakeRunner(context=CONTEXT, next_token=says("Yes"))
-    with client_of(make_service(runner, limits=ServerLimits(usage_chunk=True))) as client:
-        asked = chat(stream=True, stream_options={"include_usage": True})
-        *_, finish, last = events(client.post("/v1/chat/completions", json=asked).text)
-        assert last["choices"] == []
-        assert last["usage"] == finish["usage"]
-        assert events(client.post("/v1/chat/completions", json=chat(stream=True)).text)[-1]["choices"]
 
 
 def test_streamed_and_whole_answers_agree_on_logprobs(client: TestClient) -> None:
@@ -153,7 +145,7 @@ def test_default_max_tokens_fills_the_context_but_no_more() -> None:
     with client_of(make_service(FakeRunner(context=128, next_token=lambda _: 40))) as client:
         usage = client.post("/v1/chat/completions", json=chat()).json()["usage"]
         assert usage["total_tokens"] == 128
-    limits = ServerLimits(default_max_tokens=10)
+    limits = ServerLimits(max_tokens=10)
     with client_of(make_service(FakeRunner(context=128, next_token=lambda _: 40), limits=limits)) as client:
         assert client.post("/v1/chat/completions", json=chat()).json()["usage"]["completion_tokens"] == 10
 

@@ -61,7 +61,8 @@ def test_openai_sdk(address: str) -> None:
             model=MODEL, messages=MESSAGES, stream=True, stream_options={"include_usage": True}
         )
         chunks = list(stream)
-        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ANSWER
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == ANSWER
+        assert chunks[-1].choices == []
         assert chunks[-1].usage is not None
         assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
         text = client.completions.create(model=MODEL, prompt="A", suffix="B", max_tokens=2, logprobs=1)
@@ -81,11 +82,14 @@ async def test_async_openai_sdk(address: str) -> None:
 
 def test_openai_sdk_errors(address: str) -> None:
     with openai.OpenAI(base_url=f"{address}/v1", api_key="none") as client:
-        with pytest.raises(openai.BadRequestError) as caught:
+        with pytest.raises(openai.NotFoundError) as caught:
             client.chat.completions.create(model="gpt-9", messages=MESSAGES)
         assert caught.value.param == "model"
-        assert caught.value.code == "invalid_request_error"
+        assert caught.value.code == "model_not_found"
         assert MODEL in caught.value.message
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.completions.create(model=MODEL, prompt="a " * CONTEXT)
+        assert refused.value.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("number", range(7))

@@ -136,7 +136,7 @@ def test_openapi_schemas_resolve_and_say_what_is_allowed(client: TestClient) -> 
     temperature = schemas["ChatRequest"]["properties"]["temperature"]
     assert temperature["description"].startswith("a number from 0 to 2")
     assert {"type": "number", "minimum": 0, "maximum": 2} in temperature["anyOf"]
-    assert schemas["CompletionRequest"]["required"] == ["model", "prompt"]
+    assert schemas["CompletionRequest"]["required"] == ["prompt"]
     assert schemas["Function"]["required"] == ["name"]
     assert {"reasoning_content", "tool_calls", "tool_call_id"} < set(schemas["ChatMessage"]["properties"])
     assert {"reasoning_content", "tool_calls"} < set(schemas["ChatAnswer"]["properties"])

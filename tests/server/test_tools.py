@@ -415,6 +415,6 @@ def test_many_long_tools_are_refused_by_the_context_or_the_body_limit() -> None:
     service, _ = scripted(context=512)
     with client_of(service) as client:
         long = offered(name="a", description="word " * 20_000)
-        assert "context of 512" in error_of(client.post(CHAT, json=chat(tools=long)))["message"]
+        assert "context length is 512 tokens" in error_of(client.post(CHAT, json=chat(tools=long)))["message"]
         huge = offered(name="a", description="x" * (9 << 20))
         error_of(client.post(CHAT, json=chat(tools=huge)), 413)

@@ -42,6 +42,8 @@ def run(options: ServeOptions) -> int:
 def service_of(model: LoadedModel, options: ServeOptions) -> Service:
     """What is served. A model whose prompt format was chosen by hand is taken to chat in it."""
     format = chat_format(model, options.chat_format)
+    chats = options.chat_format != "auto" or trained_to_chat(format, model.tokenizer)
+    names = tuple(dict.fromkeys(options.name or (model.name, *(format.names if chats else ()))))
     config = EngineConfig(
         token_budget=options.token_budget,
         step_ms=options.step_ms,
@@ -54,11 +56,11 @@ def service_of(model: LoadedModel, options: ServeOptions) -> Service:
     return Service(
         engine=AsyncEngine(model.runner, model.tokenizer, config),
         tokenizer=model.tokenizer,
-        model=options.name or model.name,
+        model=names[0],
         context=model.runner.context,
         format=format,
-        aliases=tuple(name for name in dict.fromkeys(options.alias) if name != (options.name or model.name)),
-        chats=options.chat_format != "auto" or trained_to_chat(format, model.tokenizer),
+        aliases=names[1:],
+        chats=chats,
         limits=limits_of(options),
         fingerprint=model.runner.fingerprint,
         advice=model.advice,
@@ -70,8 +72,8 @@ def limits_of(options: ServeOptions) -> ServerLimits:
     return ServerLimits(
         max_body_bytes=int(options.max_body_mb * 2**20),
         keep_alive_seconds=options.keep_alive_seconds,
-        default_max_tokens=options.default_max_tokens,
-        usage_chunk=options.usage_chunk,
+        max_tokens=options.max_tokens,
+        strict=options.strict,
     )
 
 

@@ -9,7 +9,7 @@ from msgspec import Meta
 from deepwell import bounds
 from deepwell.bounds import Bound, holds, words
 from deepwell.engine.types import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, Request, SamplingParams
-from deepwell.errors import RequestError
+from deepwell.errors import ContextExceeded, RequestError
 
 MAX_STOP_CHARACTERS = bounds.MAX_STOP_CHARACTERS
 MAX_LISTED_TOKENS = 1024
@@ -55,11 +55,7 @@ def _check_prompt(request: Request, vocab_size: int, capacity: int) -> None:
     _check_ids(request.prompt, "prompt", vocab_size)
     room = capacity - (1 if request.sampling.max_tokens else 0)
     if len(request.prompt) > room:
-        raise RequestError(
-            f"the prompt has {len(request.prompt)} tokens; at most {room} fit, since prompt and answer together may "
-            f"have {capacity}",
-            param="prompt",
-        )
+        raise ContextExceeded(capacity, len(request.prompt), request.sampling.max_tokens, "prompt")
 
 
 def _check_stop(sampling: SamplingParams, vocab_size: int) -> None:

@@ -45,7 +45,7 @@ async def chat_completions(request: Request) -> Response:
     service: Service = request.app.state.service
     timer = service.metrics.request()
     async with service.admitted(request, ChatRequest) as (asked, place):
-        check_common(asked, service)
+        model = check_common(asked, service)
         conversation = conversation_of(asked, service.format)
 
         replay = service.replay
@@ -55,16 +55,18 @@ async def chat_completions(request: Request) -> Response:
             return replay.apply(conversation, rendered), service.format.reader(conversation, service.tokenizer)
 
         prompt, reader = await service.rendered(request.receive, render, texts_of(conversation), "messages")
-        wanted = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
-        max_tokens = max_tokens_of(wanted, len(prompt), "messages", service)
+        meter = ThoughtMeter(reader.thoughts, service.tokenizer)
+        thinks = meter.thinking or service.format.thinks == "always"
+        habit = service.format.thought_tokens if thinks else None
+        max_tokens = max_tokens_of(asked, len(prompt), "messages", service, habit)
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         turn = Turn(
             reader,
-            ThoughtMeter(reader.thoughts, service.tokenizer),
+            meter,
             one_call=asked.parallel_tool_calls is False,
             ended=lambda turn: replay.keep(conversation, prompt, turn.message, turn.ids),
         )
-        head = service.head(asked.model)
+        head = service.head(model)
         sampling = sampling_of(asked, service.advice, max_tokens, logprobs, ends=service.ends)
         stream = service.submit(place, head, prompt, sampling)
         writer = ChatWriter(
@@ -72,7 +74,6 @@ async def chat_completions(request: Request) -> Response:
             service.tokenizer.token_bytes,
             turn,
             with_usage=asked.stream_options is not None and bool(asked.stream_options.include_usage),
-            usage_chunk=service.limits.usage_chunk,
         )
         return await respond(request, stream, writer, timer, bool(asked.stream), service.limits.keep_alive_seconds)
 
@@ -81,10 +82,8 @@ class ChatWriter(EventWriter):
     """DeepSeek's order of events: the role, the thought, the content, the calls, and last the finish reason with the
     usage."""
 
-    def __init__(
-        self, head: Head, token_bytes: TokenBytes, turn: Turn, *, with_usage: bool = False, usage_chunk: bool = False
-    ) -> None:
-        super().__init__(head, with_usage=with_usage, usage_chunk=usage_chunk)
+    def __init__(self, head: Head, token_bytes: TokenBytes, turn: Turn, *, with_usage: bool = False) -> None:
+        super().__init__(head, with_usage=with_usage)
         self._token_bytes = token_bytes
         self._turn = turn
         self._thought = turn.thinks
@@ -107,8 +106,8 @@ class ChatWriter(EventWriter):
             reason, usage = self._end(delta, called=self._calls > 0)
             last = ChatDelta(content="", reasoning_content=None if self._turn.thinks else UNSET)
             choice = ChatChunkChoice(delta=last, finish_reason=reason)
-            yield self.event(ChatChunk(**self.head, choices=[choice], usage=usage))
-            if self.usage_chunk:
+            yield self.event(ChatChunk(**self.head, choices=[choice], usage=None if self.with_usage else usage))
+            if self.with_usage:
                 yield self.event(ChatChunk(**self.head, choices=[], usage=usage))
 
     def whole(self, delta: Delta) -> ChatCompletion:

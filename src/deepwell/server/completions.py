@@ -34,13 +34,13 @@ async def completions(request: Request) -> Response:
     service: Service = request.app.state.service
     timer = service.metrics.request()
     async with service.admitted(request, CompletionRequest) as (asked, place):
-        check_common(asked, service)
+        model = check_common(asked, service)
         prompt = prompt_of(asked, service)
         check_completion(asked, prompt)
         tokens = await _tokens(request, prompt, asked.suffix, service)
-        max_tokens = max_tokens_of(asked.max_tokens, len(tokens), "prompt", service)
+        max_tokens = max_tokens_of(asked, len(tokens), "prompt", service)
         prompt_logprobs = asked.logprobs if asked.echo else None
-        head = service.head(asked.model)
+        head = service.head(model)
         sampling = sampling_of(
             asked, service.advice, max_tokens, asked.logprobs, prompt_logprobs, text_ends(service.tokenizer)
         )
@@ -51,15 +51,12 @@ async def completions(request: Request) -> Response:
             echo=_echoed(prompt, service) if asked.echo else "",
             hidden=1 if isinstance(prompt, str) and service.tokenizer.bos is not None else 0,
             with_usage=asked.stream_options is not None and bool(asked.stream_options.include_usage),
-            usage_chunk=service.limits.usage_chunk,
         )
         return await respond(request, stream, writer, timer, bool(asked.stream), service.limits.keep_alive_seconds)
 
 
 def check_completion(asked: CompletionRequest, prompt: str | tuple[int, ...]) -> None:
     """Pairs of fields. Raises RequestError."""
-    if asked.max_tokens == 0 and not asked.echo:
-        raise RequestError("max_tokens must be at least 1; 0 is only allowed with echo: true", "max_tokens")
     if asked.suffix is not None and not isinstance(prompt, str):
         raise RequestError("suffix needs a prompt given as text, not as token ids", "suffix")
     if asked.suffix is not None and asked.echo and asked.logprobs is not None:
@@ -77,9 +74,8 @@ class TextWriter(EventWriter):
         echo: str = "",
         hidden: int = 0,
         with_usage: bool = False,
-        usage_chunk: bool = False,
     ) -> None:
-        super().__init__(head, with_usage=with_usage, usage_chunk=usage_chunk)
+        super().__init__(head, with_usage=with_usage)
         self._logprobs = TextLogprobsWriter(token_bytes)
         self._echo = echo
         self._hidden = hidden
@@ -93,8 +89,8 @@ class TextWriter(EventWriter):
         if delta.finish_reason is not None:
             usage = usage_of(delta.usage) if delta.usage else None
             last = TextChoice(text="", finish_reason=finish_of(delta.finish_reason))
-            yield self.event(self._chunk([last], usage))
-            if self.usage_chunk:
+            yield self.event(self._chunk([last], None if self.with_usage else usage))
+            if self.with_usage:
                 yield self.event(self._chunk([], usage))
 
     def whole(self, delta: Delta) -> TextCompletion:

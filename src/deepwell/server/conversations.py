@@ -11,7 +11,15 @@ from deepwell.chat import Call, Conversation, Message, Result, Role, Text, Thoug
 from deepwell.chat.formats.base import Format
 from deepwell.chat.rules import Fields, check_thinking, settle
 from deepwell.errors import RequestError, shown
-from deepwell.server.protocol import ROLES, CalledTool, ChatMessage, ChatRequest, ContentPart, OfferedTool
+from deepwell.server.protocol import (
+    ROLES,
+    CalledTool,
+    ChatMessage,
+    ChatRequest,
+    ContentPart,
+    OfferedTool,
+    TemplateOptions,
+)
 
 Choice = Literal["none", "auto", "required"] | Tool
 
@@ -32,12 +40,13 @@ def conversation_of(asked: ChatRequest, format: Format) -> Conversation:
     Raises RequestError naming the field at fault.
     """
     _check_pairs(asked)
-    thinking, effort = _thinking(asked, format)
     tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(asked.tools or ()))
+    choice = _choice(asked, tools)
+    thinking, effort = _thinking(asked, format, must_call=choice not in ("none", "auto"))
     told = Conversation(
         messages=tuple(_message(message, f"messages[{index}]") for index, message in enumerate(asked.messages)),
         tools=tools,
-        choice=_choice(asked, tools),
+        choice=choice,
         thinking=thinking,
         effort=effort,
     )
@@ -62,20 +71,48 @@ def _check_pairs(asked: ChatRequest) -> None:
         raise RequestError(f"response_format {kind} is not supported yet; allowed: text", "response_format.type")
 
 
-def _thinking(asked: ChatRequest, format: Format) -> tuple[bool | None, str | None]:
-    """Whether to think, None for the format's habit, and how long."""
+def _thinking(asked: ChatRequest, format: Format, must_call: bool) -> tuple[bool | None, str | None]:
+    """Whether to think, None for the format's habit, and how long.
+
+    What is said of thinking itself comes before the effort, and the effort, but for "none", before the model's name.
+    The latter two do not stand in the way of a demanded call.
+    """
+    effort = asked.reasoning_effort
+    wanted = _said_of_thinking(asked, format)
+    if effort == "none":
+        check_thinking(False, format, "reasoning_effort", "reasoning_effort cannot be none")
+        return False, None
+    if wanted is not None:
+        return wanted, effort
+    if format.thinks != "choice" or must_call:
+        return None, effort
+    if effort is not None:
+        return effort != "minimal" or format.efforts, effort
+    return format.names.get(asked.model or ""), None
+
+
+def _said_of_thinking(asked: ChatRequest, format: Format) -> bool | None:
+    """By `thinking`, or else by the names that other servers have for it."""
     kind = None if asked.thinking is None else asked.thinking.type
     if kind not in (None, "enabled", "disabled", "adaptive"):
         raise RequestError(
             f"thinking.type {shown(kind)} is unknown; allowed: enabled, disabled, adaptive", "thinking.type"
         )
-    wanted = {"enabled": True, "disabled": False}.get(kind or "")
-    other = "disabled" if wanted else "enabled"
-    check_thinking(wanted, format, "thinking.type", f"thinking.type may be {other} or adaptive")
-    if asked.reasoning_effort == "none":
-        check_thinking(False, format, "reasoning_effort", "reasoning_effort cannot be none")
-        return False, None
-    return wanted, asked.reasoning_effort
+    if kind is not None:
+        wanted = {"enabled": True, "disabled": False}.get(kind)
+        other = "disabled" if wanted else "enabled"
+        check_thinking(wanted, format, "thinking.type", f"thinking.type may be {other} or adaptive")
+        return wanted
+    told = asked.chat_template_kwargs or TemplateOptions()
+    for field, wanted in (
+        ("chat_template_kwargs.thinking", told.thinking),
+        ("chat_template_kwargs.enable_thinking", told.enable_thinking),
+        ("enable_thinking", asked.enable_thinking),
+    ):
+        if wanted is not None:
+            check_thinking(wanted, format, field, f"leave {field} out")
+            return wanted
+    return None
 
 
 def _tool(tool: OfferedTool, where: str) -> Tool:

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from deepwell.errors import EngineStopped, QueueFull, RequestError
+from deepwell.errors import EngineStopped, ModelUnknown, QueueFull, RequestError
 
 INVALID = "invalid_request_error"
 BUSY = "rate_limit_error"
@@ -43,9 +43,9 @@ class BodyTooLarge(Exception):
         super().__init__(f"the request body is larger than the {limit} bytes this server accepts")
 
 
-def error_body(message: str, kind: str, param: str | None = None) -> ErrorBody:
-    """An error whose type and code are both `kind`, as DeepSeek's are."""
-    return ErrorBody(ErrorDetail(message, kind, param, kind))
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> ErrorBody:
+    """An error whose type and code are both `kind`, as DeepSeek's are, unless there is a code of its own."""
+    return ErrorBody(ErrorDetail(message, kind, param, code or kind))
 
 
 class JsonResponse(Response):
@@ -58,8 +58,9 @@ class JsonResponse(Response):
 
 
 def _invalid(_: Request, error: Exception) -> Response:
-    param = error.param if isinstance(error, RequestError) else None
-    return JsonResponse(error_body(str(error), INVALID, param), status_code=400)
+    assert isinstance(error, RequestError)
+    status = 404 if isinstance(error, ModelUnknown) else 400
+    return JsonResponse(error_body(str(error), INVALID, error.param, error.code), status_code=status)
 
 
 def _too_large(_: Request, error: Exception) -> Response:

@@ -1,7 +1,7 @@
 """Request bodies: every field once, with its type, bounds, and in words what is allowed.
 
 The words are both the description in /openapi.json and the hint in an error message ("temperature must be ...").
-Fields that are not listed are ignored, as DeepSeek does.
+Fields that are not listed are ignored, as DeepSeek does; those that would change an answer are in unsupported.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from deepwell.bounds import words
 from deepwell.chat.conversation import EFFORTS
 from deepwell.engine.types import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS
 from deepwell.engine.validate import MAX_LISTED_TOKENS, MAX_STOP_CHARACTERS
+from deepwell.server.unsupported import Unsupported
 
 MAX_INT = 2**31 - 1
 
@@ -26,9 +27,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "latest_reminder")
 Role = Annotated[str, Meta(extra_json_schema={"enum": list(ROLES)})]
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_INT)]
-Tokens = Annotated[int, Meta(ge=1, le=MAX_INT)]
+Tokens = Annotated[int, Meta(ge=-1, le=MAX_INT)]
 Penalty = Annotated[float, bounds.PENALTY]
-StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+StopString = Annotated[str, Meta(max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)]
 
 
@@ -70,7 +71,7 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """`include_usage` adds `usage: null` to the chunks before the last one, which always carries the usage."""
+    """`include_usage` has the usage come in a chunk of its own, the last; else it is in the last of the answer's."""
 
     include_usage: bool | None = None
 
@@ -108,18 +109,20 @@ class NamedTool(msgspec.Struct, frozen=True, kw_only=True):
     function: Named
 
 
-class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
+class SamplingFields(Unsupported, frozen=True, kw_only=True):
     """What both completion endpoints share."""
 
-    model: Annotated[str, Meta(description="a text, one of those listed at /v1/models")]
+    model: Annotated[
+        str | None, Meta(description="a text, one of those listed at /v1/models; the first of them if left out")
+    ] = None
     temperature: Annotated[
         Annotated[float, bounds.TEMPERATURE] | None,
         Meta(description=f"a number {words(bounds.TEMPERATURE)}; 0 always takes the most likely token"),
     ] = None
     top_p: Annotated[Annotated[float, bounds.TOP_P] | None, Meta(description=f"a number {words(bounds.TOP_P)}")] = None
     top_k: Annotated[
-        Annotated[int, bounds.TOP_K, Meta(le=MAX_INT)] | None,
-        Meta(description=f"an integer of {words(bounds.TOP_K)}; 0 keeps all tokens"),
+        Annotated[int, Meta(ge=-1, le=MAX_INT)] | None,
+        Meta(description=f"an integer of {words(bounds.TOP_K)}; 0 and -1 keep all tokens"),
     ] = None
     min_p: Annotated[Annotated[float, bounds.MIN_P] | None, Meta(description=f"a number {words(bounds.MIN_P)}")] = None
     presence_penalty: Annotated[Penalty | None, Meta(description=f"a number {words(bounds.PENALTY)}")] = None
@@ -132,21 +135,37 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
         dict[TokenId, Annotated[float, bounds.LOGIT_BIAS]] | None,
         Meta(description=f"an object from token ids to numbers {words(bounds.LOGIT_BIAS)}"),
     ] = None
-    seed: Annotated[Annotated[int, bounds.SEED] | None, Meta(description=f"an integer {words(bounds.SEED)}")] = None
+    seed: Annotated[
+        Annotated[int, Meta(ge=-1, le=bounds.SEED.le)] | None,
+        Meta(description=f"an integer {words(bounds.SEED)}; -1 draws one"),
+    ] = None
     stop: Annotated[
         StopString | StopStrings | None,
-        Meta(description=f"a text or up to {MAX_STOP_STRINGS} texts, of 1 to {MAX_STOP_CHARACTERS} characters each"),
+        Meta(description=f"a text or up to {MAX_STOP_STRINGS} texts, of up to {MAX_STOP_CHARACTERS} characters each"),
     ] = None
     stop_token_ids: Annotated[
         Annotated[list[TokenId], Meta(max_length=MAX_LISTED_TOKENS)] | None,
         Meta(description=f"a list of up to {MAX_LISTED_TOKENS} token ids"),
     ] = None
     ignore_eos: Annotated[bool | None, Meta(description="true or false")] = None
+    max_tokens: Annotated[Tokens | None, Meta(description="an integer of at least 1, or -1 for as many as usual")] = (
+        None
+    )
+    max_completion_tokens: Annotated[
+        Tokens | None, Meta(description="an integer; OpenAI's newer name of max_tokens")
+    ] = None
     n: Annotated[Annotated[int, Meta(ge=1, le=1)] | None, Meta(description="1: a request has one answer")] = None
     stream: Annotated[bool | None, Meta(description="true or false")] = None
     stream_options: Annotated[
         StreamOptions | None, Meta(description='an object such as {"include_usage": true}, with stream: true only')
     ] = None
+
+
+class TemplateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What templates of other servers are told: two names for whether to think."""
+
+    thinking: bool | None = None
+    enable_thinking: bool | None = None
 
 
 class ChatRequest(SamplingFields, frozen=True, kw_only=True):
@@ -155,12 +174,6 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     messages: Annotated[
         list[ChatMessage], Meta(min_length=1, description="a list of at least one message with role and content")
     ]
-    max_tokens: Annotated[
-        Tokens | None, Meta(description="an integer of at least 1 that fits the context with the prompt")
-    ] = None
-    max_completion_tokens: Annotated[
-        Tokens | None, Meta(description="an integer of at least 1; OpenAI's newer name of max_tokens, which wins")
-    ] = None
     logprobs: Annotated[bool | None, Meta(description="true or false")] = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None,
@@ -169,6 +182,11 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     thinking: Annotated[
         Kind | None, Meta(description='an object such as {"type": "enabled"}; types: enabled, disabled, adaptive')
     ] = None
+    chat_template_kwargs: Annotated[
+        TemplateOptions | None,
+        Meta(description='an object such as {"thinking": true}; thinking and enable_thinking are all it may say'),
+    ] = None
+    enable_thinking: Annotated[bool | None, Meta(description="true or false; another way to say thinking")] = None
     reasoning_effort: Annotated[str | None, Meta(description=f"one of {', '.join(EFFORTS)}")] = None
     response_format: Annotated[Kind | None, Meta(description='an object such as {"type": "text"}')] = None
     tools: Annotated[
@@ -195,9 +213,11 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
 
     prompt: Annotated[str | list[Any], Meta(description="a text or a list of token ids")]
     suffix: Annotated[str | None, Meta(description="a text: the model fills the gap between prompt and suffix")] = None
-    max_tokens: Annotated[
-        Annotated[int, Meta(ge=0, le=MAX_INT)] | None,
-        Meta(description="an integer of at least 1 that fits the context with the prompt; 0 with echo: true only"),
+    add_special_tokens: Annotated[
+        bool | None, Meta(description="true or false; false puts no begin-of-sequence token in front of a text")
+    ] = None
+    parse_special: Annotated[
+        bool | None, Meta(description="true or false; false reads what spells a special token as plain text")
     ] = None
     logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None,

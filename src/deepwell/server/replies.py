@@ -162,15 +162,15 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 class EventWriter:
     """What the writers of both endpoints share (see Writer): server-sent events without names, and a last `[DONE]`.
 
-    `with_usage` adds a null usage to the events before the last; `usage_chunk` then repeats the usage in one more.
+    The usage is in the last event of the answer; `with_usage` has it in one more, without choices, as OpenAI does.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, head: Head, *, with_usage: bool = False, usage_chunk: bool = False) -> None:
+    def __init__(self, head: Head, *, with_usage: bool = False) -> None:
         self.head = msgspec.structs.asdict(head)
         self.no_usage: UnsetType | None = None if with_usage else UNSET
-        self.usage_chunk = with_usage and usage_chunk
+        self.with_usage = with_usage
 
     def event(self, data: msgspec.Struct) -> bytes:
         return b"data: " + msgspec.json.encode(data) + b"\n\n"

@@ -22,7 +22,7 @@ from deepwell.chat.formats.base import Format
 from deepwell.chat.replay import Replay
 from deepwell.engine.engine import AsyncEngine, Place, Stream
 from deepwell.engine.types import Request, SamplingParams
-from deepwell.errors import RequestError
+from deepwell.errors import ContextExceeded, ModelUnknown, shown
 from deepwell.server.answers import while_there
 from deepwell.server.body import read_body
 from deepwell.server.metrics import Metrics
@@ -45,14 +45,14 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds and habits of the HTTP side.
 
     `max_body_bytes`: longest request body. `keep_alive_seconds`: silence after which a stream gets a comment line.
-    `default_max_tokens`: longest answer when the request does not say. `usage_chunk`: with `include_usage`, send the
-    usage once more in a last chunk without choices, for clients that follow OpenAI to the letter.
+    `max_tokens`: longest answer where a request does not say, None for the habit of the model's format. `strict`:
+    refuse `max_tokens` that the context has no room for, instead of lowering it.
     """
 
     max_body_bytes: int = 8 << 20
     keep_alive_seconds: float = 5.0
-    default_max_tokens: int = 4096
-    usage_chunk: bool = False
+    max_tokens: int | None = None
+    strict: bool = False
 
 
 @dataclass
@@ -99,6 +99,14 @@ class Service:
         """Every model name that requests may use."""
         return (self.model, *self.aliases)
 
+    def named(self, model: str | None) -> str:
+        """The name that an answer to a request for `model` bears. Raises ModelUnknown."""
+        if model is None:
+            return self.model
+        if model not in self.names:
+            raise ModelUnknown(f"unknown model {shown(model)}; allowed: {', '.join(self.names)}", "model")
+        return model
+
     @cached_property
     def system_fingerprint(self) -> str:
         """Names the model and its layout: equal fingerprints and seeds give equal answers to equal prompt tokens."""
@@ -134,7 +142,7 @@ class Service:
             return render()
         least = characters // self._longest_token
         if least > self.context:
-            raise RequestError(f"{param} has at least {least} tokens, more than the context of {self.context}", param)
+            raise ContextExceeded(self.context, least, 1, param, at_least=True)
 
         def late() -> T:
             self.engine.check_open()

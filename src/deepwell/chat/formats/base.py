@@ -28,6 +28,9 @@ EOS = Token("<｜end▁of▁sentence｜>")
 USER = Token("<｜User｜>")
 ASSISTANT = Token("<｜Assistant｜>")
 
+CHAT_AND_REASONER = {"deepseek-chat": False, "deepseek-reasoner": True}
+"""What DeepSeek's API calls one model that answers at once and thinks first."""
+
 Layout = Iterator[str | Token]
 
 
@@ -43,9 +46,11 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer's own. `layout` gives the prompt, and raises RequestError for what the format cannot say. `reader` reads
     the answer to that prompt, knowing how it ended (in an open thought, in the middle of a call, ...).
     `thinks`: "never", "always", or "choice" if a conversation may say. `tools`: whether the format can offer tools.
-    `developers`: whether it has words for what developers say, which elsewhere is a system text. `parts` are the kinds
-    of part that its messages may have. `model_types` are the `model_type`s of config.json whose checkpoints were
-    trained on it if they bring no template.
+    `developers`: whether it has words for what developers say, which elsewhere is a system text. `efforts`: whether it
+    knows degrees of thinking. `thought_tokens` is how long an answer that thinks may be where nobody says, None for as
+    long as fits. `names` are those that DeepSeek's API has for such models, and whether a model that may choose thinks
+    under them. `parts` are the kinds of part that its messages may have. `model_types` are the `model_type`s of
+    config.json whose checkpoints were trained on it if they bring no template.
     """
 
     name: str
@@ -56,6 +61,9 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     thinks: str = "never"
     tools: bool = False
     developers: bool = False
+    efforts: bool = False
+    thought_tokens: int | None = None
+    names: dict[str, bool] = {}
     parts: tuple[type, ...] = (Text, Thought, Call, Result)
     model_types: tuple[str, ...] = ()
 

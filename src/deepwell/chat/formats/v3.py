@@ -151,6 +151,8 @@ def _format(style: _Style) -> Format:
         layout=partial(_layout, style),
         reader=partial(_reader, style),
         thinks="always" if style.thinks else "never",
+        thought_tokens=32_768 if style.thinks else None,
+        names={"deepseek-reasoner": True} if style.thinks else {"deepseek-chat": False},
         tools=True,
     )
 

@@ -8,7 +8,7 @@ continued turn keeps its thought.
 from __future__ import annotations
 
 from deepwell.chat.conversation import Conversation, Message, Tool, in_call_order
-from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
+from deepwell.chat.formats.base import ASSISTANT, BOS, CHAT_AND_REASONER, EOS, USER, Format, Layout, Token
 from deepwell.chat.formats.calls import (
     CALL,
     CALLS,
@@ -100,5 +100,11 @@ def _reader(conversation: Conversation, tokenizer: Tokenizer) -> Reader:
 
 
 DEEPSEEK_V31 = Format(
-    name=NAME, marks=(USER, ASSISTANT, THINK, END_THINK), layout=_layout, reader=_reader, thinks="choice", tools=True
+    name=NAME,
+    marks=(USER, ASSISTANT, THINK, END_THINK),
+    layout=_layout,
+    reader=_reader,
+    thinks="choice",
+    tools=True,
+    names=CHAT_AND_REASONER,
 )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from deepwell.chat.conversation import BLANK_LINE, Conversation, Message, Tool, in_call_order
-from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
+from deepwell.chat.formats.base import ASSISTANT, BOS, CHAT_AND_REASONER, EOS, USER, Format, Layout, Token
 from deepwell.chat.formats.dsml import (
     DSML,
     END_OF_THINK,
@@ -156,5 +156,6 @@ DEEPSEEK_V32 = Format(
     thinks="choice",
     tools=True,
     developers=True,
+    names=CHAT_AND_REASONER,
     model_types=("deepseek_v32",),
 )

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from deepwell.chat.conversation import BLANK_LINE, EFFORTS, Conversation, Message, Tool, in_call_order
-from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
+from deepwell.chat.formats.base import ASSISTANT, BOS, CHAT_AND_REASONER, EOS, USER, Format, Layout, Token
 from deepwell.chat.formats.dsml import (
     DSML,
     END_OF_THINK,
@@ -205,5 +205,8 @@ DEEPSEEK_V4 = Format(
     reader=reader,
     thinks="choice",
     tools=True,
+    efforts=True,
+    thought_tokens=65_536,
+    names=CHAT_AND_REASONER,
     model_types=("deepseek_v4",),
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from deepwell.chat.conversation import Conversation, Message
-from deepwell.chat.formats.base import ASSISTANT, BOS, USER, Format, Layout
+from deepwell.chat.formats.base import ASSISTANT, BOS, CHAT_AND_REASONER, USER, Format, Layout
 from deepwell.chat.formats.dsml import DSML, END_OF_THINK, THINK, V41, offered, thinks
 from deepwell.chat.formats.v4 import LATEST_REMINDER, SYSTEM, check, level, reader, tools_text, turns
 from deepwell.errors import RequestError
@@ -44,5 +44,8 @@ DEEPSEEK_V41 = Format(
     reader=reader,
     thinks="choice",
     tools=True,
+    efforts=True,
+    thought_tokens=65_536,
+    names=CHAT_AND_REASONER,
     model_types=("deepseek_v41",),
 )
