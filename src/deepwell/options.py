@@ -48,6 +48,10 @@ ChatFormat = Literal[
     "jinja",
 ]
 """Those of deepwell.chat, and auto."""
+MaxTokens = Annotated[
+    Positive | None,
+    Meta(description="Longest answer in tokens, where nothing else is asked for; the model's habit if left out."),
+]
 ForcedFormat = Annotated[
     ChatFormat,
     Meta(description="Prompt format of conversations; auto sees it from the model, jinja runs the model's template."),
@@ -141,13 +145,7 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
             "that no stream waits longer."
         ),
     ] = 250.0
-    max_tokens: Annotated[
-        Positive | None,
-        Meta(
-            description="Longest answer in tokens where a request does not say. If left out, the model's habit (R1 "
-            "32768, V4 65536 where it thinks), or all that fit the context."
-        ),
-    ] = None
+    max_tokens: MaxTokens = None
     strict: Annotated[
         bool, Meta(description="Refuse max_tokens that the context has no room for, instead of lowering it.")
     ] = False
@@ -172,7 +170,7 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
 class SamplingOptions(EngineOptions, frozen=True, kw_only=True):
     """How a command-line answer is sampled."""
 
-    max_tokens: Annotated[Positive, Meta(description="Longest answer in tokens.")] = 256
+    max_tokens: MaxTokens = None
     temperature: Annotated[
         Annotated[float, bounds.TEMPERATURE],
         Meta(description="Randomness; 0 always takes the most likely token."),

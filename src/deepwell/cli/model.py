@@ -109,7 +109,7 @@ def describe(model: LoadedModel) -> str:
 def sampling_of(options: SamplingOptions) -> SamplingParams:
     """The engine's rules for a command's options."""
     return SamplingParams(
-        max_tokens=options.max_tokens,
+        max_tokens=options.max_tokens or SamplingParams().max_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
         top_k=options.top_k,
