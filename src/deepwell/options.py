@@ -50,7 +50,10 @@ ChatFormat = Literal[
 """Those of deepwell.chat, and auto."""
 MaxTokens = Annotated[
     Positive | None,
-    Meta(description="Longest answer in tokens, where nothing else is asked for; the model's habit if left out."),
+    Meta(
+        description="Longest answer in tokens, where nothing else is asked for; serve has the model's habit if "
+        "left out, chat and generate go on to the end of the context."
+    ),
 ]
 ForcedFormat = Annotated[
     ChatFormat,
@@ -59,6 +62,8 @@ ForcedFormat = Annotated[
 
 ARGUMENT = {"argument": True}
 """Marks a positional argument; it can be set nowhere else when it is also ONCE."""
+MAIN = {"main": True}
+"""Marks the positional argument that is meant where fewer are given than there are."""
 ONCE = {"once": True}
 """Marks what belongs to one call only: no environment variable and no TOML key."""
 
@@ -168,26 +173,32 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
 
 
 class SamplingOptions(EngineOptions, frozen=True, kw_only=True):
-    """How a command-line answer is sampled."""
+    """How a command-line answer is sampled. None is as the model's makers advise, and neutral where they do not."""
 
     max_tokens: MaxTokens = None
     temperature: Annotated[
-        Annotated[float, bounds.TEMPERATURE],
-        Meta(description="Randomness; 0 always takes the most likely token."),
-    ] = 0.0
+        Annotated[float, bounds.TEMPERATURE] | None,
+        Meta(
+            description="Randomness; 0 always takes the most likely token. This and the next four are as the model's "
+            "makers advise if left out; where they advise nothing, the most likely token is taken."
+        ),
+    ] = None
     top_p: Annotated[
-        Annotated[float, bounds.TOP_P], Meta(description="Sample from the likeliest tokens that hold this share.")
-    ] = 1.0
+        Annotated[float, bounds.TOP_P] | None,
+        Meta(description="Sample from the likeliest tokens that hold this share; 1 for all."),
+    ] = None
     top_k: Annotated[
-        Annotated[int, bounds.TOP_K], Meta(description="Sample from this many likeliest tokens; 0 for all.")
-    ] = 0
+        Annotated[int, bounds.TOP_K] | None,
+        Meta(description="Sample from this many likeliest tokens; 0 for all."),
+    ] = None
     min_p: Annotated[
-        Annotated[float, bounds.MIN_P], Meta(description="Drop tokens below this share of the likeliest one.")
-    ] = 0.0
+        Annotated[float, bounds.MIN_P] | None,
+        Meta(description="Drop tokens below this share of the likeliest one; 0 for none."),
+    ] = None
     repetition_penalty: Annotated[
-        Annotated[float, bounds.REPETITION_PENALTY],
+        Annotated[float, bounds.REPETITION_PENALTY] | None,
         Meta(description="Above 1, tokens already seen become less likely."),
-    ] = 1.0
+    ] = None
     seed: Annotated[Annotated[int, bounds.SEED] | None, Meta(description="Makes sampling repeatable.")] = None
     stop: Annotated[
         tuple[Annotated[str, bounds.STOP], ...], Meta(description="End the answer before this text; may be repeated.")
@@ -198,13 +209,19 @@ class ChatOptions(SamplingOptions, frozen=True, kw_only=True):
     """Chat with a model in the terminal.
 
     Examples:
-      deepwell chat                               the embedded model
       deepwell chat ./my-model --system "Be brief."
       deepwell chat ORG/NAME --thinking on        a model of a hub; its thoughts are shown dim
+      deepwell chat model.gguf "Why is the sky blue?"      one question, then done
+      cat letter.txt | deepwell chat model.gguf   all that comes through a pipe is one question
 
-    Ctrl-C stops an answer, Ctrl-D leaves. /help lists what else can be typed.
+    Ctrl-C stops an answer, once more leaves; Ctrl-D leaves. A text that is pasted is one message. /help lists what else
+    can be typed.
     """
 
+    question: Annotated[
+        str | None,
+        Meta(description="One question to answer, and no conversation; - reads standard input.", extra=ARGUMENT | ONCE),
+    ] = None
     system: Annotated[str, Meta(description="Instructions that open the conversation.")] = ""
     chat_format: ForcedFormat = "auto"
     thinking: Annotated[
@@ -218,12 +235,18 @@ class GenerateOptions(SamplingOptions, frozen=True, kw_only=True):
     Examples:
       deepwell generate "def fibonacci(n):"       the embedded model
       deepwell generate ./my-model "Once upon"    a checkpoint
-      cat main.py | deepwell generate -           the prompt from standard input
+      cat main.py | deepwell generate ./my-model  the prompt through a pipe
       deepwell generate "def area(r):" --fim-suffix "    return a"     fill in the middle
       deepwell generate "x = " --json | jq .usage
     """
 
-    prompt: Annotated[str, Meta(description="Text to continue; - reads standard input.", extra=ARGUMENT | ONCE)]
+    prompt: Annotated[
+        str,
+        Meta(
+            description="Text to continue; - or nothing reads standard input. A model alone is taken as MODEL.",
+            extra=ARGUMENT | ONCE | MAIN,
+        ),
+    ] = "-"
     fim_suffix: Annotated[
         str | None, Meta(description="Text that follows: fill the gap between prompt and suffix.", extra=ONCE)
     ] = None
@@ -449,6 +472,7 @@ class Option(msgspec.Struct, frozen=True):
     switch: bool = False
     repeats: bool = False
     argument: bool = False
+    main: bool = False
     once: bool = False
     commas: bool = False
 
@@ -602,6 +626,7 @@ def _option(field: inspect.Field, annotated: Any, prefix: str) -> Option:
         switch=isinstance(kind, inspect.BoolType),
         repeats=isinstance(kind, inspect.VarTupleType) and not marks.get("commas", False),
         argument=marks.get("argument", False),
+        main=marks.get("main", False),
         once=marks.get("once", False),
         commas=marks.get("commas", False),
     )

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import select
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
-from cli_calls import COMMAND, deepwell
+from cli_calls import COMMAND, Terminal, deepwell
 from rich.console import Console
 
 from deepwell.chat import FORMATS, Message, detect, render_chat
 from deepwell.chat import Conversation as Talk
 from deepwell.chat.reading import Piece
-from deepwell.cli.chat import Conversation, _obey, messages
-from deepwell.engine import EngineCore, Request, SamplingParams
+from deepwell.cli import questions
+from deepwell.cli.answering import sampling_of
+from deepwell.cli.chat import Conversation, _obey
+from deepwell.cli.questions import messages
+from deepwell.engine import EngineConfig, EngineCore, Request, SamplingParams
 from deepwell.engine.types import Delta
 from deepwell.errors import RequestError
 from deepwell.loading.load import LoadedModel, load_model
 from deepwell.options import ChatOptions
+from deepwell.weights.advice import Advice
 from fakes import FakeRunner, reply, tiny_tokenizer
 from toy_format import END_THINK, EOS, THINK, TOY, called, ids
 
@@ -86,7 +88,7 @@ def test_a_conversation_over_the_context_is_refused_and_leaves_no_trace(model: L
 
 
 def test_several_lines_make_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = iter(["one\\", "two", "", '"""', "a", "", "b\\", '"""', "last"])
+    lines = iter(["one\\", "two", "", '"""', "a", "", "b\\", '"""', "a\nb\\\n/c", '"""\nd\n"""', "last"])
 
     def typed(prompt: str) -> str:
         try:
@@ -95,18 +97,56 @@ def test_several_lines_make_one_message(monkeypatch: pytest.MonkeyPatch) -> None
             raise EOFError from None
 
     monkeypatch.setattr("builtins.input", typed)
-    assert list(messages(terminal=False)) == ["one\ntwo", "a\n\nb\\", "last"]
+    monkeypatch.setattr(questions, "_more_has_come", lambda: False)
+    assert list(messages()) == ["one\ntwo", "a\n\nb\\", "a\nb\\\n/c", "d", "last"]
 
 
-def test_commands(model_folder: Path, model: LoadedModel) -> None:
-    typed = "Hi\n/help\n/nonsense\n/system Be kind.\n/history\n/new\n/retry\n/history\n/exit\nnot read\n"
-    done = deepwell("chat", str(model_folder), "--max-tokens", "8", input=typed)
-    said = answer(model, Message.of("user", "Hi"))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(said + "\n/help ")
-    assert "/nonsense is not a command; /help lists them\n" in done.stdout
-    assert "system: Be kind.\nuser: Hi\n" in done.stdout
-    assert done.stdout.endswith("nothing has been asked yet\nsystem: Be kind.\n")
+def test_a_pipe_is_one_question(model_folder: Path, model: LoadedModel) -> None:
+    text = "Hi\n/help\n\nand more\n"
+    done = deepwell("chat", str(model_folder), "--max-tokens", "8", input=text)
+    assert done.returncode == 0
+    assert done.stdout == answer(model, Message.of("user", text)) + "\n"
+    assert done.stderr.endswith("[cut at 8 tokens: --max-tokens]\n")
+
+
+def test_one_question_on_the_command_line(model_folder: Path, model: LoadedModel) -> None:
+    for args in (("Why?",), ("--max-tokens", "8", "Why?")):
+        done = deepwell("chat", str(model_folder), *args, "--max-tokens", "8", input="not read")
+        assert (done.returncode, done.stdout) == (0, answer(model, Message.of("user", "Why?")) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "piped", "said"),
+    [
+        ((), b" \n", "the question is empty"),
+        (("-",), b"\xff", "standard input is not UTF-8: byte 0 is 0xff"),
+        (("x" * 4000,), b"", "the conversation has"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_an_error(
+    args: tuple[str, ...], piped: bytes, said: str, model_folder: Path
+) -> None:
+    command = [*COMMAND, "chat", str(model_folder), *args]
+    done = subprocess.run(command, input=piped, capture_output=True, timeout=60)
+    assert done.returncode == 2
+    assert f"deepwell: {said}" in done.stderr.decode()
+
+
+def test_an_answer_goes_on_until_the_context_is_full(model_folder: Path, model: LoadedModel) -> None:
+    done = deepwell("chat", str(model_folder), "Hi", "--context", "128")
+    prompt = render_chat(Talk(messages=(Message.of("user", "Hi"),)), model.tokenizer, detect(model.tokenizer))
+    cut = f"cut at {128 - len(prompt)} tokens: the context is full; /new begins another conversation"
+    assert done.stderr.endswith(f"[{cut}]\n")
+
+
+def test_the_makers_advice_is_followed_unless_an_option_says_otherwise(model: LoadedModel) -> None:
+    advised = msgspec.structs.replace(model, advice=Advice(temperature=0.6, top_p=0.95))
+    assert Conversation(model, ChatOptions()).sampled == "greedy"
+    assert Conversation(advised, ChatOptions()).sampled == "temperature 0.6, top_p 0.95"
+    assert Conversation(advised, ChatOptions(temperature=0.0)).sampled == "greedy"
+    assert Conversation(advised, ChatOptions(top_p=0.5, top_k=3)).sampled == "temperature 0.6, top_p 0.5, top_k 3"
+    only = msgspec.structs.replace(model, advice=Advice(top_k=20))
+    assert sampling_of(ChatOptions(), only.advice, 5) == SamplingParams(temperature=1.0, top_k=20, max_tokens=5)
 
 
 THOUGHT = ids("Hm, hm", END_THINK, "Cold.", *called("clock", "{}"), EOS)
@@ -116,7 +156,7 @@ def thinker(monkeypatch: pytest.MonkeyPatch, thinking: str = "on") -> Conversati
     """A conversation with a model that thinks, answers and calls a tool, whatever it is asked."""
     monkeypatch.setitem(FORMATS, TOY.name, TOY)
     runner = FakeRunner(next_token=reply(THOUGHT, after=ids(THINK)[0]))
-    model: Any = SimpleNamespace(runner=runner, tokenizer=tiny_tokenizer(), name="thinker")
+    model: Any = SimpleNamespace(runner=runner, tokenizer=tiny_tokenizer(), name="thinker", advice=Advice())
     return Conversation(model, ChatOptions(thinking=thinking, chat_format=TOY.name))  # type: ignore[arg-type]
 
 
@@ -135,7 +175,7 @@ def test_thoughts_and_calls_are_dim_and_the_answer_is_not(
 def test_a_pipe_gets_the_answer_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     talk = thinker(monkeypatch)
     _obey(talk, "Hi", Console(markup=False))
-    assert capsys.readouterr().out == "Cold.\n"
+    assert capsys.readouterr() == ("Cold.\n", "")
     assert talk.turns[-1] == Message.of("assistant", "Cold.", reasoning="Hm, hm")
 
 
@@ -155,63 +195,64 @@ def test_thinking_can_be_switched(monkeypatch: pytest.MonkeyPatch, model: Loaded
         Conversation(model, ChatOptions(thinking="off", chat_format="deepseek-r1"))
 
 
-class Terminal:
-    """`deepwell chat` on a pseudo-terminal, as a person uses it."""
-
-    def __init__(self, *args: str) -> None:
-        self.screen, other = pty.openpty()
-        command = [*COMMAND, "chat", *args]
-        environment = {**os.environ, "TERM": "dumb", "COLUMNS": "200"}
-        self.process = subprocess.Popen(
-            command, stdin=other, stdout=other, stderr=other, start_new_session=True, env=environment
-        )
-        os.close(other)
-        self.seen = ""
-
-    def type(self, text: str) -> None:
-        os.write(self.screen, text.encode())
-
-    def press_ctrl_c_until(self, text: str) -> None:
-        """Once as a rule; Python's input() overlooks a signal that comes just before it begins to wait."""
-        for _ in range(30):
-            self.process.send_signal(signal.SIGINT)
-            with suppress(TimeoutError):
-                return self.wait_for(text, 2)
-        raise TimeoutError(text)
-
-    def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Read until `text` appears after what was waited for before."""
-        end = time.monotonic() + seconds
-        while text not in self.seen:
-            if time.monotonic() > end:
-                raise TimeoutError(f"{text!r} did not appear: {self.seen!r}")
-            if select.select([self.screen], [], [], 0.1)[0]:
-                self.seen += os.read(self.screen, 4096).decode("utf-8", "replace")
-        self.seen = self.seen.partition(text)[2]
-
-
-def test_ctrl_c_and_ctrl_d_at_the_prompt(model_folder: Path) -> None:
-    terminal = Terminal(str(model_folder))
-    try:
+@pytest.fixture
+def terminal(model_folder: Path) -> Iterator[Terminal]:
+    with Terminal("chat", str(model_folder), "--max-tokens", "8") as terminal:
         terminal.wait_for("/help lists the commands")
         terminal.wait_for("> ")
-        terminal.press_ctrl_c_until("> ")
-        terminal.type("/help\n")
-        terminal.wait_for("Ctrl-C stops an answer.")
+        yield terminal
+
+
+def test_ctrl_c_and_ctrl_d_at_the_prompt(terminal: Terminal) -> None:
+    terminal.press_ctrl_c_until("> ")
+    terminal.type("/help\n")
+    terminal.wait_for("Ctrl-C stops an answer")
+    terminal.wait_for("> ")
+    terminal.type("\x04")
+    assert terminal.process.wait(30) == 0
+
+
+def test_commands(terminal: Terminal, model: LoadedModel) -> None:
+    said = answer(model, Message.of("user", "Hi")).split()[0]
+    for typed, shown in (
+        ("Hi", said),
+        ("/nonsense", "/nonsense is not a command; /help lists them"),
+        ("/system Be kind.", "/system Be kind."),
+        ("/history", "system: Be kind."),
+        ("/new", "/new"),
+        ("/retry", "nothing has been asked yet"),
+    ):
+        terminal.type(f"{typed}\n")
+        terminal.wait_for(shown)
         terminal.wait_for("> ")
-        terminal.type("\x04")
-        assert terminal.process.wait(30) == 0
-    finally:
-        terminal.process.kill()
-        os.close(terminal.screen)
+    terminal.type("/exit\n")
+    assert terminal.process.wait(30) == 0
+
+
+def test_an_answer_that_was_cut_says_so(terminal: Terminal) -> None:
+    terminal.type("Hi\n")
+    terminal.wait_for("[cut at 8 tokens: --max-tokens]")
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_a_paste_is_one_message(term: str, model_folder: Path) -> None:
+    """Marked by the terminal, or, where it marks nothing, known by coming at once."""
+    with Terminal("chat", str(model_folder), "--max-tokens", "4", term=term) as terminal:
+        terminal.wait_for("> ")
+        pasted = "one\n/two\nthree"
+        terminal.type(f"\x1b[200~{pasted}\x1b[201~\r" if term == "xterm" else f"{pasted}\n")
+        terminal.wait_for("4 tokens")
+        terminal.wait_for("> ")
+        terminal.type("/history\n")
+        terminal.wait_for("one\r\n/two\r\nthree\r\n")
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(capsys: pytest.CaptureFixture[str], model: LoadedModel) -> None:
     class Pressed(Conversation):
         """Ctrl-C is pressed after the third piece of an answer."""
 
-        def ask(self, text: str) -> Generator[tuple[list[Piece], Delta]]:
-            for number, said in enumerate(super().ask(text)):
+        def ask(self, text: str, check: Callable[[], None] = lambda: None) -> Generator[tuple[list[Piece], Delta]]:
+            for number, said in enumerate(super().ask(text, check)):
                 if number == 2:
                     signal.raise_signal(signal.SIGINT)
                 yield said
@@ -224,3 +265,46 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(capsys: pytest.CaptureFixture[
     assert shown == f"{kept}\n[stopped]\n"
     pieces = [delta.text for _, delta in Conversation(model, ChatOptions(max_tokens=400)).ask("Hi")]
     assert kept == "".join(pieces[:3])
+
+
+def test_ctrl_c_while_the_prompt_is_read_stops_after_the_piece_at_hand_and_leaves_no_trace(
+    capsys: pytest.CaptureFixture[str], model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[int] = []
+    talk = Conversation(model, ChatOptions(max_tokens=4))
+    talk._core = EngineCore(model.runner, model.tokenizer, EngineConfig(token_budget=16))
+    step = talk._core.step
+
+    def pressed() -> list[tuple[str, Delta]]:
+        pieces.append(len(pieces))
+        if len(pieces) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step()
+
+    monkeypatch.setattr(talk._core, "step", pressed)
+    _obey(talk, "x" * 300, Console(markup=False))
+    assert capsys.readouterr().out == "\n[stopped]\n"
+    assert (len(pieces), talk.turns) == (2, [])
+    monkeypatch.undo()
+    talk._core.check_integrity()
+    assert list(talk.ask("Go on"))[-1][1].finish_reason == "length"
+
+
+def test_a_second_ctrl_c_leaves_in_the_middle_of_a_step() -> None:
+    code = (
+        "import ctypes; from deepwell.cli.interrupts import Interrupts\n"
+        "with Interrupts():\n"
+        "    print('in', flush=True)\n"
+        "    for _ in range(9): ctypes.CDLL(None).sleep(9)\n"  # outside of Python, as a step is; signals end a sleep
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "in\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(5) == 130
+        finally:
+            process.kill()

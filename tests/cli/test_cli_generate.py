@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from cli_calls import COMMAND, deepwell
+from cli_calls import COMMAND, Terminal, deepwell
 
 from deepwell.chat import render_fim, render_text
+from deepwell.cli.hub import names_model
 from deepwell.cli.main import main
 from deepwell.cli.terminal import visible
 from deepwell.engine import EngineCore, Request, SamplingParams
+from deepwell.engine.types import Delta
 from deepwell.loading.load import LoadedModel, load_model
 
 
@@ -86,6 +89,70 @@ def test_standard_input(model_folder: Path) -> None:
     assert piped.stdout == given.stdout
 
 
+def test_a_model_alone_is_the_model_and_the_pipe_the_prompt(model_folder: Path, tmp_path: Path) -> None:
+    packed = str(tmp_path / "m.deepwell")
+    assert main(["convert", str(model_folder), packed]) == 0
+    given = deepwell("generate", str(model_folder), "The quick", "--max-tokens", "4")
+    for model in (str(model_folder), packed):
+        piped = deepwell("generate", model, "--max-tokens", "4", input="The quick")
+        assert (piped.returncode, piped.stdout) == (0, given.stdout)
+
+
+@pytest.mark.parametrize("name", ["nothing.gguf", "./nothing.deepwell"])
+def test_a_model_alone_that_is_not_there_is_no_prompt(name: str) -> None:
+    done = deepwell("generate", name, input="x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"deepwell: {Path(name)}: ")
+
+
+def test_a_model_where_the_text_should_be_is_refused(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(model_folder), str(model_folder)]) == 2
+    assert "the text to continue is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["and/or", "main.py", "import os\n./x", "a word.gguf", "tests"])
+def test_texts_are_no_models(text: str) -> None:
+    assert not names_model(text)
+
+
+def test_a_terminal_is_asked_for_the_prompt(model_folder: Path) -> None:
+    with Terminal("generate", str(model_folder), "--max-tokens", "4") as terminal:
+        terminal.wait_for("type the text to continue")
+        terminal.type("The quick\n\x04")
+        terminal.wait_for("[cut at 4 tokens: --max-tokens]")
+        assert terminal.process.wait(30) == 0
+
+
+def test_an_answer_goes_on_until_the_context_is_full(
+    model: LoadedModel, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(model_folder), "The quick", "--context", "128"]) == 0
+    said, told = capsys.readouterr()
+    prompt = render_text("The quick", model.tokenizer)
+    assert said == expected(model, prompt, max_tokens=128 - len(prompt))
+    assert told == f"[cut at {128 - len(prompt)} tokens: the context is full]\n"
+
+
+@pytest.mark.parametrize("json", [False, True])
+def test_ctrl_c_ends_with_130_and_what_was_said(
+    json: bool, model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    step = EngineCore.step
+
+    def pressed(core: EngineCore) -> list[tuple[str, Delta]]:
+        steps.append(len(steps))
+        if len(steps) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return step(core)
+
+    monkeypatch.setattr(EngineCore, "step", pressed)
+    assert main(["generate", str(model_folder), "The quick", *(["--json"] if json else [])]) == 130
+    said, told = capsys.readouterr()
+    assert len(steps) == 3
+    assert ('"finish_reason":"abort"' in said, told) == ((True, "") if json else (False, "[stopped]\n"))
+
+
 def test_standard_input_that_is_not_utf8(model_folder: Path) -> None:
     command = [*COMMAND, "generate", str(model_folder), "-"]
     done = subprocess.run(command, input=b"abc\xff", capture_output=True, timeout=60)
@@ -96,9 +163,9 @@ def test_standard_input_that_is_not_utf8(model_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["x" * 4000], "the prompt has"),
+        (["x" * 4000], "the prompt has 4,001 tokens; at most 511 fit"),
         (["x", "--context", "100000"], "context is 100000; this model allows 1 to 512"),
-        (["x", "--stop", ""], "stop text must have"),
+        (["x", "--stop", ""], "--stop: must be a list, each a text of 1 to 1024 characters"),
     ],
 )
 def test_what_does_not_fit_is_said(

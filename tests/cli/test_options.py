@@ -130,8 +130,8 @@ def test_a_config_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 
 
 def test_a_required_argument_is_asked_for() -> None:
-    with pytest.raises(ConfigError, match="generate needs PROMPT"):
-        resolve(GROUPS, "generate", {}, {})
+    with pytest.raises(ConfigError, match="convert needs SOURCE"):
+        resolve(GROUPS, "convert", {}, {})
 
 
 def test_what_belongs_to_one_call_is_not_taken_from_the_environment() -> None:

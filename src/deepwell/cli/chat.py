@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import cast, get_args
 
 import msgspec
 from rich.console import Console
 
 from deepwell.chat import Conversation as Talk
-from deepwell.chat import Message, end_ids, render_chat
+from deepwell.chat import Message, end_ids, render_chat, trained_to_chat
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reasoning
 from deepwell.chat.replay import Replay
 from deepwell.chat.rules import check_thinking
-from deepwell.cli.model import chat_format, describe, engine_config, kept_packed, load, sampling_of
+from deepwell.cli.answering import answer, cut, sampling_of, told
+from deepwell.cli.interrupts import EXIT_INTERRUPTED, Interrupts, Stopped
+from deepwell.cli.model import TOY, chat_format, describe, engine_config, kept_packed, load
+from deepwell.cli.questions import messages, piped
 from deepwell.cli.terminal import show, visible
-from deepwell.engine import EngineCore, Request
+from deepwell.engine import EngineCore, Request, SamplingParams
 from deepwell.engine.types import Delta
-from deepwell.errors import RequestError
+from deepwell.errors import DeepwellError, RequestError
 from deepwell.loading.load import LoadedModel
 from deepwell.options import ChatOptions, Thinking
 
@@ -33,32 +34,58 @@ HELP = """\
 /thinking WORD   on, off, or auto: whether the model thinks first
 /history         the conversation so far
 /exit            leave (or Ctrl-D)
-A line that ends with \\ goes on in the next one; lines between two lines of \"\"\" are one message.
-Ctrl-C stops an answer."""
-
-FENCE = '"""'
+What is pasted is one message. A line that ends with \\ goes on in the next one; lines between two lines of \"\"\" are
+one message too. Ctrl-C stops an answer, once more leaves."""
 
 
 def run(options: ChatOptions) -> int:
+    question = _question(options)
     model = load(options)
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    terminal = sys.stdin.isatty()
     conversation = Conversation(model, options)
-    if terminal:
-        _edit_lines()
+    for note in _notes(model, options, conversation):
+        print(f"deepwell: {note}", file=sys.stderr, flush=True)
+    with kept_packed(model, options):
+        if question is not None:
+            return _answer(conversation, question, console)
         console.print(
-            f"{model.name}: {describe(model)}, prompt format {conversation.format}. /help lists the commands.",
+            f"{visible(model.name)}: {describe(model)}, prompt format {conversation.format}, {conversation.sampled}. "
+            "/help lists the commands.",
             style="dim",
         )
-    with kept_packed(model, options):
-        for text in messages(terminal):
-            try:
-                _obey(conversation, text, console)
-            except Leave:
-                break
-            except RequestError as error:
-                console.print(f"{error}", style="red")
+        _talk(conversation, console)
     return 0
+
+
+def _question(options: ChatOptions) -> str | None:
+    """The one question of a call that is no conversation, None for a conversation. Raises RequestError if empty."""
+    question = options.question
+    if question == "-" or (question is None and not sys.stdin.isatty()):
+        question = piped()
+    if question is not None and not question.strip():
+        raise RequestError("the question is empty")
+    return question
+
+
+def _notes(model: LoadedModel, options: ChatOptions, conversation: Conversation) -> Iterator[str]:
+    if options.model is None:
+        yield TOY.format(command="chat")
+    elif not conversation.trained:
+        yield (
+            f"{visible(model.name)} does not show that it was trained to chat; it answers as best it can. "
+            "deepwell generate continues a text, --chat-format names a prompt format"
+        )
+
+
+def _talk(conversation: Conversation, console: Console) -> None:
+    """Answer what is typed until the user leaves."""
+    for text in messages():
+        try:
+            _obey(conversation, text, console)
+        except Leave:
+            break
+        except DeepwellError as error:
+            console.print(visible(str(error)), style="red")
 
 
 class Leave(Exception):
@@ -74,10 +101,9 @@ class Conversation:
         self.turns: list[Message] = []
         self._model = model
         self._format = chat_format(model, options.chat_format)
-        ends = end_ids(self._format, model.tokenizer)
-        sampling = sampling_of(options)
-        self._sampling = msgspec.structs.replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *ends))
-        self._replay = Replay(model.tokenizer, (*model.tokenizer.ends, *ends))
+        self._options = options
+        self._ends = end_ids(self._format, model.tokenizer)
+        self._replay = Replay(model.tokenizer, (*model.tokenizer.ends, *self._ends))
         self.think(options.thinking)
         self._core = EngineCore(model.runner, model.tokenizer, engine_config(options))
         self._asked = 0
@@ -86,6 +112,21 @@ class Conversation:
     def format(self) -> str:
         """The name of the prompt format."""
         return self._format.name
+
+    @property
+    def trained(self) -> bool:
+        """Whether the model shows, or the options say, that it chats."""
+        return self._options.chat_format != "auto" or trained_to_chat(self._format, self._model.tokenizer)
+
+    @property
+    def sampled(self) -> str:
+        """How answers are sampled, in words."""
+        return told(self._sampling(room=1))
+
+    def cut(self, last: Delta) -> str | None:
+        """What to say of an answer that did not end by itself."""
+        early = cut(last, self._options)
+        return f"{early}; /new begins another conversation" if early and "context" in early else early
 
     @property
     def messages(self) -> list[Message]:
@@ -97,10 +138,12 @@ class Conversation:
         check_thinking(wanted, self._format, "thinking", "thinking can be auto")
         self._thinking = wanted
 
-    def ask(self, text: str) -> Generator[tuple[list[Piece], Delta]]:
-        """Say something; gives the answer as it comes. Leaves no trace in the history if it cannot be asked.
+    def ask(self, text: str, check: Callable[[], None] = lambda: None) -> Generator[tuple[list[Piece], Delta]]:
+        """Say something; gives the answer as it comes. Leaves no trace in the history if it cannot be asked, or is
+        stopped while the prompt is read.
 
-        Closing the iterator stops the answer; what came of it is kept. Raises RequestError.
+        Closing the iterator stops the answer, and so does what `check` raises between two steps; what came of it is
+        kept. Raises RequestError.
         """
         question = Message.of("user", text)
         talk = Talk(messages=(*self.messages, question), thinking=self._thinking)
@@ -111,19 +154,25 @@ class Conversation:
                 f"the conversation has {len(prompt)} tokens, too many for this model; /new begins another"
             )
         self._asked += 1
-        limited = msgspec.structs.replace(self._sampling, max_tokens=min(self._sampling.max_tokens, room))
+        request = Request(id=str(self._asked), prompt=prompt, sampling=self._sampling(room))
         reader = self._format.reader(talk, self._model.tokenizer)
         said: list[Piece] = []
         ids: list[int] = []
+        last = None
         try:
-            for delta in self._core.generate(Request(id=str(self._asked), prompt=prompt, sampling=limited)):
-                pieces = [*reader.push(delta.marked), *(reader.finish() if delta.finish_reason else ())]
+            for last in answer(self._core, request, check):
+                pieces = [*reader.push(last.marked), *(reader.finish() if last.finish_reason else ())]
                 said += pieces
-                ids += delta.token_ids
-                yield pieces, delta
+                ids += last.token_ids
+                yield pieces, last
         finally:
-            self.turns += [question, _message_of(said)]
-            self._replay.keep(talk, prompt, self.turns[-1], ids)
+            if last is not None:
+                self.turns += [question, _message_of(said)]
+                self._replay.keep(talk, prompt, self.turns[-1], ids)
+
+    def _sampling(self, room: int) -> SamplingParams:
+        sampling = sampling_of(self._options, self._model.advice, room)
+        return msgspec.structs.replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *self._ends))
 
     def undo(self) -> str:
         """Take back the last question and its answer; gives the question. Raises RequestError if there is none."""
@@ -134,24 +183,6 @@ class Conversation:
         return question
 
 
-def messages(terminal: bool) -> Iterator[str]:
-    """What the user types, message by message, until the input ends."""
-    while True:
-        try:
-            text = _message("> " if terminal else "")
-        except EOFError:
-            if terminal:
-                print()
-            return
-        except KeyboardInterrupt:
-            if not terminal:
-                raise
-            print()
-            continue
-        if text.strip():
-            yield text
-
-
 def _message_of(said: Sequence[Piece]) -> Message:
     """The turn that the pieces make. Nobody answers calls here, so they are not kept."""
     thoughts = "".join(piece.text for piece in said if isinstance(piece, Reasoning))
@@ -159,25 +190,9 @@ def _message_of(said: Sequence[Piece]) -> Message:
     return Message.of("assistant", content, reasoning=thoughts or None)
 
 
-def _message(prompt: str) -> str:
-    """One message: a line, lines joined by a backslash at their end, or lines between fences. Raises EOFError."""
-    more = "… " if prompt else ""
-    line = input(prompt)
-    if line.strip() == FENCE:
-        lines: list[str] = []
-        while (line := input(more)).strip() != FENCE:
-            lines.append(line)
-        return "\n".join(lines)
-    lines = []
-    while line.endswith("\\"):
-        lines.append(line[:-1])
-        line = input(more)
-    return "\n".join([*lines, line])
-
-
 def _obey(conversation: Conversation, text: str, console: Console) -> None:
     """Carry out a command, or ask the model. Raises RequestError and Leave."""
-    if not text.startswith("/"):
+    if not text.startswith("/") or "\n" in text:
         _answer(conversation, text, console)
         return
     command, _, argument = text[1:].partition(" ")
@@ -204,27 +219,42 @@ def _obey(conversation: Conversation, text: str, console: Console) -> None:
             raise RequestError(f"/{command} is not a command; /help lists them")
 
 
-def _answer(conversation: Conversation, text: str, console: Console) -> None:
+def _answer(conversation: Conversation, text: str, console: Console) -> int:
+    """Show the answer as it comes; an exit code. Raises DeepwellError."""
     started = time.perf_counter()
     last = None
-    with _interruptible() as interrupted:
-        answer = conversation.ask(text)
-        screen = _Screen(console)
-        for said in answer:
-            pieces, last = said
-            screen.show(pieces)
-            if interrupted:
-                answer.close()
-                break
-    print()
-    if interrupted:
+    stopped = False
+    screen = _Screen(console)
+    with Interrupts() as interrupts:
+        try:
+            for said in conversation.ask(text, interrupts.check):
+                pieces, last = said
+                screen.show(pieces)
+        except Stopped:
+            stopped = True
+    print(flush=True)
+    if stopped:
         console.print("[stopped]", style="dim")
-    elif last is not None and last.error:
-        console.print(last.error, style="red")
-    elif last is not None and last.usage is not None and console.is_terminal:
-        usage, seconds = last.usage, time.perf_counter() - started
-        counts = f"{usage.completion_tokens} tokens, {usage.completion_tokens / seconds:.1f}/s"
-        console.print(f"[{counts}; prompt {usage.prompt_tokens}, {usage.cached_tokens} of it cached]", style="dim")
+        return EXIT_INTERRUPTED
+    assert last is not None
+    if last.error:
+        raise DeepwellError(last.error)
+    _tell(last, conversation, time.perf_counter() - started, console)
+    return 0
+
+
+def _tell(last: Delta, conversation: Conversation, seconds: float, console: Console) -> None:
+    """What is worth knowing about an answer, beside it; where that is no terminal, only that it was cut."""
+    early = conversation.cut(last)
+    if early and not console.is_terminal:
+        print(f"[{early}]", file=sys.stderr, flush=True)
+    if not console.is_terminal or last.usage is None:
+        return
+    if early:
+        console.print(f"[{early}]", style="yellow")
+    usage = last.usage
+    counts = f"{usage.completion_tokens} tokens, {usage.completion_tokens / seconds:.1f}/s"
+    console.print(f"[{counts}; prompt {usage.prompt_tokens}, {usage.cached_tokens} of it cached]", style="dim")
 
 
 class _Screen:
@@ -254,20 +284,3 @@ class _Screen:
             self._dim = True
             self._console.print(visible(text), style="dim", end="")
             self._console.file.flush()
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Collects Ctrl-C instead of raising in the middle of a step; the list is true once it was pressed."""
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _edit_lines() -> None:
-    """Arrow keys and history at the prompt, where Python has readline."""
-    with suppress(ImportError):
-        import readline  # noqa: F401

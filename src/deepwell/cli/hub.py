@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,19 @@ def fetched(model: Path) -> Path | None:
     except HubError:
         return None
     return None if place == model else place
+
+
+def names_model(text: str) -> bool:
+    """Whether an argument is, or is meant to be, the place of a model on this machine."""
+    from deepwell.weights.gguf.reader import is_gguf
+    from deepwell.weights.packed import is_packed
+
+    path = Path(text).expanduser()
+    if os.path.isdir(path):  # which a text that can be no path does not disturb
+        return os.sep in text or (path / "config.json").exists()
+    if os.path.isfile(path):
+        return is_gguf(path) or is_packed(path)
+    return path.suffix in (".gguf", ".deepwell") and not any(map(str.isspace, text))
 
 
 class Bar:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from deepwell import __version__
+from deepwell.cli.interrupts import EXIT_INTERRUPTED
+from deepwell.cli.terminal import visible
 from deepwell.errors import DeepwellError
 
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except DeepwellError as error:
-        print(f"deepwell: {error}", file=sys.stderr)
+        print(f"deepwell: {visible(str(error))}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -1,4 +1,4 @@
-"""What the commands that answer share: a loaded model, a line about it, and the sampling rules asked for."""
+"""What the commands that answer share: a loaded model, a line about it, its prompt format."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from deepwell.chat import FORMATS, detect, find_format
 from deepwell.chat.formats.base import Format, lacks
 from deepwell.cli.hub import located
-from deepwell.engine import EngineConfig, SamplingParams
+from deepwell.engine import EngineConfig
 from deepwell.errors import ConfigError
 from deepwell.loading.load import LoadedModel, load_model
 from deepwell.loading.memory import ROWS, STREAMS
 from deepwell.loading.pack_cache import PackCache, cache_folder, storing
 from deepwell.ops import native
-from deepwell.options import ChatFormat, EngineOptions, SamplingOptions, ServeOptions
+from deepwell.options import ChatFormat, EngineOptions, ServeOptions
 
 
 def load(options: EngineOptions) -> LoadedModel:
@@ -104,17 +104,3 @@ def engine_config(options: EngineOptions) -> EngineConfig:
 def describe(model: LoadedModel) -> str:
     """How it runs, in a few words."""
     return f"{model.dtype}, {native.isa()}, {native.threads()} threads, context of {model.runner.context} tokens"
-
-
-def sampling_of(options: SamplingOptions) -> SamplingParams:
-    """The engine's rules for a command's options."""
-    return SamplingParams(
-        max_tokens=options.max_tokens or SamplingParams().max_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-        seed=options.seed,
-        stop=options.stop,
-    )

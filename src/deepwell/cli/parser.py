@@ -21,6 +21,7 @@ def read_options(command: str, args: Sequence[str], environ: Mapping[str, str]) 
     """The options struct of `command`. Wrong flags end the process with code 2, as argparse does."""
     flags = vars(build(command).parse_intermixed_args(args))
     config = flags.pop("config", environ.get(CONFIG_ENV))
+    _give_main(flags, options_of(command, GROUPS[command]))
     return resolve(GROUPS, command, flags, environ, Path(config) if config else None)
 
 
@@ -74,6 +75,14 @@ def build(command: str) -> ArgumentParser:
 def configurable(options: Sequence[Option]) -> bool:
     """Whether a command has options that a TOML file may set, and therefore --config."""
     return any(not option.once for option in options)
+
+
+def _give_main(flags: dict[str, object], options: Sequence[Option]) -> None:
+    """One argument alone is the main one."""
+    arguments = [option.name for option in options if option.argument]
+    main = next((option.name for option in options if option.main), None)
+    if main and main not in flags and arguments[0] in flags:
+        flags[main] = flags.pop(arguments[0])
 
 
 def placeholder(option: Option) -> str:

@@ -192,13 +192,18 @@ class EngineCore:
         self._speculator.learn(plan, sum(len(delta.token_ids) for _, delta in pieces), seconds)
         return pieces
 
-    def generate(self, request: Request) -> Iterator[Delta]:
-        """Answer one request in the caller's thread, where no other is live. Closing the iterator aborts it."""
+    def generate(self, request: Request, watch: Callable[[int], None] = lambda computed: None) -> Iterator[Delta]:
+        """Answer one request in the caller's thread, where no other is live. Closing the iterator aborts it.
+
+        `watch` is told after each step how many of its tokens are in the cache; what it raises aborts the request too.
+        """
         self.add(request)
+        sequence = self._live[request.id].sequence
         try:
             while request.id in self._live:
                 for _, delta in self.step():
                     yield delta
+                watch(sequence.computed)
         finally:
             self.abort(request.id)
 
