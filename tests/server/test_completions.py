@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
-from serving import CONTEXT, T, client_of, make_service, prompt
+from serving import CONTEXT, T, client_of, endless, live, make_service, prompt, wait_idle
 from starlette.testclient import TestClient
 from test_chat_completions import events
 
@@ -54,6 +55,76 @@ def test_prompts_reach_the_model_as_they_should() -> None:
     assert seen_by(text=IDS) == tuple(IDS)
     assert seen_by(text=[IDS]) == tuple(IDS)
     assert seen_by(text="") == (BOS,)
+
+
+def test_a_raw_prompt_spells_special_tokens() -> None:
+    """As in llama.cpp, vLLM and SGLang: editors lay gaps out themselves, and evaluations whole chats."""
+    user, assistant = T.special("<｜User｜>"), T.special("<｜Assistant｜>")
+    laid_out = "<｜User｜>Hi<｜Assistant｜>"
+    assert seen_by(text=laid_out) == (BOS, user, *T.encode("Hi"), assistant)
+    begin = T.decode([BOS])
+    assert seen_by(text=begin + laid_out) == (BOS, user, *T.encode("Hi"), assistant), "no second begin token"
+    assert seen_by(text="Hi" + begin)[-1] == BOS
+    assert seen_by(text=laid_out, parse_special=False) == (BOS, *T.encode(laid_out))
+    assert seen_by(text="Hi", add_special_tokens=False) == tuple(T.encode("Hi"))
+    assert seen_by(text=laid_out, suffix="")[1:3] == (T.special("<｜fim▁begin｜>"), T.encode("<")[0]), "a quoted text"
+
+
+@pytest.mark.parametrize("texts", [[TEXT, "two", ""], [T.encode("one"), T.encode("two"), IDS]])
+def test_several_prompts_are_answered_as_each_alone(texts: list[Any]) -> None:
+    fields: dict[str, Any] = {"max_tokens": 5, "temperature": 0, "logprobs": 1, "echo": True, "ignore_eos": True}
+    alone = [ask(text=text, **fields) for text in texts]
+    body = ask(text=texts, **fields)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert body["choices"] == [one["choices"][0] | {"index": at} for at, one in enumerate(alone)]
+    for count in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert body["usage"][count] == sum(one["usage"][count] for one in alone)
+
+
+@pytest.mark.parametrize("with_usage", [False, True])
+def test_several_prompts_are_streamed_together(client: TestClient, with_usage: bool) -> None:
+    texts = ["one", "two", "three"]
+    fields: dict[str, Any] = {"max_tokens": 4, "temperature": 0, "ignore_eos": True}
+    whole = client.post(PATHS[0], json=prompt(texts, **fields)).json()
+    fields |= {"stream": True, "stream_options": {"include_usage": True}} if with_usage else {"stream": True}
+    text = client.post(PATHS[0], json=prompt(texts, **fields)).text
+    assert text.endswith("data: [DONE]\n\n")
+    chunks = events(text)
+    usages = [chunk["usage"] for chunk in chunks if chunk.get("usage")]
+    assert [usage["completion_tokens"] for usage in usages] == [12]
+    assert chunks[-1].get("usage"), "once, at the end"
+    assert (chunks[-1]["choices"] == []) is with_usage
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    for wanted in whole["choices"]:
+        mine = [choice for choice in choices if choice["index"] == wanted["index"]]
+        assert "".join(choice["text"] for choice in mine) == wanted["text"]
+        assert [choice["finish_reason"] for choice in mine if choice["finish_reason"]] == ["length"]
+
+
+def test_a_client_that_leaves_ends_all_its_answers() -> None:
+    service = make_service(FakeRunner(context=CONTEXT, next_token=endless, delay=0.005))
+    with live(service) as address, httpx.Client(base_url=address) as client:
+        body = prompt(["a"] * 5, stream=True, max_tokens=400)
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            next(response.iter_lines())
+        wait_idle(service)
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/completions", json=body | {"stream": False}, timeout=0.2)
+        wait_idle(service)
+
+
+def test_one_broken_answer_breaks_them_all_and_a_full_queue_refuses_them_all() -> None:
+    broken = T.encode("!")[0]
+    runner = FakeRunner(context=CONTEXT, nan_after=frozenset([broken]), next_token=lambda c: 40)
+    service = make_service(runner, max_running=2, max_waiting=1)
+    with client_of(service) as client:
+        asked = prompt(["a", "!", "b"], max_tokens=40)
+        assert client.post("/v1/completions", json=asked).status_code == 500
+        assert "error" in events(client.post("/v1/completions", json=asked | {"stream": True}).text)[-1]
+        wait_idle(service)
+        assert client.post("/v1/completions", json=prompt(["a"] * 3, max_tokens=1)).status_code == 200
+        with service.engine.place():
+            assert client.post("/v1/completions", json=prompt(["a"] * 3, max_tokens=1)).status_code == 429
 
 
 def test_suffix_fills_the_middle() -> None:
@@ -147,8 +218,10 @@ def test_echo_without_logprobs() -> None:
     ("fields", "param", "words"),
     [
         ({"max_tokens": 0}, "max_tokens", "echo: true"),
-        ({"text": ["a", "b"]}, "prompt", "one request for each"),
-        ({"text": [[1], [2]]}, "prompt", "one request for each"),
+        ({"text": ["a", 3]}, "prompt[1]", "a text or a list"),
+        ({"text": [[1], ["b"]]}, "prompt[1]", "token id"),
+        ({"text": ["a"] * 129}, "prompt", "at most 128"),
+        ({"text": ["a", [1]], "suffix": "b"}, "suffix", "given as text"),
         ({"text": [1, 320]}, "prompt", "319"),
         ({"text": [1, -1]}, "prompt", "prompt[1]"),
         ({"text": [1, 10**4000]}, "prompt", "prompt[1]"),
@@ -158,7 +231,7 @@ def test_echo_without_logprobs() -> None:
         ({"text": [1] * (CONTEXT + 1)}, "prompt", str(CONTEXT)),
         ({"text": []}, "prompt", "at least one token"),
         ({"text": [[]]}, "prompt", "at least one token"),
-        ({"text": {}}, "prompt", "a text or a list of token ids"),
+        ({"text": {}}, "prompt", "a text, a list of token ids"),
         ({"text": [1], "suffix": "x"}, "suffix", "as text"),
         ({"suffix": "x", "echo": True, "logprobs": 1}, "logprobs", "suffix"),
         ({"logprobs": 21}, "logprobs", "from 0 to 20"),

@@ -64,13 +64,13 @@ class Gate:
         self._encode = T.encode
         monkeypatch.setattr(T, "encode", self._wait)
 
-    def _wait(self, text: str) -> list[int]:
+    def _wait(self, text: str, **how: Any) -> list[int]:
         self.begun += 1
         self._inside += 1
         self.most = max(self.most, self._inside)
         assert self.open.wait(10)
         self._inside -= 1
-        return self._encode(text)
+        return self._encode(text, **how)
 
 
 @pytest.mark.parametrize("body", [(CHAT, chat(LONG)), (TEXT, prompt(LONG)), (TEXT, prompt(LONG, suffix="x"))])
@@ -121,7 +121,8 @@ def test_a_body_that_does_not_come_keeps_nobody_out() -> None:
         (CHAT, chat(logit_bias={str(2**30): 1})),
         (CHAT, chat(stop_token_ids=[10**6])),
         (CHAT, {"no": "request"}),
-        (TEXT, prompt(["a", "b"])),
+        (TEXT, prompt(["a", ["b"]])),
+        (TEXT, prompt(["a"] * 9)),
         (TEXT, prompt([10**6])),
         (TEXT, prompt([])),
         (TEXT, prompt(LONG)),

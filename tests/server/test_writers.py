@@ -86,11 +86,11 @@ async def other(request: Request) -> Response:
     prompt = render_chat(told, service.tokenizer, service.format)
     reader = service.format.reader(told, service.tokenizer)
     turn = Turn(reader, ThoughtMeter(reader.thoughts, service.tokenizer))
-    head = service.head(MODEL)
+    id = service.head(MODEL).id
     sampling = SamplingParams(max_tokens=100, temperature=0.0, stop_token_ids=service.ends)
     timer = service.metrics.request()
     with service.engine.place() as place:
-        stream = service.submit(place, head, prompt, sampling)
+        stream = service.submit(place, id, prompt, sampling)
         return await respond(request, stream, NamedWriter(turn), timer, asked["stream"], asked.get("silence", 5.0))
 
 

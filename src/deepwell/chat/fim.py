@@ -18,8 +18,18 @@ pages spell it; Qwen's vocabulary, in which some distilled models live."""
 
 
 def render_text(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The text as token ids, after the begin-of-sequence token if the tokenizer has one."""
-    return (*_bos(tokenizer), *tokenizer.encode(text))
+    """The text as token ids, after the begin-of-sequence token if the tokenizer has one.
+
+    Nobody is quoted in such a text: what spells a special token is one.
+    """
+    ids = tokenizer.encode(text, controls=True)
+    return (*opening(ids, tokenizer), *ids)
+
+
+def opening(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What is put in front of a text of these tokens: the begin-of-sequence token, unless it begins with it."""
+    begin = _bos(tokenizer)
+    return () if tuple(ids[: len(begin)]) == begin else begin
 
 
 def render_fim(prefix: str, suffix: str, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -22,8 +22,17 @@ from deepwell.server.errors import JsonResponse
 from deepwell.server.metrics import RequestTimer
 
 T = TypeVar("T")
+P = TypeVar("P", covariant=True)
 
 FAILED = "the engine failed"
+
+
+class Pieces(Protocol[P]):
+    """What a running request yields until it ends, or is aborted."""
+
+    def abort(self) -> None: ...
+
+    async def __anext__(self) -> P: ...
 
 
 class Writer(Protocol):
@@ -113,13 +122,13 @@ async def _whole(request: Request, stream: Stream, timer: RequestTimer) -> Delta
     return join(parts)
 
 
-async def watch(stream: Stream, receive: Receive, silence: float | None = None) -> AsyncGenerator[Delta | None, None]:
-    """Deltas as they come; None whenever `silence` seconds pass without one.
+async def watch(stream: Pieces[T], receive: Receive, silence: float | None = None) -> AsyncGenerator[T | None, None]:
+    """Pieces as they come; None whenever `silence` seconds pass without one.
 
     Raises ClientDisconnect as soon as the client leaves. However it ends, the request is aborted if still running.
     """
     gone = asyncio.ensure_future(_disconnected(receive))
-    step: asyncio.Future[Delta | None] | None = None
+    step: asyncio.Future[T | None] | None = None
     try:
         while True:
             step = step or asyncio.ensure_future(anext(stream, None))
@@ -161,7 +170,7 @@ class EventStream(StreamingResponse):
     A client that leaves ends them quietly.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], stream: Stream, media_type: str) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], stream: Pieces[Any], media_type: str) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type=media_type, headers=headers)
         self._events, self._stream = events, stream

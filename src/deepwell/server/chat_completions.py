@@ -68,7 +68,7 @@ async def chat_completions(request: Request) -> Response:
         )
         head = service.head(model)
         sampling = sampling_of(asked, service.advice, max_tokens, logprobs, ends=service.ends)
-        stream = service.submit(place, head, prompt, sampling)
+        stream = service.submit(place, head.id, prompt, sampling)
         writer = ChatWriter(
             head,
             service.tokenizer.token_bytes,
@@ -149,7 +149,7 @@ class ChatWriter(EventWriter):
         """Why the answer ended, and what it took."""
         assert delta.finish_reason is not None
         called = called and delta.finish_reason == "stop"
-        usage = usage_of(delta.usage, self._turn.reasoning_tokens) if delta.usage else None
+        usage = usage_of(delta.usage, reasoning_tokens=self._turn.reasoning_tokens) if delta.usage else None
         return "tool_calls" if called else finish_of(delta.finish_reason), usage
 
     def _logprobs(self, added: Added) -> ChatLogprobs | None:

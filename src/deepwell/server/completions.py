@@ -2,129 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 from msgspec import UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepwell.chat import render_fim, render_text, text_ends
-from deepwell.engine.types import Delta, TokenLogprob
-from deepwell.errors import RequestError
+from deepwell.chat import text_ends
+from deepwell.engine.types import Delta, SamplingParams
+from deepwell.engine.types import Usage as TokenCounts
 from deepwell.server.answers import respond
-from deepwell.server.logprobs import TextLogprobsWriter, TokenBytes
+from deepwell.server.logprobs import TextLogprobsWriter
+from deepwell.server.prompts import prompts_of, read_prompt
 from deepwell.server.protocol import CompletionRequest
 from deepwell.server.replies import (
     EventWriter,
+    Finish,
     Head,
     TextChoice,
     TextCompletion,
-    TextLogprobs,
     Usage,
     finish_of,
     usage_of,
 )
-from deepwell.server.rules import check_common, max_tokens_of, prompt_of, sampling_of
+from deepwell.server.rules import check_common, max_tokens_of, sampling_of
 from deepwell.server.service import Service
+from deepwell.server.together import respond_together
+from deepwell.weights.tokenizer import Tokenizer
 
 
 async def completions(request: Request) -> Response:
-    """Continue a prompt."""
+    """Continue each prompt."""
     service: Service = request.app.state.service
-    timer = service.metrics.request()
     async with service.admitted(request, CompletionRequest) as (asked, place):
         model = check_common(asked, service)
-        prompt = prompt_of(asked, service)
-        check_completion(asked, prompt)
-        tokens = await _tokens(request, prompt, asked.suffix, service)
-        max_tokens = max_tokens_of(asked, len(tokens), "prompt", service)
-        prompt_logprobs = asked.logprobs if asked.echo else None
-        head = service.head(model)
-        sampling = sampling_of(
-            asked, service.advice, max_tokens, asked.logprobs, prompt_logprobs, text_ends(service.tokenizer)
-        )
-        stream = service.submit(place, head, tokens, sampling)
-        writer = TextWriter(
-            head,
-            service.tokenizer.token_bytes,
-            echo=_echoed(prompt, service) if asked.echo else "",
-            hidden=1 if isinstance(prompt, str) and service.tokenizer.bos is not None else 0,
-            with_usage=asked.stream_options is not None and bool(asked.stream_options.include_usage),
-        )
-        return await respond(request, stream, writer, timer, bool(asked.stream), service.limits.keep_alive_seconds)
+        prompts = prompts_of(asked, service)
+        timers = [service.metrics.request() for _ in prompts]
+        with ExitStack() as stack:
+            places = [place, *(stack.enter_context(service.engine.place()) for _ in prompts[1:])]
+            read = [await read_prompt(request, prompt, asked, service) for prompt in prompts]
+            rules = [rules_of(asked, len(prompt.ids), service) for prompt in read]
+            head = service.head(model)
+            streams = [
+                service.submit(place, f"{head.id}-{number}" if number else head.id, prompt.ids, sampling)
+                for number, (place, prompt, sampling) in enumerate(zip(places, read, rules, strict=True))
+            ]
+            writer = TextWriter(
+                head,
+                [Shown(service.tokenizer, prompt.text if asked.echo else "", prompt.hidden) for prompt in read],
+                with_usage=asked.stream_options is not None and bool(asked.stream_options.include_usage),
+            )
+            streamed, silence = bool(asked.stream), service.limits.keep_alive_seconds
+            if len(streams) == 1:
+                return await respond(request, streams[0], writer, timers[0], streamed, silence)
+            return await respond_together(request, streams, writer, timers, streamed, silence)
 
 
-def check_completion(asked: CompletionRequest, prompt: str | tuple[int, ...]) -> None:
-    """Pairs of fields. Raises RequestError."""
-    if asked.suffix is not None and not isinstance(prompt, str):
-        raise RequestError("suffix needs a prompt given as text, not as token ids", "suffix")
-    if asked.suffix is not None and asked.echo and asked.logprobs is not None:
-        raise RequestError("echo with logprobs cannot be combined with suffix", "logprobs")
+def rules_of(asked: CompletionRequest, prompt: int, service: Service) -> SamplingParams:
+    """How the answer to a prompt of so many tokens is sampled. Raises RequestError if it has no room."""
+    return sampling_of(
+        asked,
+        service.advice,
+        max_tokens_of(asked, prompt, "prompt", service),
+        asked.logprobs,
+        prompt_logprobs=asked.logprobs if asked.echo else None,
+        ends=text_ends(service.tokenizer),
+    )
+
+
+class Shown:
+    """What of one answer is shown: `echo` in front of it, and log-probabilities without the first `hidden` tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, echo: str = "", hidden: int = 0) -> None:
+        self._logprobs = TextLogprobsWriter(tokenizer.token_bytes)
+        self._echo, self._hidden = echo, hidden
+
+    def choice(self, delta: Delta, number: int, finish: Finish | None = None) -> TextChoice:
+        """A piece as clients get it."""
+        text, self._echo = self._echo + delta.text, ""
+        tokens = delta.prompt_logprobs[self._hidden :] + delta.logprobs
+        logprobs = self._logprobs.write(tokens) if tokens else None
+        return TextChoice(text=text, index=number, logprobs=logprobs, finish_reason=finish)
 
 
 class TextWriter(EventWriter):
-    """OpenAI's older shape. `echo` is put in front of the answer; the first `hidden` prompt tokens are not shown."""
+    """OpenAI's older shape. Several answers, each `shown` in its own choice, share one usage."""
 
-    def __init__(
-        self,
-        head: Head,
-        token_bytes: TokenBytes,
-        *,
-        echo: str = "",
-        hidden: int = 0,
-        with_usage: bool = False,
-    ) -> None:
+    def __init__(self, head: Head, shown: Sequence[Shown], *, with_usage: bool = False) -> None:
         super().__init__(head, with_usage=with_usage)
-        self._logprobs = TextLogprobsWriter(token_bytes)
-        self._echo = echo
-        self._hidden = hidden
+        self._shown = shown
+        self._counts: list[TokenCounts] = []
 
-    def pieces(self, delta: Delta) -> Iterator[bytes]:
+    def pieces(self, delta: Delta, number: int = 0) -> Iterator[bytes]:
         """See Writer."""
-        text, tokens = self._echo + delta.text, self._shown(delta)
-        self._echo = ""
-        if text or tokens:
-            yield self.event(self._chunk([TextChoice(text=text, logprobs=self._written(tokens))], self.no_usage))
+        choice = self._shown[number].choice(delta, number)
+        if choice.text or choice.logprobs:
+            yield self.event(self._chunk([choice], self.no_usage))
         if delta.finish_reason is not None:
-            usage = usage_of(delta.usage) if delta.usage else None
-            last = TextChoice(text="", finish_reason=finish_of(delta.finish_reason))
+            if delta.usage is not None:
+                self._counts.append(delta.usage)
+            ended = len(self._counts) == len(self._shown)
+            usage = usage_of(*self._counts) if ended else self.no_usage
+            last = TextChoice(text="", index=number, finish_reason=finish_of(delta.finish_reason))
             yield self.event(self._chunk([last], None if self.with_usage else usage))
-            if self.with_usage:
+            if ended and self.with_usage:
                 yield self.event(self._chunk([], usage))
 
     def whole(self, delta: Delta) -> TextCompletion:
         """See Writer."""
-        assert delta.finish_reason is not None
-        assert delta.usage is not None
-        choice = TextChoice(
-            text=self._echo + delta.text,
-            logprobs=self._written(self._shown(delta)),
-            finish_reason=finish_of(delta.finish_reason),
-        )
-        return self._chunk([choice], usage_of(delta.usage))
+        return self.wholes([delta])
 
-    def _shown(self, delta: Delta) -> tuple[TokenLogprob, ...]:
-        return delta.prompt_logprobs[self._hidden :] + delta.logprobs
-
-    def _written(self, tokens: tuple[TokenLogprob, ...]) -> TextLogprobs | None:
-        return self._logprobs.write(tokens) if tokens else None
+    def wholes(self, deltas: Sequence[Delta]) -> TextCompletion:
+        """See ManyWriter."""
+        choices = [
+            shown.choice(delta, number, finish_of(delta.finish_reason or "error"))
+            for number, (shown, delta) in enumerate(zip(self._shown, deltas, strict=True))
+        ]
+        return self._chunk(choices, usage_of(*(delta.usage for delta in deltas if delta.usage is not None)))
 
     def _chunk(self, choices: list[TextChoice], usage: Usage | UnsetType | None) -> TextCompletion:
         return TextCompletion(**self.head, choices=choices, usage=usage)
-
-
-async def _tokens(
-    request: Request, prompt: str | tuple[int, ...], suffix: str | None, service: Service
-) -> tuple[int, ...]:
-    if not isinstance(prompt, str):
-        return prompt
-    if suffix is None:
-        render, texts = partial(render_text, prompt, service.tokenizer), [prompt]
-    else:
-        render, texts = partial(render_fim, prompt, suffix, service.tokenizer), [prompt, suffix]
-    return await service.rendered(request.receive, render, texts, "prompt")
-
-
-def _echoed(prompt: str | tuple[int, ...], service: Service) -> str:
-    return prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt)

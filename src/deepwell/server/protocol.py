@@ -211,7 +211,7 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     """Body of POST /v1/completions."""
 
-    prompt: Annotated[str | list[Any], Meta(description="a text or a list of token ids")]
+    prompt: Annotated[str | list[Any], Meta(description="a text, a list of token ids, or a list of several of either")]
     suffix: Annotated[str | None, Meta(description="a text: the model fills the gap between prompt and suffix")] = None
     add_special_tokens: Annotated[
         bool | None, Meta(description="true or false; false puts no begin-of-sequence token in front of a text")

@@ -48,8 +48,9 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_cache_miss_tokens: int
 
 
-def usage_of(counts: TokenCounts, reasoning_tokens: int = 0) -> Usage:
-    """Counts as clients read them; `reasoning_tokens` of the completion were thoughts."""
+def usage_of(*answers: TokenCounts, reasoning_tokens: int = 0) -> Usage:
+    """The counts of all answers as clients read them; `reasoning_tokens` of the completion were thoughts."""
+    counts = TokenCounts(*map(sum, zip(*map(msgspec.structs.astuple, answers), strict=True)))
     drafted, accepted = counts.drafted_tokens, counts.accepted_tokens
     details = CompletionDetails(
         reasoning_tokens=reasoning_tokens or UNSET,

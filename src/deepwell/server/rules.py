@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from deepwell.engine.types import SamplingParams
 from deepwell.errors import ContextExceeded, RequestError
-from deepwell.server.protocol import MAX_INT, CompletionRequest, SamplingFields
+from deepwell.server.protocol import SamplingFields
 from deepwell.server.service import Service
 from deepwell.server.unsupported import check_supported
 from deepwell.weights.advice import Advice
@@ -24,25 +24,6 @@ def check_common(asked: SamplingFields, service: Service) -> str:
     if asked.stream_options is not None and not asked.stream:
         raise RequestError("stream_options is only allowed with stream: true", "stream_options")
     return service.named(asked.model)
-
-
-def prompt_of(asked: CompletionRequest, service: Service) -> str | tuple[int, ...]:
-    """The one prompt of a request: a text, or token ids, whose range the engine checks."""
-    prompt = asked.prompt
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
-        if len(prompt) > 1:
-            raise RequestError(
-                "prompt holds several prompts, which is not supported; send one request for each", "prompt"
-            )
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) > service.context:
-        raise ContextExceeded(service.context, len(prompt), 1, "prompt")
-    for index, id in enumerate(prompt):
-        if type(id) is not int or not 0 <= id <= MAX_INT:
-            raise RequestError(f"prompt[{index}] must be a token id; prompt must be a text or a list of them", "prompt")
-    return tuple(prompt)
 
 
 def max_tokens_of(asked: SamplingFields, prompt: int, param: str, service: Service, habit: int | None = None) -> int:

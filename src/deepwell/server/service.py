@@ -162,9 +162,9 @@ class Service:
         """Characters in the longest token of the vocabulary, at most."""
         return max(1, *(len(self.tokenizer.token_bytes(id)) for id in range(self.tokenizer.vocab_size)))
 
-    def submit(self, place: Place, head: Head, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
+    def submit(self, place: Place, id: str, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
         """Fill a place. Raises EngineStopped or RequestError at once."""
-        return place.submit(Request(id=head.id, prompt=prompt, sampling=sampling))
+        return place.submit(Request(id=id, prompt=prompt, sampling=sampling))
 
     def stop(self) -> asyncio.Task[None]:
         """Take no more requests and end the running ones within the engine's drain time; the same task every time."""

@@ -1,0 +1,107 @@
+"""Several answers to one request, such as those to a list of prompts: one response, in which each has its number."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import ExitStack, aclosing, closing
+from typing import Protocol
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deepwell.engine.engine import Stream
+from deepwell.engine.types import Delta, join
+from deepwell.errors import EngineStopped
+from deepwell.server.answers import FAILED, EventStream, Writer, watch
+from deepwell.server.errors import JsonResponse
+from deepwell.server.metrics import RequestTimer
+
+
+class ManyWriter(Writer, Protocol):
+    """A writer that can tell answers apart."""
+
+    def pieces(self, delta: Delta, number: int = 0) -> Iterable[bytes]:
+        """The next piece of the answer of that number."""
+        ...
+
+    def wholes(self, deltas: Sequence[Delta]) -> msgspec.Struct:
+        """The body with all answers, each in one piece."""
+        ...
+
+
+class Together:
+    """Streams as one: (number of the stream, piece), as they come."""
+
+    def __init__(self, streams: Sequence[Stream]) -> None:
+        self._streams, self._open = streams, len(streams)
+        self._pieces: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
+        self._readers = [asyncio.ensure_future(self._read(*numbered)) for numbered in enumerate(streams)]
+
+    def abort(self) -> None:
+        """End all of them soon."""
+        for stream in self._streams:
+            stream.abort()
+
+    async def __anext__(self) -> tuple[int, Delta]:
+        if not self._open:
+            raise StopAsyncIteration
+        number, delta = await self._pieces.get()
+        self._open -= delta.finish_reason is not None
+        return number, delta
+
+    async def _read(self, number: int, stream: Stream) -> None:
+        async for delta in stream:
+            self._pieces.put_nowait((number, delta))
+
+
+async def respond_together(
+    request: Request,
+    streams: Sequence[Stream],
+    writer: ManyWriter,
+    timers: Sequence[RequestTimer],
+    streamed: bool,
+    silence: float,
+) -> Response:
+    """As `answers.respond`, for several streams. One that fails fails them all."""
+    together = Together(streams)
+    if streamed:
+        return EventStream(_events(request, together, writer, timers, silence), together, writer.media_type)
+    parts: list[list[Delta]] = [[] for _ in streams]
+    with ExitStack() as stack:
+        for timer in timers:
+            stack.enter_context(closing(timer))
+        async with aclosing(watch(together, request.receive)) as pieces:
+            async for piece in pieces:
+                if piece is not None:
+                    number, delta = piece
+                    timers[number].delta(delta)
+                    parts[number].append(delta)
+    wholes = [join(part) for part in parts]
+    if failed := next((whole for whole in wholes if whole.finish_reason == "error"), None):
+        return JsonResponse(writer.failure(failed.error or FAILED), status_code=500)
+    if any(whole.finish_reason == "abort" and not whole.token_ids for whole in wholes):
+        raise EngineStopped("the server stopped before these requests began; try again")
+    return JsonResponse(writer.wholes(wholes))
+
+
+async def _events(
+    request: Request, together: Together, writer: ManyWriter, timers: Sequence[RequestTimer], silence: float
+) -> AsyncGenerator[bytes, None]:
+    with ExitStack() as stack:
+        for timer in timers:
+            stack.enter_context(closing(timer))
+        async with aclosing(watch(together, request.receive, silence)) as pieces:
+            async for piece in pieces:
+                if piece is None:
+                    yield writer.ping()
+                    continue
+                number, delta = piece
+                timers[number].delta(delta)
+                if delta.finish_reason == "error":
+                    yield writer.failed(delta.error or FAILED)
+                    break
+                for event in writer.pieces(delta, number):
+                    yield event
+        yield writer.ended()
