@@ -341,7 +341,7 @@ def test_no_body_breaks_the_server(fuzzed: TestClient, request_: tuple[str, Any]
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200) | st.tuples(st.binary(max_size=20), st.integers(0, 90)).map(lambda cut: _spliced(*cut)))
 def test_no_bytes_break_the_server(fuzzed: TestClient, body: bytes) -> None:
-    assert raw(fuzzed, body).status_code in (200, 400)
+    assert raw(fuzzed, body).status_code in (200, 400, 404)
 
 
 def _spliced(junk: bytes, at: int) -> bytes:
