@@ -125,7 +125,7 @@ def test_ends_are_known_by_name_whatever_their_type(tmp_path: Path, kind: int) -
 def test_what_opens_a_text(pre: str, add: bool | None, opens: bool, tmp_path: Path) -> None:
     keys = {} if add is None else {"add_bos_token": add}
     t = write(tmp_path / "x.gguf", pre, more=[("<bos>", 3)], bos_token_id=257, **keys)
-    assert t.bos == (257 if opens else None)
+    assert (t.bos, t.opening) == (257, (257,) if opens else ())
     assert render_text("ab", t) == ((257, 256) if opens else (256,))
 
 

@@ -4,12 +4,14 @@ import functools
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepwell.chat import render_text
 from deepwell.errors import CheckpointError, RequestError
 from deepwell.weights.added_tokens import Tag, named_ends
 from deepwell.weights.tokenizer import LONG_CHARACTERS, MAX_TOKENIZER_BYTES, Tokenizer
@@ -229,3 +231,58 @@ def _written(folder: Path) -> dict:
 
 def _write(folder: Path, document: dict) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+PUTS_BOS = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+    "special_tokens": {BOS: {"id": BOS, "ids": [0], "tokens": [BOS]}},
+}
+BYTES_ONLY = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+@pytest.mark.parametrize(
+    ("named", "processor", "opens"),
+    [
+        ({}, None, False),
+        ({}, BYTES_ONLY, False),
+        ({}, PUTS_BOS, True),
+        ({}, {"type": "Sequence", "processors": [BYTES_ONLY, PUTS_BOS]}, True),
+        ({}, {"type": "RobertaProcessing", "sep": [EOS, 1], "cls": [BOS, 0]}, True),
+        ({"add_bos_token": True}, BYTES_ONLY, True),
+        ({"add_bos_token": False}, PUTS_BOS, False),
+        ({"add_bos_token": None}, PUTS_BOS, True),
+        ({"bos_token": None}, PUTS_BOS, False),
+    ],
+)
+def test_a_begin_token_is_put_in_front_only_where_the_tokenizer_does(
+    named: dict[str, Any], processor: dict[str, Any] | None, opens: bool, tmp_path: Path
+) -> None:
+    """That tokenizer_config.json names one says nothing; templates may still write it."""
+    path = write_tiny_tokenizer(tmp_path) / "tokenizer.json"
+    document = json.loads(path.read_text("utf-8")) | {"post_processor": processor}
+    path.write_text(json.dumps(document), "utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": BOS} | named), "utf-8")
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.bos == (None if "bos_token" in named else 0)
+    assert tokenizer.opening == ((0,) if opens else ())
+    assert Tokenizer.restore(tokenizer.state()).opening == tokenizer.opening
+    assert render_text("Hi", tokenizer) == (*tokenizer.opening, *tokenizer.encode("Hi"))
+
+
+def test_a_begin_token_named_by_the_special_tokens_map(tmp_path: Path) -> None:
+    write_tiny_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": {"content": BOS}}))
+    assert Tokenizer.load(tmp_path).opening == (0,)
+
+
+def test_bytes_that_a_folder_has_no_token_for(tmp_path: Path) -> None:
+    path = write_tiny_tokenizer(tmp_path) / "tokenizer.json"
+    document = json.loads(path.read_text("utf-8"))
+    del document["model"]["vocab"][chr(256 + 0x1D)]
+    path.write_text(json.dumps(document), "utf-8")
+    tokenizer = Tokenizer.load(tmp_path)
+    assert "no token for 1 of the 256 bytes (0x1d)" in tokenizer.notes[0]
+    assert tokenizer.decode(tokenizer.encode("a\x1db")) == "ab"

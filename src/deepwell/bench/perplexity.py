@@ -99,7 +99,7 @@ class Scores:
 
 def windows_of(tokenizer: Tokenizer, text: str, window: int, most: int = 0) -> list[list[int]]:
     """The windows of a text, `most` of them or all. ConfigError if it does not fill one."""
-    first = [] if tokenizer.bos is None else [tokenizer.bos]
+    first = list(tokenizer.opening)
     ids = [*first, *tokenizer.encode(text)]
     count = len(ids) // window
     if not count:

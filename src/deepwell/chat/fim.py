@@ -18,7 +18,7 @@ pages spell it; Qwen's vocabulary, in which some distilled models live."""
 
 
 def render_text(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The text as token ids, after the begin-of-sequence token if the tokenizer has one.
+    """The text as token ids, after the begin-of-sequence token if the tokenizer puts one there.
 
     Nobody is quoted in such a text: what spells a special token is one.
     """
@@ -28,7 +28,7 @@ def render_text(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def opening(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]:
     """What is put in front of a text of these tokens: the begin-of-sequence token, unless it begins with it."""
-    begin = _bos(tokenizer)
+    begin = tokenizer.opening
     return () if tuple(ids[: len(begin)]) == begin else begin
 
 
@@ -40,7 +40,7 @@ def render_fim(prefix: str, suffix: str, tokenizer: Tokenizer) -> tuple[int, ...
     marks = _marks(tokenizer)
     if marks is None:
         raise RequestError("this model has no fill-in-the-middle tokens, so suffix is not allowed", "suffix")
-    return (*_bos(tokenizer), *around_gap(tokenizer.encode(prefix), tokenizer.encode(suffix), marks))
+    return (*tokenizer.opening, *around_gap(tokenizer.encode(prefix), tokenizer.encode(suffix), marks))
 
 
 def around_gap(prefix: Sequence[int], suffix: Sequence[int], marks: tuple[int, int, int]) -> tuple[int, ...]:
@@ -66,7 +66,3 @@ def _marks(tokenizer: Tokenizer) -> tuple[int, int, int] | None:
         if begin is not None and hole is not None and end is not None:
             return begin, hole, end
     return None
-
-
-def _bos(tokenizer: Tokenizer) -> tuple[int, ...]:
-    return () if tokenizer.bos is None else (tokenizer.bos,)

@@ -134,7 +134,7 @@ def read_tokens(text: Path, tokenizer: Tokenizer, limit: int, length: int) -> Te
     ids = tokenizer.encode(raw.decode("utf-8", "replace"))[:limit]
     if len(ids) < LEAST_TOKENS:
         raise ConfigError(f"{text}: has {len(ids)} tokens; calibrating needs at least {LEAST_TOKENS}")
-    first = [] if tokenizer.bos is None else [tokenizer.bos]
+    first = list(tokenizer.opening)
     room = min(length - len(first), len(ids))
     if room < 1:
         raise CheckpointError("the model's context is too short to calibrate it")

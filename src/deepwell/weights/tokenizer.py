@@ -38,16 +38,18 @@ class TokenizerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     notes: tuple[str, ...] = ()
     tags: dict[str, int] = {}
     named: dict[str, str] = {}
+    opens: bool = True
 
 
 class Tokenizer:
     """A byte-level BPE vocabulary with added tokens: special ones, and tags (see added_tokens.py).
 
     `vocab_size` is one more than the largest token id. `bos` is the token that opens a sequence, None if the model
-    has none; `eos` are the tokens that the model's files name as ends of an answer. Ids that the vocabulary leaves out
-    have no bytes. `template` is the Jinja text that came with the model for conversations, untrusted; None if there is
-    none or a blank one. `named` are the spellings of `NAMED` tokens, as the model's files have them. `notes` are
-    sentences about what had to be assumed and what the vocabulary cannot say, for whoever loads the model.
+    has none; `opens` says whether the tokenizer puts it in front of texts. `eos` are the tokens that the model's files
+    name as ends of an answer. Ids that the vocabulary leaves out have no bytes. `template` is the Jinja text that came
+    with the model for conversations, untrusted; None if there is none or a blank one. `named` are the spellings of
+    `NAMED` tokens, as the model's files have them. `notes` are sentences about what had to be assumed and what the
+    vocabulary cannot say, for whoever loads the model.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Tokenizer:
         notes: Iterable[str] = (),
         tags: Mapping[str, int] | None = None,
         named: Mapping[str, str] | None = None,
+        opens: bool = True,
     ) -> None:
         """`plain` encodes text alone; `special` and `tags` are the added tokens; `spelled` are ids kept as written.
 
@@ -83,6 +86,7 @@ class Tokenizer:
         self.eos = tuple(eos)
         self.template = template if template and template.strip() else None
         self.notes = tuple(notes)
+        self._opens = opens
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -100,6 +104,7 @@ class Tokenizer:
         special, tags = _kinds(document, added)
         named = _read_named(folder)
         bos, eos = _boundaries(folder, named, added)
+        opens = bos is not None and _opens(folder, document, bos)
         notes = losses(unencodable(plain.get_vocab()))
         return cls(
             plain,
@@ -111,6 +116,7 @@ class Tokenizer:
             tags=tags,
             named={name: text for name in NAMED if (text := _spelling(named.get(name)))},
             notes=notes,
+            opens=opens,
         )
 
     @classmethod
@@ -136,6 +142,7 @@ class Tokenizer:
             notes=state.notes,
             tags=state.tags,
             named=state.named,
+            opens=state.opens,
         )
 
     def state(self) -> TokenizerState:
@@ -151,7 +158,13 @@ class Tokenizer:
             self.notes,
             self._tags,
             self.named,
+            self._opens,
         )
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """What stands in front of a text that is no conversation."""
+        return (self.bos,) if self._opens and self.bos is not None else ()
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -345,6 +358,25 @@ def _boundaries(folder: Path, named: Mapping[str, Any], added: Mapping[str, int]
         bos = []
     eos = _ids(generation, model, "eos_token_id") + _by_spelling(named.get("eos_token"), added)
     return (bos[0] if bos else None), tuple(dict.fromkeys(eos))
+
+
+def _opens(folder: Path, document: Mapping[str, Any], bos: int) -> bool:
+    """Whether the tokenizer puts the first token in front: as its config says or, if silent, what follows its model."""
+    asked = (_read_json(folder / "tokenizer_config.json", MAX_CONFIG_BYTES) or {}).get("add_bos_token")
+    return asked if isinstance(asked, bool) else _puts_in_front(document.get("post_processor"), bos)
+
+
+def _puts_in_front(processor: Any, bos: int) -> bool:
+    """Whether a post-processor of tokenizer.json begins a single text with this token."""
+    if not isinstance(processor, dict):
+        return False
+    if isinstance(parts := processor.get("processors"), list):
+        return any(_puts_in_front(part, bos) for part in parts)
+    try:
+        first = processor["single"][0]["SpecialToken"]["id"]
+        return bos in processor["special_tokens"][first]["ids"]
+    except (KeyError, IndexError, TypeError):
+        return isinstance(cls := processor.get("cls"), list) and bos in cls  # as BERT's are written
 
 
 def _template(folder: Path) -> str | None:

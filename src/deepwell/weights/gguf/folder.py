@@ -21,10 +21,21 @@ def folder_files(source: GgufCheckpoint, dtype: str) -> dict[str, bytes]:
     made: dict[str, Any] = {
         "config.json": config_json(source.config, bos=tokenizer.bos, eos=eos, dtype=dtype),
         "generation_config.json": {key: value for key, value in generation.items() if value is not None},
+    }
+    return tokenizer_files(source, tokenizer) | {name: _json(value) for name, value in made.items()}
+
+
+def tokenizer_files(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Those of `folder_files` that are the tokenizer's."""
+    made = {
         "tokenizer.json": _tokenizer(source, tokenizer),
         "tokenizer_config.json": _tokenizer_config(source, tokenizer),
     }
-    return {name: msgspec.json.format(msgspec.json.encode(value), indent=2) for name, value in made.items()}
+    return {name: _json(value) for name, value in made.items()}
+
+
+def _json(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2)
 
 
 def _spelling(source: GgufCheckpoint, id: int | None) -> str | None:
@@ -67,7 +78,7 @@ def _tokenizer(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any]:
         }
         for id, text in added.items()
     ]
-    document["post_processor"] = _opening(source, tokenizer.bos)
+    document["post_processor"] = _opening(source, tokenizer)
     return document
 
 
@@ -75,15 +86,15 @@ def _is_added(text: str, kind: int) -> bool:
     return kind not in (Kind.NORMAL, Kind.UNUSED) and bool(text)
 
 
-def _opening(source: GgufCheckpoint, bos: int | None) -> dict[str, Any] | None:
+def _opening(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any] | None:
     """What puts the first token in front, in the words of the tokenizers library."""
-    if bos is None:
+    if not tokenizer.opening:
         return None
-    text = _spelling(source, bos)
+    text = _spelling(source, tokenizer.bos)
     one, sequence = {"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     return {
         "type": "TemplateProcessing",
         "single": [one, sequence],
         "pair": [one, sequence, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {text: {"id": text, "ids": [bos], "tokens": [text]}},
+        "special_tokens": {text: {"id": text, "ids": list(tokenizer.opening), "tokens": [text]}},
     }

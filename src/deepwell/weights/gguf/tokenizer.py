@@ -54,7 +54,8 @@ def tokenizer_from(file: GgufFile) -> Tokenizer:
         plain,
         {text: id for text, id in apart.items() if types[id] != Kind.ADDED},
         {id: text for text, id in added.items()},
-        bos=keys.bos(pre, len(spellings)),
+        bos=keys.id(TokenizerKey.BOS, len(spellings)),
+        opens=keys.opens(pre),
         eos=keys.ends(len(spellings)),
         template=template if isinstance(template, str) else None,
         notes=(*assumed, *losses(lost)),
@@ -112,14 +113,13 @@ class _Keys:
             raise self.error(key, f"is {value!r}; allowed are the tokens 0 to {count - 1}")
         return value
 
-    def bos(self, pre: str, count: int) -> int | None:
-        """The first token, unless the file says that none is put in front.
+    def opens(self, pre: str) -> bool:
+        """Whether the first token is put in front of a text: as the file says, or as the model's kind does.
 
-        DeepSeek's own templates open with one whatever that flag says; Qwen's files name one that is never used.
+        DeepSeek's texts open with one whatever that flag says.
         """
-        unwanted = self.get(TokenizerKey.ADD_BOS) is False and not pre.startswith("deepseek")
-        silent = self.get(TokenizerKey.ADD_BOS) is None and not pre.startswith("deepseek") and pre not in OPENS
-        return None if unwanted or silent else self.id(TokenizerKey.BOS, count)
+        asked = self.get(TokenizerKey.ADD_BOS)
+        return pre.startswith("deepseek") or (asked if isinstance(asked, bool) else pre in OPENS)
 
     def named(self, spellings: Sequence[str]) -> dict[str, str]:
         """The tokens that the file names, as a template calls them; those that are none are left out."""

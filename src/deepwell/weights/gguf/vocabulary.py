@@ -60,7 +60,7 @@ def tokenizer_metadata(folder: Path, vocab: int) -> dict[str, Any]:
         TokenizerKey.TOKENS: [text for text, _ in tokens],
         TokenizerKey.TYPES: np.array([kind for _, kind in tokens], np.int32),
         TokenizerKey.MERGES: merges,
-        TokenizerKey.ADD_BOS: tokenizer.bos is not None,
+        TokenizerKey.ADD_BOS: bool(tokenizer.opening),
         TokenizerKey.ADD_EOS: False,
     }
     if tokenizer.bos is not None:
