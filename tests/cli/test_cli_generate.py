@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from deepwell.cli.terminal import visible
 from deepwell.engine import EngineCore, Request, SamplingParams
 from deepwell.engine.types import Delta
 from deepwell.loading.load import LoadedModel, load_model
+from deepwell.weights import embedded_path
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +187,17 @@ def test_control_characters_do_not_steer_a_terminal(model_folder: Path) -> None:
     subprocess.run([sys.executable, "-c", code], stdout=writer, check=True, timeout=60)
     os.close(writer)
     assert os.read(reader, 100).decode().strip() == "a�[2J"
+
+
+@pytest.mark.parametrize(
+    "command", [["generate", "MODEL", "def", "--max-tokens", "1"], ["convert", "MODEL", "OUT.gguf"]]
+)
+def test_what_was_assumed_of_a_model_is_said_in_one_line(command: list[str], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(embedded_path(), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    del config["num_nextn_predict_layers"]
+    (folder / "config.json").write_text(json.dumps(config))
+    args = [arg.replace("MODEL", str(folder)).replace("OUT", str(tmp_path / "out")) for arg in command]
+    said = deepwell(*args)
+    assert said.returncode == 0
+    assert said.stderr.count("deepwell: warning: config.json has no num_nextn_predict_layers: ") == 1

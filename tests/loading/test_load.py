@@ -155,14 +155,62 @@ def test_a_model_without_its_prediction_module(tmp_path: Path) -> None:
         load_model(folder, speculate="mtp")
 
 
-def test_half_a_prediction_module_is_an_error(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
+def with_left_overs(folder: Path, *, counted: bool, without: tuple[str, ...] = ()) -> Path:
+    """The embedded model without some tensors, and without the key that counts modules."""
     shutil.copytree(embedded_path(), folder)
     tensors = load_file(folder / "model.safetensors")
-    del tensors["model.layers.4.eh_proj.weight"]
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"tensor model\.layers\.4\.eh_proj\.weight is missing"):
-        load_model(folder)
+    save_file({k: v for k, v in tensors.items() if not k.startswith(without)}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    if not counted:
+        del config["num_nextn_predict_layers"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("counted", "without", "note"),
+    [
+        (
+            True,
+            ("model.layers.4.eh_proj",),
+            "1 tensors of the multi-token prediction module are missing, model.layers.4",
+        ),
+        (True, ("model.layers.4.mlp", "model.layers.4.self_attn"), "tensors of the multi-token prediction module are"),
+        (
+            False,
+            (),
+            "config.json has no num_nextn_predict_layers: the model is read without the multi-token prediction",
+        ),
+        (False, ("model.layers.4.mlp", "model.layers.4.enorm"), "config.json has no num_nextn_predict_layers"),
+    ],
+)
+def test_left_overs_of_a_prediction_module_are_not_read(
+    counted: bool, without: tuple[str, ...], note: str, tmp_path: Path
+) -> None:
+    """No answer depends on the module, so nothing is refused for its sake; one line says so."""
+    folder = with_left_overs(tmp_path / "model", counted=counted, without=without)
+    model = load_model(folder, blocks=2, speculate="auto")
+    assert model.runner.has_draft_head is False
+    assert [note in said for said in model.notes] == [True]
+    with pytest.raises(ConfigError, match="has no multi-token prediction module; try lookup"):
+        load_model(folder, speculate="mtp")
+
+
+def test_damage_of_the_decoder_stays_an_error(tmp_path: Path) -> None:
+    lacking = with_left_overs(tmp_path / "a", counted=True, without=("model.layers.3.mlp", "model.layers.4.eh_proj"))
+    with pytest.raises(CheckpointError, match=r"tensor model\.layers\.3\.mlp\S+ is missing"):
+        load_model(lacking)
+    odd = with_left_overs(tmp_path / "b", counted=False)
+    tensors = load_file(odd / "model.safetensors")
+    save_file(
+        tensors | {"model.layers.6.enorm.weight": tensors["model.norm.weight"].clone()}, odd / "model.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=r"tensor model\.layers\.6\.enorm\.weight is none of"):
+        load_model(odd)
+
+
+def test_a_whole_model_has_no_notes() -> None:
+    assert load_model(blocks=2).notes == ()
 
 
 def test_the_modules_weights_count_where_memory_is_short() -> None:

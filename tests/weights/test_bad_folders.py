@@ -348,3 +348,25 @@ def test_a_folder_of_nothing_but_a_config(tmp_path: Path) -> None:
     shutil.copy(embedded_path() / "config.json", tmp_path)
     with pytest.raises(DeepwellError, match="has no weights"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "context"),
+    [
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+        ({"type": "yarn", "factor": 4.0}, 2048),
+        ({"type": "yarn", "factor": 1.5, "original_max_position_embeddings": 400}, 600),
+        ({"type": "linear", "factor": 4.0}, 512),
+        ({"type": "yarn", "factor": 1e11}, 1 << 24),
+    ],
+)
+def test_yarn_stretches_the_context(scaling: dict[str, Any], context: int, copied: Callable[[str], Path]) -> None:
+    """As Qwen's cards turn it on: `max_position_embeddings` stays what it was, 512 here."""
+    folder = copied("qwen3")
+    configure(folder, rope_scaling=scaling, rope_parameters=None)
+    assert Checkpoint(folder).config.context == context
+    if context < 4096:
+        assert load_model(folder, context=context, blocks=64).runner.context == context
+        with pytest.raises(ConfigError, match=rf"context is \d+; this model allows 1 to {context},"):
+            load_model(folder, context=context + 1)

@@ -317,6 +317,54 @@ def test_old_files_name_no_gating_and_one_head_count_per_layer(tmp_path: Path) -
     assert (config.rope.mscale, config.rope.mscale_all_dim) == (0.707, 0.707)
 
 
+def test_a_v3_file_that_names_no_gating_is_routed_as_v3(tmp_path: Path) -> None:
+    """Its experts have a bias. What was assumed is said; the logits are those of the file that says it."""
+
+    def forgetful(w: GGUFWriter, arrays: gguf_files.Arrays) -> None:
+        put("deepseek2.expert_gating_func", None)(w, arrays)
+        put("deepseek2.expert_weights_norm", None)(w, arrays)
+
+    reference, file = gguf_files.save("v3", tmp_path, change=forgetful)
+    source = GgufCheckpoint(file)
+    assert source.config.family == "deepseek_v3"
+    assert [note.split(";")[0] for note in source.notes] == [
+        "v3.gguf: deepseek2.expert_gating_func is missing",
+        "v3.gguf: deepseek2.expert_weights_norm is missing",
+    ]
+    assert "sigmoid" in source.notes[0]
+    tokens = np.random.default_rng(1).integers(0, 320, 150)
+    with torch.no_grad():
+        wanted = reference(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    assert np.abs(logits_of(source, tokens) - wanted).max() < BOUND
+    assert load_model(file, blocks=4).notes == tuple(source.notes)
+
+
+def test_a_file_that_says_all_has_no_notes(tmp_path: Path) -> None:
+    assert GgufCheckpoint(gguf_files.save("v3", tmp_path)[1]).notes == []
+
+
+def test_modules_that_no_key_counts(tmp_path: Path) -> None:
+    def uncounted(w: GGUFWriter, arrays: gguf_files.Arrays) -> None:
+        put("deepseek2.nextn_predict_layers", None)(w, arrays)
+        put("deepseek2.block_count", 4)(w, arrays)
+        arrays["blk.3.nextn.eh_proj.weight"] = np.zeros((64, 128), np.float32)
+        arrays["blk.3.attn_norm.weight"] = np.ones(64, np.float32)
+
+    source = GgufCheckpoint(gguf_files.save("v3", tmp_path, change=uncounted)[1])
+    assert source.config.layers == 3
+    assert source.notes == [
+        "v3.gguf: deepseek2.nextn_predict_layers is missing; assumed is 1, by the tensors of the last blocks"
+    ]
+
+
+def test_yarn_stretches_the_context(tmp_path: Path) -> None:
+    def stretched(w: GGUFWriter, arrays: gguf_files.Arrays) -> None:
+        put("qwen3.context_length", 128)(w, arrays)
+        put("qwen3.rope.scaling.original_context_length", 128)(w, arrays)
+
+    assert GgufCheckpoint(gguf_files.save("qwen3", tmp_path, change=stretched)[1]).config.context == 512
+
+
 @pytest.mark.parametrize(
     ("keys", "magnitude"),
     [

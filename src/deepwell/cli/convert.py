@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sys
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -27,6 +28,8 @@ def run(options: ConvertOptions) -> int:
     target = target_of(options.out, options.to)
     _check_place(options, target)
     prepared = prepare(options.source, target, options.dtype, options.importance, int(options.shard_gb * 1e9))
+    for note in prepared.notes:
+        print(f"deepwell: warning: {note}", file=sys.stderr)
     _check_room(options.out, prepared)
     out = options.out.absolute()
     try:

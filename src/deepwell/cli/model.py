@@ -33,7 +33,7 @@ def load(options: EngineOptions) -> LoadedModel:
         rows=options.token_budget if isinstance(options, ServeOptions) else ROWS,
         streams=options.max_running if isinstance(options, ServeOptions) else STREAMS,
     )
-    for note in model.tokenizer.notes:
+    for note in model.notes:
         _warn(note)
     if slow := slowness(native.isa(), native.available_isas()):
         _warn(slow)

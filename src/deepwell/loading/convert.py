@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -49,7 +49,7 @@ _MARGIN = 1 << 20
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A conversion that is known to be possible: about how many bytes it makes, and what makes them.
+    """A conversion that is known to be possible: about how many bytes it makes, what makes them, the source's notes.
 
     `write(path, progress)` writes a new file or, for safetensors, a new folder. It raises OSError while writing; what
     is then at `path` is for the caller to remove.
@@ -57,6 +57,7 @@ class Prepared(msgspec.Struct, frozen=True):
 
     bytes: int
     write: Callable[[Path, Progress], None]
+    notes: Sequence[str] = ()
 
 
 def target_of(out: Path, asked: str = "auto") -> Target:
@@ -81,11 +82,12 @@ def prepare(
     source = open_source(path)
     if target == "packed":
         kept = cast(DType, dtype)
-        return Prepared(packed_size(source, kept), partial(_write_packed, path, kept, importance))
+        return Prepared(packed_size(source, kept), partial(_write_packed, path, kept, importance), source.notes)
     if not isinstance(source, Checkpoint | GgufCheckpoint):
         raise ConfigError(f"{path} is a packed file; convert what it was made of instead")
     kind = _FLOATS.get(dtype, dtype)
-    return _gguf(source, kind) if target == "gguf" else _folder(source, kind, shard_bytes)
+    made = _gguf(source, kind) if target == "gguf" else _folder(source, kind, shard_bytes)
+    return msgspec.structs.replace(made, notes=source.notes)
 
 
 def packed_size(source: Source, dtype: DType) -> int:

@@ -32,7 +32,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
     """A model ready to serve. `dtype` is how its matrices are kept; `seconds` is how long loading took.
 
     `uncached` is what a packed copy may be made of for the next start, None if there is one or it would not pay.
-    `advice` is how its makers would have it sampled.
+    `advice` is how its makers would have it sampled, `notes` are sentences about what had to be assumed of its files.
     """
 
     name: str
@@ -44,6 +44,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
     seconds: float
     uncached: Wanted | None = None
     advice: Advice = Advice()
+    notes: tuple[str, ...] = ()
 
     def account(self, depth: int = 0) -> Accounting:
         """What the model costs as it is kept, at `depth` earlier tokens."""
@@ -105,6 +106,7 @@ def load_model(
         seconds=time.perf_counter() - begun,
         uncached=wanted if kept and not made else None,
         advice=wanted.source.advice,
+        notes=(*wanted.source.notes, *tokenizer.notes),
     )
 
 

@@ -160,6 +160,7 @@ def from_hugging_face(raw: Mapping[str, Any]) -> ModelConfig:
     if heads % kv_heads:
         raise ConfigError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
     layers = keys.count("num_hidden_layers")
+    rope = RopeConfig.from_hugging_face(raw, context)
     config = ModelConfig(
         family=family,
         vocab=keys.count("vocab_size"),
@@ -170,8 +171,8 @@ def from_hugging_face(raw: Mapping[str, Any]) -> ModelConfig:
         head_dim=head_dim,
         inter=keys.count("intermediate_size"),
         eps=keys.positive("rms_norm_eps", 1e-6),
-        rope=RopeConfig.from_hugging_face(raw, context),
-        context=context,
+        rope=rope,
+        context=rope.stretched(context),
         mla=mla,
         moe=_moe(keys, family, layers) if family.startswith("deepseek") else None,
         mtp_layers=keys.count("num_nextn_predict_layers", 0, least=0) if family in _LIKE_V3 else 0,

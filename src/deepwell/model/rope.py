@@ -15,6 +15,7 @@ from deepwell.ops.base import Rotation
 _KINDS = ("default", "linear", "yarn", "llama3")
 _ABOVE_ZERO = ("factor", "beta_fast", "beta_slow", "attention_factor", "attn_factor", "high_freq_factor")
 _NUMBERS = (*_ABOVE_ZERO, "mscale", "mscale_all_dim", "low_freq_factor")
+_LONGEST = 1 << 24
 _ONLY = {"partial_rotary_factor": 1.0, "truncate": True}
 
 
@@ -64,6 +65,14 @@ class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"config.json: rope scaling {kind!r} needs a factor")
         values["original"] = int(values.get("original", context))
         return RopeConfig(kind=kind, **values)
+
+    def stretched(self, context: int) -> int:
+        """The longest sequence of a model whose files say `context`.
+
+        YaRN reaches `factor` times the length that it stretches, and is turned on as the cards of Qwen's models say, by
+        adding it and leaving the context as it was.
+        """
+        return max(context, int(min(self.original * self.factor, _LONGEST))) if self.kind == "yarn" else context
 
     def rotation(self, width: int, layout: Literal["interleaved", "half"]) -> Rotation:
         """The rotation of `width` columns: frequencies in float64, rounded once to float32."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.safetensors import TYPES, Tensor, read
 from deepwell.weights.tokenizer import MAX_CONFIG_BYTES, Tokenizer
 
+_OF_MODULE = re.compile(r"model\.layers\.(\d+)\.(?:enorm|hnorm|eh_proj|shared_head)\.")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -53,6 +56,7 @@ class Checkpoint:
             )
         self.folder = self.path = folder
         self.is_blocks = False
+        self.notes: list[str] = []
         raw = read_config(folder)
         self.config: ModelConfig = from_hugging_face(raw)
         self.tensors = pair(_open(folder), block_format(folder / "config.json", raw))
@@ -131,9 +135,17 @@ class Checkpoint:
         return maps_behind(tensor.raw for tensor in self.tensors.values())
 
     def _mtp_params(self) -> list[Param]:
-        """All or nothing: many copies of a model come without the modules, though the config still counts them."""
+        """All or nothing: many copies of a model come without the modules or with a part of them, though the config
+        still counts them. No answer depends on them."""
         specs = param_specs(self.config, mtp=True)[len(self.params) :]
-        return specs if any(source in self.tensors for param in specs for source in param.sources) else []
+        wanted = [source for param in specs for source in param.sources]
+        missing = [source for source in wanted if source not in self.tensors]
+        if 0 < len(missing) < len(wanted):
+            self.notes.append(
+                f"{len(missing)} tensors of the multi-token prediction module are missing, {missing[0]} among them: "
+                "the model is read without the module"
+            )
+        return [] if missing else specs
 
     def _check(self, param: Param) -> None:
         rows = int(np.prod(param.shape[:-1])) if len(param.shape) > 1 else param.shape[0]
@@ -154,11 +166,24 @@ class Checkpoint:
 
     def _check_extra(self) -> None:
         known = {source for param in self.params for source in param.sources} | {"lm_head.weight"}
-        drafts = tuple(f"model.layers.{self.config.layers + k}." for k in range(self.config.mtp_layers))
+        modules = self.config.mtp_layers or self._uncounted_modules()
+        drafts = tuple(f"model.layers.{self.config.layers + k}." for k in range(modules))
         for name, tensor in self.tensors.items():
             if name not in known and not name.startswith(drafts) and not name.endswith("rotary_emb.inv_freq"):
                 why = stranger(name, self.config)
                 raise CheckpointError(f"{tensor.file}: tensor {name} is none of a {self.config.family} model's{why}")
+
+    def _uncounted_modules(self) -> int:
+        """How many prediction modules the files hold where config.json says nothing of them, by tensors that no layer
+        of a decoder has."""
+        found = {int(layer[1]) for name in self.tensors if (layer := _OF_MODULE.match(name))}
+        count = next(k for k in count_from(0) if self.config.layers + k not in found)
+        if count:
+            self.notes.append(
+                "config.json has no num_nextn_predict_layers: the model is read without the multi-token prediction "
+                f"module that tensors of layer {self.config.layers} belong to"
+            )
+        return count
 
 
 def _open(folder: Path) -> dict[str, Tensor]:

@@ -95,6 +95,7 @@ class PackedModel:
     def __init__(self, path: Path) -> None:
         """Map and check `path`. CheckpointError says what is wrong."""
         self.path = path
+        self.notes: list[str] = []  # what was assumed of its source was said when the file was made
         try:
             self._file = _native.MappedFile(os.fspath(path))
         except ValueError as e:

@@ -27,6 +27,8 @@ class Source(Protocol):
     params: list[Param]
     mtp_params: list[Param]
     """Parameters of the multi-token prediction modules; empty if there are none."""
+    notes: list[str]
+    """Sentences about what its files do not say and was assumed, and what of them is not used."""
     is_blocks: bool
     """Whether matrices may be kept in the file's own quantised blocks."""
 

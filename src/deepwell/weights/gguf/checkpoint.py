@@ -39,7 +39,8 @@ class GgufCheckpoint:
     def __init__(self, path: Path) -> None:
         self._file = GgufFile(path)
         self.path, self.tensors = path, self._file.tensors
-        self.config: ModelConfig = model_config(self._file)
+        self.notes: list[str] = []
+        self.config: ModelConfig = model_config(self._file, self.notes)
         self.params = param_specs(self.config)
         self.mtp_params: list[Param] = []
         self.is_blocks = True

@@ -28,9 +28,12 @@ _LARGEST = 1 << 24
 _MOST_LAYERS, _MOST_EXPERT_LAYERS = 1 << 12, 1 << 17
 
 
-def model_config(file: GgufFile) -> ModelConfig:
-    """The shape of the model in `file`. CheckpointError names a key that is missing, odd or unsupported."""
-    keys = _Keys(file)
+def model_config(file: GgufFile, notes: list[str]) -> ModelConfig:
+    """The shape of the model in `file`; `notes` gets a sentence for all that the file does not say and was assumed.
+
+    CheckpointError names a key that is missing, odd or unsupported.
+    """
+    keys = _Keys(file, notes)
     arch = keys.arch
     if keys.get(Key.EXPERTS) and not arch.startswith("deepseek"):
         raise keys.error(Key.EXPERTS, f"is set; supported are {arch} models without experts")
@@ -44,6 +47,7 @@ def model_config(file: GgufFile) -> ModelConfig:
     layers, context = _layers(keys), keys.count(Key.CONTEXT)
     moe = _moe(keys, layers) if arch.startswith("deepseek") else None
     sigmoid = moe is not None and moe.routing.scoring == "sigmoid"
+    rope = _rope(keys, context, mla.rope if mla else head_dim)
     everywhere = keys.has("blk.0.attn_output.bias")
     config = ModelConfig(
         family="deepseek_v32" if index else ("deepseek_v3" if sigmoid else "deepseek_v2") if mla else arch,
@@ -55,8 +59,8 @@ def model_config(file: GgufFile) -> ModelConfig:
         head_dim=head_dim,
         inter=keys.count(Key.INTER),
         eps=keys.positive(Key.EPS),
-        rope=_rope(keys, context, mla.rope if mla else head_dim),
-        context=context,
+        rope=rope,
+        context=rope.stretched(context),
         mla=mla,
         moe=moe,
         tied=not keys.has("output.weight"),
@@ -77,8 +81,8 @@ def model_config(file: GgufFile) -> ModelConfig:
 class _Keys:
     """Reads the metadata of one architecture key by key; each error names the file, the key and what is allowed."""
 
-    def __init__(self, file: GgufFile) -> None:
-        self._file = file
+    def __init__(self, file: GgufFile, notes: list[str]) -> None:
+        self._file, self._notes = file, notes
         arch = file.metadata.get(General.ARCHITECTURE)
         if not isinstance(arch, str) or arch not in _SUPPORTED:
             told = f"general.architecture {arch!r} is not supported; supported are {', '.join(_SUPPORTED)}"
@@ -89,6 +93,10 @@ class _Keys:
 
     def error(self, key: str, problem: str) -> CheckpointError:
         return CheckpointError(f"{self._file.files[0]}: {self.arch}.{key} {problem}")
+
+    def assume(self, key: str, what: str) -> None:
+        """Note what was taken for granted where a key is missing."""
+        self._notes.append(f"{self._file.files[0].name}: {self.arch}.{key} is missing; assumed is {what}")
 
     def has(self, tensor: str) -> bool:
         return tensor in self._file.tensors
@@ -132,8 +140,13 @@ class _Keys:
 
 def _layers(keys: _Keys) -> int:
     """Blocks without those that only predict further tokens, which lie behind the others."""
-    blocks = keys.count(Key.BLOCKS)
-    layers = blocks - keys.count(Key.NEXTN, 0, least=0)
+    blocks, modules = keys.count(Key.BLOCKS), keys.count(Key.NEXTN, 0, least=0)
+    if keys.get(Key.NEXTN) is None:
+        while keys.has(f"blk.{blocks - 1 - modules}.nextn.eh_proj.weight"):
+            modules += 1
+        if modules:
+            keys.assume(Key.NEXTN, f"{modules}, by the tensors of the last blocks")
+    layers = blocks - modules
     if not 1 <= layers <= _MOST_LAYERS:
         raise keys.error(Key.BLOCKS, f"leaves {layers} layers; allowed are 1 to {_MOST_LAYERS}")
     keys.tensor(f"blk.{layers - 1}.attn_norm.weight")
@@ -198,9 +211,10 @@ def _moe(keys: _Keys, layers: int) -> MoeConfig | None:
 
 def _routing(keys: _Keys, experts: int, bias: bool) -> Routing:
     """The file does not name the method: groups scored by their two best come with sigmoid scores (DeepSeek-V3)."""
-    gating = keys.count(Key.EXPERT_GATING, SOFTMAX, least=0) or SOFTMAX
-    if gating not in (SOFTMAX, SIGMOID):
-        raise keys.error(Key.EXPERT_GATING, f"is {gating}; supported are 1 (softmax) and 2 (sigmoid)")
+    gating, normalize = _gating(keys, bias), keys.flag(Key.EXPERT_NORM)
+    if gating == SIGMOID and keys.get(Key.EXPERT_NORM) is None:
+        keys.assume(Key.EXPERT_NORM, "true, as DeepSeek-V3 has it")
+        normalize = True
     groups = keys.count(Key.EXPERT_GROUPS, 1, least=0) or 1
     used = keys.count(Key.EXPERT_GROUPS_USED, groups, least=0) or groups
     top_k = keys.count(Key.EXPERTS_USED)
@@ -220,10 +234,22 @@ def _routing(keys: _Keys, experts: int, bias: bool) -> Routing:
         method=method,
         n_group=groups,
         topk_group=used,
-        normalize=keys.flag(Key.EXPERT_NORM),
+        normalize=normalize,
         # 0 is how some writers say that weights are not scaled
         scale=keys.positive(Key.EXPERT_SCALE, 1.0) if keys.get(Key.EXPERT_SCALE) else 1.0,
     )
+
+
+def _gating(keys: _Keys, bias: bool) -> int:
+    """How experts are scored. Files of V2 do not say so; those that have V3's `bias` of experts mean V3's way."""
+    gating = keys.count(Key.EXPERT_GATING, 0, least=0)
+    if not gating and keys.arch in _WITH_MLA:
+        gating = SIGMOID if bias else SOFTMAX
+        as_v3 = "2 (sigmoid), as in DeepSeek-V3, which has a bias of experts too"
+        keys.assume(Key.EXPERT_GATING, as_v3 if bias else "1 (softmax), as in DeepSeek-V2")
+    if (gating or SOFTMAX) not in (SOFTMAX, SIGMOID):
+        raise keys.error(Key.EXPERT_GATING, f"is {gating}; supported are 1 (softmax) and 2 (sigmoid)")
+    return gating or SOFTMAX
 
 
 def _rope(keys: _Keys, context: int, width: int) -> RopeConfig:
