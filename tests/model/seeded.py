@@ -143,7 +143,7 @@ CONFIGS: dict[str, Any] = {
         n_group=4,
         topk_group=2,
         routed_scaling_factor=2.5,
-        rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0, factor=40.0),
+        rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0, factor=8.0),
     ),
     "v32": lambda: DeepseekV32Config(
         **_BASE,
@@ -159,7 +159,7 @@ CONFIGS: dict[str, Any] = {
         index_n_heads=16,
         index_head_dim=24,
         index_topk=40,
-        rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0, factor=40.0),
+        rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0, factor=8.0),
     ),
     "v3-plain": lambda: DeepseekV3Config(
         **_BASE, **_MLA, **_MOE, q_lora_rank=None, n_routed_experts=8, num_experts_per_tok=2, n_group=1, topk_group=1
