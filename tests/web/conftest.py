@@ -72,6 +72,12 @@ def page(context: BrowserContext, fake: Fake) -> Iterator[Page]:
     assert errors == []
 
 
+@pytest.fixture
+def second(page: Page, context: BrowserContext) -> Page:
+    """Another tab of the same browser, empty so far."""
+    return context.new_page()
+
+
 def allowed(url: str, own: str) -> bool:
     return url.startswith((own + "/", f"blob:{own}/"))
 

@@ -1,6 +1,7 @@
 """A scripted stand-in for Deepwell's API on loopback, serving the built page under the policy it promises to obey.
 
-The last user message picks the script: a word of `SCRIPTS` anywhere in it, otherwise a plain echo.
+The last user message picks the script: a word of `SCRIPTS` anywhere in it, otherwise a plain echo. The
+page and the API also stand below /deep/er, as behind a proxy.
 """
 
 from __future__ import annotations
@@ -75,6 +76,23 @@ Inline <b onmouseover="window.hacked=3">bold</b> and [a link](javascript:window.
 <iframe srcdoc="<script>parent.hacked = 9</script>"></iframe>
 """
 
+MATHS = r"""Since \(a_1 * b_1 * c_1\) costs $5 or $6, for $n$ holds
+
+\[
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}
+=
+\frac{\sqrt{x}}{y}
+\]
+
+and $$\sum_{i=1}^n i$$ with \(\pmb{v}\).
+"""
+TABLE = """| configuration | responsibility | internationalisation | acknowledgement | representative |
+|---|---|---|---|---|
+| straightforward | characteristically | misunderstanding | straightforwardness | telecommunications |
+"""
+
+MODEL = {"id": "deepwell-tiny", "object": "model", "context_length": 1000}
+
 Piece = dict[str, Any] | str | float
 
 
@@ -86,13 +104,13 @@ class Fake:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     asked: dict[str, int] = field(default_factory=dict)
     abandoned: list[str] = field(default_factory=list)
-    models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "deepwell-tiny", "object": "model"}])
+    models: list[dict[str, Any]] = field(default_factory=lambda: [MODEL])
 
     def reset(self) -> None:
         self.bodies.clear()
         self.asked.clear()
         self.abandoned.clear()
-        self.models = [{"id": "deepwell-tiny", "object": "model"}]
+        self.models = [MODEL]
 
     def let_go(self, text: str) -> bool:
         """Waits up to 4 s for the server to notice that nobody reads the answer to `text`."""
@@ -126,6 +144,13 @@ SCRIPTS: dict[str, Callable[[], list[Piece]]] = {
     "queue": lambda: [": keep-alive\n\n", 1.0, ": keep-alive\n\n", *words("At last.")],
     "cut": lambda: [*words("Half an ans"), 0.1, {"cut": True}],
     "long": lambda: words("\n\n".join(f"Paragraph {n} of a long answer." for n in range(60))),
+    "flood": lambda: [piece for n in range(150) for piece in ({"content": f"Line {n} of a flood.\n\n"}, 0.03)],
+    "maths": lambda: words(MATHS),
+    "table": lambda: words(TABLE),
+    "muse": lambda: [{"reasoning_content": "So **bold** and $x^2$."}, *words("Done.")],
+    "limit": lambda: [*words("The first half,"), {"finish": "length"}],
+    "nearly": lambda: [*words("Nearly full."), {"usage": USAGE | {"prompt_tokens": 900}}],
+    "brim": lambda: [*words("To the brim"), {"usage": USAGE | {"prompt_tokens": 988}}, {"finish": "length"}],
     "pause": lambda: [*words("Water finds "), 0.4, *words("its own way downhill."), 0.4],
 }
 
@@ -147,18 +172,29 @@ class Api:
         if "busy" in text and times == 1:
             error = {"message": "The queue is full.", "type": "rate_limit_error", "param": None, "code": "rate_limit"}
             return JSONResponse({"error": error}, 429, {"Retry-After": "2"})
+        if "overlong" in text:
+            error = {
+                "message": "This model's maximum context length is 1000 tokens.",
+                "code": "context_length_exceeded",
+            }
+            return JSONResponse({"error": error}, 400)
         script = next((make for word, make in SCRIPTS.items() if word in text), None)
         pieces = script() if script else words(f"Answer {times} to: {text}")
+        if body["messages"][-1].get("prefix"):
+            pieces = words(" and the second.")
         return StreamingResponse(self.stream(pieces, "chat", text), media_type="text/event-stream")
 
     async def completions(self, request: Request) -> Response:
         body = await request.json()
         self.fake.bodies.append(body)
         text = "middle()\n" if body.get("suffix") else "    return n\n"
-        pieces = slow() if "slow" in body["prompt"] else [text]
+        pieces: list[Piece] = slow() if "slow" in body["prompt"] else [text]
+        if "limit" in body["prompt"]:
+            pieces += [{"finish": "length"}]
         return StreamingResponse(self.stream(pieces, "text", body["prompt"]), media_type="text/event-stream")
 
     async def stream(self, pieces: list[Piece], shape: str, text: str) -> AsyncIterator[str]:
+        finish, usage = "stop", USAGE
         try:
             for piece in pieces:
                 if isinstance(piece, float):
@@ -167,10 +203,14 @@ class Api:
                     yield piece
                 elif isinstance(piece, dict) and "cut" in piece:
                     raise ConnectionError("scripted cut")
+                elif isinstance(piece, dict) and "finish" in piece:
+                    finish = piece["finish"]
+                elif isinstance(piece, dict) and "usage" in piece:
+                    usage = piece["usage"]
                 else:
                     yield chunk(choice(piece, shape))
-            last = choice({"content": ""} if shape == "chat" else "", shape) | {"finish_reason": "stop"}
-            yield chunk(last, USAGE)
+            last = choice({"content": ""} if shape == "chat" else "", shape) | {"finish_reason": finish}
+            yield chunk(last, usage)
             yield "data: [DONE]\n\n"
         except asyncio.CancelledError:
             self.fake.abandoned.append(text)
@@ -210,7 +250,7 @@ def start(fake: Fake) -> Callable[[], None]:
         Route("/v1/completions", api.completions, methods=["POST"]),
         Mount("/", StaticFiles(directory=STATIC, html=True)),
     ]
-    app = Starlette(routes=routes, middleware=[Middleware(PolicyHeader)])
+    app = Starlette(routes=[Mount("/deep/er", routes=routes), *routes], middleware=[Middleware(PolicyHeader)])
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

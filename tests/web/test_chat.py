@@ -7,29 +7,8 @@ import re
 from pathlib import Path
 
 from fake_server import POLICY, STATIC, Fake
-from playwright.sync_api import BrowserContext, Locator, Page, expect
-
-
-def say(page: Page, text: str) -> None:
-    page.get_by_label("Message", exact=True).fill(text)
-    page.get_by_label("Send", exact=True).click()
-
-
-def answer(page: Page) -> str:
-    """Waits for the last answer to end; returns its text."""
-    expect(last(page)).to_have_attribute("aria-busy", "false")
-    return last(page).locator(".markdown").inner_text()
-
-
-def last(page: Page) -> Locator:
-    return page.locator(".message.assistant").last
-
-
-def ask(page: Page, text: str) -> str:
-    count = page.locator(".message.assistant").count()
-    say(page, text)
-    expect(page.locator(".message.assistant")).to_have_count(count + 1)
-    return answer(page)
+from playwright.sync_api import BrowserContext, Page, expect
+from talking import answer, ask, last, say
 
 
 def test_the_server_sends_the_policy_these_tests_rely_on(page: Page) -> None:
@@ -143,7 +122,7 @@ def test_copy_works_without_the_clipboard_interface(page: Page, context: Browser
 
 def test_markdown_and_code_are_shown(page: Page) -> None:
     ask(page, "show markdown")
-    body = last(page).locator(".markdown")
+    body = last(page).locator("> .markdown")
     expect(body.locator("h3")).to_have_text("Reversing")
     expect(body.locator("strong")).to_have_text("list")
     expect(body.locator("table td").first).to_have_text("in place")
@@ -236,6 +215,7 @@ def test_a_lost_server_is_said_and_found_again(page: Page, context: BrowserConte
 
 def test_history_survives_a_reload(page: Page) -> None:
     ask(page, "remember me")
+    page.goto("/")
     page.reload()
     expect(page.locator(".empty-state")).to_be_visible()
     page.get_by_role("button", name="remember me", exact=True).click()
@@ -313,14 +293,6 @@ def test_shortcuts_are_listed(page: Page) -> None:
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-def test_a_long_answer_is_followed_unless_the_reader_scrolls_up(page: Page) -> None:
-    ask(page, "long")
-    expect(page.get_by_text("Paragraph 59 of a long answer.")).to_be_in_viewport()
-    page.locator("#scroller").evaluate("e => e.scrollTo(0, 0)")
-    page.get_by_label("Jump to the latest message").click()
-    expect(page.get_by_text("Paragraph 59 of a long answer.")).to_be_in_viewport()
-
-
 def test_an_example_starts_a_chat(page: Page, fake: Fake) -> None:
     page.get_by_role("button", name="Write a function").click()
     answer(page)
@@ -334,6 +306,6 @@ def test_screen_readers_hear_the_answer(page: Page) -> None:
 
 def test_no_built_file_names_another_server() -> None:
     files = [file for file in STATIC.rglob("*") if file.suffix in {".html", ".css", ".svg"} or file.name == "theme.js"]
-    assert len(files) == 4
+    assert len(files) == 5
     addresses = {found for file in files for found in re.findall(r"(?:https?:)?//[\w.]+[^\"'\s)]*", file.read_text())}
     assert {found for found in addresses if "." in found} == {"http://www.w3.org/2000/svg"}

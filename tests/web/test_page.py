@@ -102,10 +102,33 @@ def test_a_model_that_fills_no_gaps_is_not_asked_to(page: Page, fake: Fake) -> N
     fake.models = [{"id": "plain", "capabilities": ["completion", "chat"]}]
     page.reload()
     page.get_by_role("button", name="Complete", exact=True).click()
-    expect(page.get_by_label("After the gap")).to_be_disabled()
-    page.get_by_role("button", name="Fill a loop").click()
+    expect(page.get_by_label("After the gap")).to_be_hidden()
+    expect(page.get_by_role("button", name="Fill a loop")).to_have_count(0)
+    page.get_by_role("button", name="Continue a class").click()
     expect(page.locator("#middle")).to_have_text("    return n\n")
     assert "suffix" not in fake.bodies[0]
+
+
+def test_what_a_model_cannot_do_is_not_offered(page: Page, fake: Fake) -> None:
+    say(page, "kept")
+    fake.models = [{"id": "base", "capabilities": ["completion"]}]
+    page.goto("/")
+    expect(page.get_by_label("Before the gap")).to_be_visible()
+    expect(page.locator("#complete .nature")).to_contain_text("trained to continue text, not to chat")
+    expect(page.get_by_role("button", name="Chat", exact=True)).to_be_hidden()
+    expect(page.locator("#new-chat")).to_be_hidden()
+    page.get_by_role("button", name="kept", exact=True).click()
+    expect(page.locator(".bubble")).to_have_text("kept")
+    page.get_by_role("button", name="Complete", exact=True).click()
+    expect(page.get_by_role("button", name="Chat", exact=True)).to_be_hidden()
+
+
+def test_the_embedded_toy_says_what_it_is_and_how_to_get_a_real_model(page: Page, fake: Fake) -> None:
+    fake.models = [{"id": "deepwell", "capabilities": ["completion", "fim"]}]
+    page.reload()
+    line = page.locator("#complete .nature")
+    expect(line).to_contain_text("Deepwell's embedded toy")
+    expect(line).to_contain_text("deepwell serve ")
 
 
 def test_the_chosen_model_is_asked(page: Page, fake: Fake) -> None:

@@ -53,11 +53,13 @@ def test_the_page_and_the_server_understand_each_other(own_page: Page) -> None:
     expect(answer).to_contain_text("The answer reached the largest length allowed.")
     expect(answer.locator(".stats")).to_contain_text(re.compile(r"12 tokens·?first after .*prompt \d+"))
 
-    own_page.keyboard.press("Control+,")
-    own_page.get_by_label("Max tokens").fill("999999")
-    own_page.keyboard.press("Escape")
-    own_page.get_by_label("Regenerate").click()
-    expect(answer.locator(".notice.error")).to_contain_text("more than the context of 4096")
+    own_page.get_by_role("button", name="Continue").click()
+    expect(answer.locator("> .markdown")).to_have_text("a" * 24)
+
+    own_page.get_by_label("Message", exact=True).fill("too much " * 3000)
+    own_page.keyboard.press("Enter")
+    expect(answer.last.locator(".notice.error")).to_contain_text("maximum context length is 4096 tokens")
+    expect(answer.last.get_by_role("button", name="Shorten the question")).to_be_visible()
 
     own_page.get_by_role("button", name="Complete", exact=True).click()
     own_page.get_by_role("button", name="Fill a loop").click()
@@ -69,14 +71,11 @@ def test_the_page_and_the_server_understand_each_other(own_page: Page) -> None:
 @pytest.mark.parametrize("address", ["base"], indirect=True)
 def test_a_base_model_opens_in_the_complete_mode(own_page: Page) -> None:
     expect(own_page.locator("body")).to_have_attribute("data-mode", "complete")
-    own_page.get_by_role("button", name="Chat", exact=True).click()
-    expect(own_page.get_by_text("trained to continue code, not to chat")).to_be_visible()
-    own_page.reload()
-    expect(own_page.locator("#status-dot[data-state=online]")).to_be_visible()
-    expect(own_page.locator("body")).to_have_attribute("data-mode", "chat")
+    expect(own_page.get_by_role("button", name="Chat", exact=True)).to_be_hidden()
+    expect(own_page.locator("#complete .nature")).to_contain_text("trained to continue text, not to chat")
 
 
 @pytest.mark.parametrize("address", ["chat"], indirect=True)
 def test_a_model_that_chats_opens_in_the_chat_mode(own_page: Page) -> None:
     expect(own_page.locator("body")).to_have_attribute("data-mode", "chat")
-    expect(own_page.get_by_text("trained to continue code, not to chat")).to_be_hidden()
+    expect(own_page.locator(".nature")).to_have_count(0)

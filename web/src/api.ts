@@ -5,6 +5,9 @@ import { EventParser } from "./sse";
 export interface ChatMessage {
   role: "system" | "user" | "assistant";
   content: string;
+  reasoning_content?: string;
+  /** On a last assistant message: the model goes on with it. */
+  prefix?: true;
 }
 
 export interface Model {
@@ -33,7 +36,8 @@ export type Piece =
   | { kind: "wait" }
   | { kind: "end"; reason: string; usage: Usage | null };
 
-export type Endpoint = "/v1/chat/completions" | "/v1/completions";
+/** Relative to the page, which may be served below any path. */
+export type Endpoint = "v1/chat/completions" | "v1/completions";
 
 /** "refused": the server said no. "unreachable": no answer at all. "cut": the answer broke off. */
 export class ApiError extends Error {
@@ -42,13 +46,15 @@ export class ApiError extends Error {
     message: string,
     readonly status = 0,
     readonly retryAfter: number | null = null,
+    /** The server's own name for the refusal. */
+    readonly code = "",
   ) {
     super(message);
   }
 }
 
 export async function listModels(key: string, signal?: AbortSignal): Promise<Model[]> {
-  const response = await send("/v1/models", { headers: authorization(key), ...(signal ? { signal } : {}) });
+  const response = await send("v1/models", { headers: authorization(key), ...(signal ? { signal } : {}) });
   const body: unknown = await response.json().catch(() => null);
   const data = isRecord(body) && Array.isArray(body["data"]) ? body["data"] : [];
   return data.filter(isRecord).map(readModel);
@@ -103,7 +109,7 @@ async function refusal(response: Response): Promise<ApiError> {
   const body: unknown = await response.json().catch(() => null);
   const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
   const message = errorMessage(body) ?? `The server answered ${response.status} ${response.statusText}`.trim();
-  return new ApiError("refused", message, response.status, Number.isNaN(seconds) ? null : seconds);
+  return new ApiError("refused", message, response.status, Number.isNaN(seconds) ? null : seconds, errorCode(body));
 }
 
 /** Yields each event's data, and null for each comment. */
@@ -167,6 +173,11 @@ function readModel(entry: Record<string, unknown>): Model {
 function errorMessage(body: unknown): string | null {
   const error = isRecord(body) ? body["error"] : null;
   return isRecord(error) && typeof error["message"] === "string" ? error["message"] : null;
+}
+
+function errorCode(body: unknown): string {
+  const error = isRecord(body) ? body["error"] : null;
+  return isRecord(error) ? text(error["code"]) : "";
 }
 
 function authorization(key: string): Record<string, string> {

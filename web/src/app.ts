@@ -2,12 +2,14 @@
 
 import type { Model } from "./api";
 import { Connection } from "./connection";
+import { Drafts } from "./drafts";
 import type { History } from "./history";
 import { type Settings, loadSettings, saveSettings } from "./settings";
 
 export class App {
   readonly settings: Settings = loadSettings(localStorageOrNothing());
   readonly connection: Connection;
+  readonly drafts = new Drafts(localStorageOrNothing(), sessionStorageOrNothing());
 
   constructor(
     readonly history: History,
@@ -33,10 +35,20 @@ export class App {
   }
 }
 
-/** Reading `localStorage` itself throws where storage is blocked. */
-export function localStorageOrNothing(): Pick<Storage, "getItem" | "setItem" | "removeItem"> {
+type Store = Pick<Storage, "getItem" | "setItem" | "removeItem">;
+
+export function localStorageOrNothing(): Store {
+  return orNothing(() => localStorage);
+}
+
+function sessionStorageOrNothing(): Store {
+  return orNothing(() => sessionStorage);
+}
+
+/** Naming a storage throws where storage is blocked. */
+function orNothing(storage: () => Store): Store {
   try {
-    return localStorage;
+    return storage();
   } catch {
     return { getItem: () => null, setItem: () => undefined, removeItem: () => undefined };
   }

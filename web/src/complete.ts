@@ -3,6 +3,7 @@
 import type { App } from "./app";
 import { localStorageOrNothing } from "./app";
 import { announce, copyButton, h, icon, iconButton } from "./dom";
+import { nature } from "./empty-state";
 import { COMPLETE_EXAMPLES } from "./examples";
 import { Generation, type Outcome, type Progress, sentence } from "./generation";
 import { autosize, ripple, statsLine } from "./message-view";
@@ -19,6 +20,9 @@ export class Complete {
   private readonly run = h("button", { type: "button", class: "primary", onclick: () => this.toggle() });
   private readonly result = h("div", { class: "result-tools" });
   private readonly below = h("div", { class: "complete-below" });
+  private readonly about = h("div");
+  private readonly chips = h("div", { class: "row wrap examples" });
+  private readonly gap = h("div", {}, h("label", { for: "suffix" }, "After the gap ", h("small", {}, "optional")), this.suffix);
   private generation: Generation | null = null;
   private text = "";
 
@@ -30,10 +34,10 @@ export class Complete {
     const settings = h("button", { type: "button", class: "quiet sampling", onclick: openSettings }, icon("sliders"), "Sampling");
     element.append(
       h("div", { class: "complete-column" },
-        h("div", { class: "row wrap examples" }, h("span", { class: "hint" }, "Try"), ...this.examples()),
+        this.about,
+        this.chips,
         h("div", { class: "sheet" },
-          h("label", { for: "prefix" }, "Before the gap"), this.prefix, this.middle,
-          h("label", { for: "suffix" }, "After the gap ", h("small", {}, "optional")), this.suffix),
+          h("label", { for: "prefix" }, "Before the gap"), this.prefix, this.middle, this.gap),
         h("div", { class: "row wrap" }, this.run, this.result, h("span", { class: "grow" }), settings),
         this.below,
         h("p", { class: "hint" }, h("kbd", {}, "Ctrl"), "+", h("kbd", {}, "Enter"), " completes · ", h("kbd", {}, "Ctrl"), "+",
@@ -51,9 +55,9 @@ export class Complete {
 
   /** Called when the model on offer changes: not every model was taught to fill gaps. */
   modelChanged(): void {
-    const fills = this.app.model?.fills ?? true;
-    this.suffix.disabled = !fills;
-    this.suffix.placeholder = fills ? NO_SUFFIX : "This model does not fill gaps; it goes on from the text above.";
+    this.gap.hidden = !this.fills;
+    this.about.replaceChildren(...[nature(this.app.model)].filter((line) => line !== null));
+    this.chips.replaceChildren(h("span", { class: "hint" }, "Try"), ...this.examples());
   }
 
   stop(): boolean {
@@ -76,24 +80,30 @@ export class Complete {
     this.prefix.setSelectionRange(this.prefix.value.length, this.prefix.value.length);
   }
 
-  private async complete(): Promise<void> {
-    const generation = new Generation((progress) => this.show(progress));
+  /** Asks for a completion, or for more of the one that is there. */
+  private async complete(more = false): Promise<void> {
+    const begun = more ? this.text : "";
+    const generation = new Generation((progress) => this.show(progress), begun);
     this.generation = generation;
-    this.clear();
+    if (!more) this.clear();
     this.middle.hidden = false;
-    this.middle.replaceChildren(ripple());
+    if (!more) this.middle.replaceChildren(ripple());
     this.showButtons();
     announce("Completing");
     const model = await this.app.modelName();
-    const body = { model, prompt: this.prefix.value, ...this.gap(), ...sampling(this.app.settings.complete) };
-    const outcome = await generation.run("/v1/completions", body, this.app.settings.apiKey);
+    const body = { model, prompt: this.prefix.value + begun, ...this.suffixField(), ...sampling(this.app.settings.complete) };
+    const outcome = await generation.run("v1/completions", body, this.app.settings.apiKey);
     this.generation = null;
     this.finish(outcome);
   }
 
   /** An empty box means "continue"; a suffix asks the model to fill the gap. */
-  private gap(): { suffix?: string } {
-    return this.suffix.value && !this.suffix.disabled ? { suffix: this.suffix.value } : {};
+  private suffixField(): { suffix?: string } {
+    return this.suffix.value && this.fills ? { suffix: this.suffix.value } : {};
+  }
+
+  private get fills(): boolean {
+    return this.app.model?.fills ?? true;
   }
 
   private show({ text, queued, stats }: Progress): void {
@@ -128,14 +138,15 @@ export class Complete {
       this.result.replaceChildren();
       return;
     }
+    const on = h("button", { type: "button", class: "quiet", onclick: () => void this.complete(true) }, icon("right"), "Continue");
     const accept = h("button", { type: "button", class: "quiet", onclick: () => this.accept() }, icon("check"), "Accept");
     const discard = iconButton("close", "Discard completion", () => this.clear());
     const copy = copyButton("Copy completion", () => this.text);
-    this.result.replaceChildren(accept, copy, discard);
+    this.result.replaceChildren(accept, on, copy, discard);
   }
 
   private examples(): HTMLElement[] {
-    return COMPLETE_EXAMPLES.map(({ title, prefix, suffix }) => {
+    return COMPLETE_EXAMPLES.filter(({ suffix }) => !suffix || this.fills).map(({ title, prefix, suffix }) => {
       const use = (): void => {
         if (this.generation) return;
         this.prefix.value = prefix;

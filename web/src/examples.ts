@@ -1,11 +1,13 @@
-/** Starting points for an empty page. The embedded model completes Python, so these play to it. */
+/** Starting points for an empty page. */
 
 export const CHAT_EXAMPLES = [
+  { title: "Explain an idea", text: "Why is the sky blue, and why are sunsets red? Explain it in a few sentences." },
   { title: "Write a function", text: "Write a Python function that returns the n-th Fibonacci number." },
-  { title: "Explain an idea", text: "Explain Python's list comprehensions with two short examples." },
+  { title: "Put it better", text: "Rewrite this in plain English: “Pursuant to our discussion, please find attached herewith the document in question.”" },
   { title: "Find a mistake", text: "What is wrong with `def add(item, items=[]): items.append(item); return items`?" },
 ] as const;
 
+/** Code, which open base models and the embedded one continue best. Those with a suffix are for models that fill gaps. */
 export const COMPLETE_EXAMPLES = [
   {
     title: "Continue a class",

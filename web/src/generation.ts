@@ -14,22 +14,28 @@ export interface Progress {
 }
 
 export interface Outcome extends Progress {
-  /** The server's finish_reason, or "stopped" by the user, "cut" by a lost connection, "error" by a refusal. */
+  /** The server's finish_reason, or "stopped", "cut" (connection lost), "full" (prompt over the context), "error" (refused). */
   end: string;
   error: ApiError | null;
 }
 
+/** A hidden tab is given no frames, but other tabs may be watching what it makes. */
+const HIDDEN_MS = 400;
+
 export class Generation {
   private readonly controller = new AbortController();
   private readonly meter = new Meter(performance.now());
-  private text = "";
-  private reasoning = "";
   private readonly calls = new Map<number, Call>();
   private queued = false;
   private frame = 0;
+  private timer = 0;
 
-  /** `show` is called at most once a frame while the answer grows. */
-  constructor(private readonly show: (progress: Progress) => void) {}
+  /** `show` is called at most once a frame while the answer grows, and goes on in a hidden tab. It grows from `text`. */
+  constructor(
+    private readonly show: (progress: Progress) => void,
+    private text = "",
+    private reasoning = "",
+  ) {}
 
   stop(): void {
     this.controller.abort();
@@ -47,9 +53,9 @@ export class Generation {
     } catch (error) {
       if (this.controller.signal.aborted) return this.outcome("stopped", null);
       const known = error instanceof ApiError ? error : new ApiError("cut", String(error));
-      return this.outcome(known.kind === "cut" ? "cut" : "error", null, known);
+      return this.outcome(known.kind === "cut" ? "cut" : isFull(known) ? "full" : "error", null, known);
     } finally {
-      cancelAnimationFrame(this.frame);
+      this.unschedule();
     }
   }
 
@@ -65,11 +71,19 @@ export class Generation {
   }
 
   private schedule(): void {
-    if (this.frame) return;
-    this.frame = requestAnimationFrame(() => {
-      this.frame = 0;
+    if (this.timer) return;
+    const show = (): void => {
+      this.unschedule();
       this.show(this.progress(null));
-    });
+    };
+    this.frame = requestAnimationFrame(show);
+    this.timer = window.setTimeout(show, HIDDEN_MS);
+  }
+
+  private unschedule(): void {
+    cancelAnimationFrame(this.frame);
+    clearTimeout(this.timer);
+    this.timer = 0;
   }
 
   private progress(usage: Usage | null): Progress {
@@ -80,6 +94,11 @@ export class Generation {
   private outcome(end: string, usage: Usage | null, error: ApiError | null = null): Outcome {
     return { ...this.progress(usage), end, error };
   }
+}
+
+/** Whether the server refused because the conversation is longer than the model's context. */
+function isFull(error: ApiError): boolean {
+  return error.code === "context_length_exceeded" || (error.status === 400 && /\bcontext (length|of \d)/.test(error.message));
 }
 
 /** The error as one sentence for the person, with the code to look up and how long to wait. */

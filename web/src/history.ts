@@ -1,24 +1,44 @@
-/** Conversations kept in this browser (IndexedDB), one record each. */
+/** The conversations of this browser, in step with its database and with the other tabs. */
 
-import { type Call, type Conversation, type Message, newId, settle } from "./conversation";
+import { type Conversation, type Message, isRunning, merge } from "./conversation";
+import { Database } from "./database";
+import { readExport } from "./exports";
+import { Tabs } from "./tabs";
 
-const STORE = "conversations";
+/** Hears what other tabs did. */
+export interface Watcher {
+  changedElsewhere(conversation: Conversation): void;
+  removedElsewhere(conversation: Conversation): void;
+  /** Another tab wants the answer that is made here to stop. */
+  stopped(chat: string): void;
+}
+
+/** How often the makers of answers in other tabs are asked whether they still are. */
+const WATCH_MS = 2000;
 
 export class History {
-  /** Newest first; always in step with the database. */
+  /** Newest first. */
   readonly conversations: Conversation[] = [];
+  /** Ids of the answers that this tab makes. */
+  readonly making = new Set<string>();
+  watcher: Watcher | null = null;
+  private watching = false;
+  private readonly tabs = new Tabs({
+    saved: (chat) => void this.read(chat),
+    removed: (chat) => this.forget(chat),
+    stop: (chat) => this.watcher?.stopped(chat),
+    making: () => [...this.making],
+  });
 
-  private constructor(private readonly database: IDBDatabase | null) {}
+  private constructor(private readonly database: Database | null) {}
 
   /** Opens the database; where the browser forbids it, the history lasts as long as the page. */
-  static async open(): Promise<History> {
-    const database = await openDatabase().catch(() => null);
+  static async open(waiting: () => void, outdated: () => void): Promise<History> {
+    const database = await Database.open(waiting, outdated).catch(() => null);
     const history = new History(database);
-    if (database) {
-      const saved = await settled<Conversation[]>(database.transaction(STORE).objectStore(STORE).getAll());
-      history.conversations.push(...saved.map(settle));
-      history.sort();
-    }
+    if (database) history.conversations.push(...(await database.all()));
+    history.sort();
+    void history.watch();
     return history;
   }
 
@@ -26,26 +46,54 @@ export class History {
     return this.database !== null;
   }
 
-  /** Adds or overwrites a conversation. */
-  async save(conversation: Conversation): Promise<void> {
-    if (!this.conversations.includes(conversation)) this.conversations.push(conversation);
-    this.sort();
-    await this.write((store) => store.put(conversation));
+  find(id: string): Conversation | null {
+    return this.conversations.find((conversation) => conversation.id === id) ?? null;
+  }
+
+  /** Saves a conversation's place in the list and its branch on show, and the messages that changed. */
+  async save(conversation: Conversation, ...changed: Message[]): Promise<void> {
+    await this.write(conversation, changed, false);
+  }
+
+  async rename(conversation: Conversation, title: string): Promise<void> {
+    conversation.title = title;
+    await this.write(conversation, [], true);
+  }
+
+  /** Makes an ended answer a running one of this tab. False: another tab was first, and its state comes by itself. */
+  async reopen(conversation: Conversation, message: Message): Promise<boolean> {
+    const { end: _end, error: _error, ...rest } = message;
+    const next = { ...rest, revision: (message.revision ?? 0) + 1 };
+    this.making.add(message.id);
+    if (this.database && !(await this.database.replace(conversation.id, message, next))) {
+      this.making.delete(message.id);
+      await this.read(conversation.id);
+      return false;
+    }
+    delete message.end;
+    delete message.error;
+    message.revision = next.revision;
+    this.tabs.tell({ kind: "saved", chat: conversation.id });
+    return true;
   }
 
   async remove(conversation: Conversation): Promise<void> {
-    const at = this.conversations.indexOf(conversation);
-    if (at >= 0) this.conversations.splice(at, 1);
-    await this.write((store) => store.delete(conversation.id));
+    this.drop(conversation);
+    const stored = await this.database?.remove(conversation.id);
+    // So that "Undo" brings back what other tabs had added, too.
+    if (stored) merge(conversation, stored);
+    this.tabs.tell({ kind: "removed", chat: conversation.id });
   }
 
   async clear(): Promise<void> {
     this.conversations.length = 0;
-    await this.write((store) => store.clear());
+    await this.database?.clear();
+    this.tabs.tell({ kind: "cleared" });
   }
 
-  export(): string {
-    return JSON.stringify({ format: "deepwell-conversations", version: 1, conversations: this.conversations }, null, 2);
+  /** Stops the answer that another tab makes in this conversation. */
+  stopElsewhere(conversation: Conversation): void {
+    this.tabs.tell({ kind: "stop", chat: conversation.id });
   }
 
   /** Adds the conversations of an exported file beside those here. Returns how many; throws Error on a foreign file. */
@@ -55,72 +103,61 @@ export class History {
     return found.length;
   }
 
+  private async write(conversation: Conversation, changed: readonly Message[], renamed: boolean): Promise<void> {
+    for (const message of changed) message.revision = (message.revision ?? 0) + 1;
+    if (!this.conversations.includes(conversation)) this.conversations.push(conversation);
+    this.sort();
+    if (!this.database) return;
+    conversation.title = await this.database.write(conversation, changed, renamed);
+    this.tabs.tell({ kind: "saved", chat: conversation.id });
+  }
+
+  private async read(chat: string): Promise<void> {
+    const saved = await this.database?.read(chat).catch(() => null);
+    if (!saved) return;
+    const here = this.find(chat);
+    if (here) merge(here, saved);
+    else this.conversations.push(saved);
+    this.sort();
+    this.watcher?.changedElsewhere(here ?? saved);
+    void this.watch();
+  }
+
+  private forget(chat: string | null): void {
+    const gone = this.conversations.filter((conversation) => chat === null || conversation.id === chat);
+    for (const conversation of gone) {
+      this.drop(conversation);
+      this.watcher?.removedElsewhere(conversation);
+    }
+  }
+
+  private drop(conversation: Conversation): void {
+    const at = this.conversations.indexOf(conversation);
+    if (at >= 0) this.conversations.splice(at, 1);
+  }
+
+  /** Watches answers that other tabs make: one that nobody makes any more, after a reload or a crash, is marked as cut. */
+  private async watch(): Promise<void> {
+    if (this.watching) return;
+    this.watching = true;
+    for (let open = this.elsewhere(); open.length > 0; open = this.elsewhere()) {
+      const lost = new Set(await this.tabs.abandoned(open));
+      for (const conversation of this.conversations) {
+        const cut = conversation.messages.filter((each) => lost.has(each.id) && isRunning(each) && !this.making.has(each.id));
+        for (const message of cut) message.end = "cut";
+        if (cut.length > 0) this.watcher?.changedElsewhere(conversation);
+      }
+      await new Promise((resolve) => setTimeout(resolve, WATCH_MS));
+    }
+    this.watching = false;
+  }
+
+  private elsewhere(): string[] {
+    const messages = this.conversations.flatMap((conversation) => conversation.messages.filter(isRunning));
+    return messages.map(({ id }) => id).filter((id) => !this.making.has(id));
+  }
+
   private sort(): void {
     this.conversations.sort((a, b) => b.updated - a.updated);
   }
-
-  private async write(change: (store: IDBObjectStore) => IDBRequest): Promise<void> {
-    if (!this.database) return;
-    const transaction = this.database.transaction(STORE, "readwrite");
-    change(transaction.objectStore(STORE));
-    await new Promise<void>((resolve, reject) => {
-      transaction.oncomplete = () => resolve();
-      transaction.onabort = () => reject(transaction.error ?? new Error("The browser's database failed."));
-    });
-  }
-}
-
-function openDatabase(): Promise<IDBDatabase> {
-  const request = indexedDB.open("deepwell", 1);
-  request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: "id" });
-  return settled(request);
-}
-
-function settled<T>(request: IDBRequest<T>): Promise<T> {
-  return new Promise((resolve, reject) => {
-    request.onsuccess = () => resolve(request.result);
-    request.onerror = () => reject(request.error ?? new Error("The browser's database failed."));
-  });
-}
-
-export function readExport(json: string): Conversation[] {
-  const foreign = new Error("This file is not an export of Deepwell conversations.");
-  let body: unknown;
-  try {
-    body = JSON.parse(json);
-  } catch {
-    throw foreign;
-  }
-  const entries = (body as { conversations?: unknown } | null)?.conversations;
-  if (!Array.isArray(entries) || !entries.every(isConversation)) throw foreign;
-  // New ids, so that importing never overwrites a conversation that is here.
-  return entries.map((entry) => settle({ ...entry, id: newId() }));
-}
-
-function isConversation(value: unknown): value is Conversation {
-  const entry = value as Partial<Conversation> | null;
-  return (
-    typeof entry?.title === "string" &&
-    typeof entry.updated === "number" &&
-    (entry.leaf === null || typeof entry.leaf === "string") &&
-    Array.isArray(entry.messages) &&
-    entry.messages.every(isMessage)
-  );
-}
-
-function isMessage(value: unknown): value is Message {
-  const message = value as Partial<Message> | null;
-  const parent = message?.parent;
-  return (
-    typeof message?.id === "string" &&
-    (parent === null || typeof parent === "string") &&
-    (message.role === "user" || message.role === "assistant") &&
-    typeof message.text === "string" &&
-    (message.calls === undefined || (Array.isArray(message.calls) && message.calls.every(isCall)))
-  );
-}
-
-function isCall(value: unknown): value is Call {
-  const call = value as Partial<Call> | null;
-  return typeof call?.name === "string" && typeof call.arguments === "string";
 }

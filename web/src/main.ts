@@ -5,9 +5,11 @@ import "./style/layout.css";
 import "./style/thread.css";
 import "./style/forms.css";
 
+import { type Place, readAddress, writeAddress } from "./address";
 import { App } from "./app";
 import { Chat } from "./chat";
 import { Complete } from "./complete";
+import type { Conversation } from "./conversation";
 import { shortcutsDialog } from "./dialogs";
 import { byId, h, iconButton } from "./dom";
 import { History } from "./history";
@@ -24,20 +26,81 @@ class Page {
   private readonly complete: Complete;
   private readonly sidebar: Sidebar;
   private mode: Mode = "chat";
+  /** What an address that says nothing shows. */
+  private bare: Place = { mode: "chat", chat: null };
+  /** The conversation whose address was last kept. */
+  private addressed: Conversation | null = null;
+  /** False while an address is being followed. */
+  private ready = false;
 
   constructor(history: History) {
     this.app = new App(history, () => this.showConnection());
-    this.chat = new Chat(this.app, () => this.sidebar?.render(), () => this.setMode("complete"));
+    this.chat = new Chat(this.app, () => this.chatChanged(), () => this.openSettings());
     this.complete = new Complete(this.app, byId("complete"), () => this.openSettings());
     this.sidebar = new Sidebar(this.app, this.chat, () => {
-      this.setMode("chat");
+      this.choose("chat");
       this.showSidebar(false);
     });
-    this.sidebar.render();
     this.buildHeader();
     document.addEventListener("keydown", (event) => this.shortcut(event));
-    this.setMode(this.app.settings.mode ?? "chat", false);
+    addEventListener("popstate", () => this.visit());
+    this.visit();
     void this.app.connection.check();
+  }
+
+  /** Shows what the address says; one that says nothing leaves the choice to the settings and the model. */
+  private visit(): void {
+    const place = readAddress(location.hash) ?? { mode: this.usualMode(), chat: null };
+    this.ready = false;
+    this.setMode(place.mode);
+    if (place.mode === "chat" && place.chat !== this.shownChat) {
+      const found = place.chat === null ? null : this.app.history.find(place.chat);
+      if (found) this.chat.open(found);
+      else this.chat.newChat();
+      if (place.chat && !found) toast("This chat is not in this browser: it was deleted, or is kept in another one.");
+    }
+    if (readAddress(location.hash) === null) this.bare = this.place;
+    this.ready = true;
+    this.addressed = this.chat.conversation;
+    this.sidebar.render();
+    this.keepAddress("replace");
+  }
+
+  /** What is on show. A chat has an address once there is something in it. */
+  private get place(): Place {
+    return this.mode === "complete" ? { mode: "complete" } : { mode: "chat", chat: this.shownChat };
+  }
+
+  private get shownChat(): string | null {
+    const { messages, id } = this.chat.conversation;
+    return messages.length > 0 ? id : null;
+  }
+
+  private usualMode(): Mode {
+    const { model, settings } = this.app;
+    return model?.chats === false ? "complete" : (settings.mode ?? "chat");
+  }
+
+  private chatChanged(): void {
+    if (!this.ready) return;
+    this.sidebar.render();
+    // A new chat gets its address with its first message; a deleted one loses it.
+    const { conversation } = this.chat;
+    const before = this.addressed;
+    const gone = before !== null && before.messages.length > 0 && this.app.history.find(before.id) === null;
+    const how = conversation === before || gone ? "replace" : "push";
+    this.addressed = conversation;
+    this.keepAddress(how);
+  }
+
+  /** Gives what is on show its address. A bare one is named first, so that "Back" finds what it showed. */
+  private keepAddress(how: "push" | "replace"): void {
+    const named = readAddress(location.hash);
+    const [before, now] = [writeAddress(named ?? this.bare), writeAddress(this.place)];
+    if (before === now) return;
+    if (!named) window.history.replaceState(null, "", before);
+    if (how === "push") window.history.pushState(null, "", now);
+    else window.history.replaceState(null, "", now);
   }
 
   private buildHeader(): void {
@@ -49,9 +112,14 @@ class Page {
       theme,
       iconButton("sliders", "Settings", () => this.openSettings()),
     );
+    document.querySelector(".skip")?.addEventListener("click", (event) => {
+      // The address is for what is on show.
+      event.preventDefault();
+      byId(this.mode === "chat" ? "composer-text" : "prefix").focus();
+    });
     byId("scrim").addEventListener("click", () => this.showSidebar(false));
     for (const mode of ["chat", "complete"] as const) {
-      byId(`mode-${mode}`).addEventListener("click", () => this.setMode(mode));
+      byId(`mode-${mode}`).addEventListener("click", () => this.choose(mode));
     }
     byId("model").addEventListener("change", (event) => {
       this.app.settings.model = (event.target as HTMLSelectElement).value;
@@ -63,10 +131,14 @@ class Page {
   private modelChanged(): void {
     this.chat.modelChanged();
     this.complete.modelChanged();
+    this.offer();
+    if (this.app.model?.chats !== false || this.mode === "complete" || this.shownChat) return;
+    this.setMode("complete");
+    if (readAddress(location.hash) === null) this.bare = this.place;
+    this.keepAddress("replace");
   }
 
-  /** `chosen` by the user is remembered; otherwise the model's nature may still decide. */
-  private setMode(mode: Mode, chosen = true): void {
+  private setMode(mode: Mode): void {
     this.mode = mode;
     for (const each of ["chat", "complete"] as const) {
       byId(each).hidden = each !== mode;
@@ -74,11 +146,24 @@ class Page {
     }
     document.body.dataset["mode"] = mode;
     this.complete.fit();
+    this.offer();
     // On a phone the focus would bring up the keyboard over the page.
     if (!onTouch()) byId(mode === "chat" ? "composer-text" : "prefix").focus();
-    if (!chosen) return;
+  }
+
+  /** Shows and remembers the mode that the user chose. */
+  private choose(mode: Mode): void {
+    this.setMode(mode);
+    this.keepAddress("push");
     this.app.settings.mode = mode;
     this.app.saveSettings();
+  }
+
+  /** Offers what the model can do. A chat that was opened stays readable whatever the model, with a way back. */
+  private offer(): void {
+    const chats = this.app.model?.chats !== false;
+    byId("modes").hidden = !chats && this.mode === "complete";
+    byId("new-chat").hidden = !chats;
   }
 
   private openSettings(): void {
@@ -109,12 +194,11 @@ class Page {
     const select = byId<HTMLSelectElement>("model");
     select.replaceChildren(...models.map(({ id }) => h("option", { value: id }, id)));
     select.disabled = models.length < 2;
-    const { model, settings: chosen } = this.app;
     this.modelChanged();
+    const { model } = this.app;
     if (!model) return;
     select.value = model.id;
     select.title = model.context ? `${model.id}: ${model.context} tokens of context` : model.id;
-    if (chosen.mode === null && !model.chats) this.setMode("complete", false);
   }
 
   private shortcut(event: KeyboardEvent): void {
@@ -136,8 +220,9 @@ class Page {
     }
     const keys: Record<string, () => void> = {
       k: () => {
-        this.setMode("chat");
+        if (this.app.model?.chats === false) return;
         this.chat.newChat();
+        this.choose("chat");
       },
       ",": () => this.openSettings(),
       "/": shortcutsDialog,
@@ -146,6 +231,9 @@ class Page {
   }
 }
 
-const history = await History.open();
+const history = await History.open(
+  () => toast("Another tab shows an older version of this page: reload or close it, and the conversations appear here."),
+  () => toast("A newer version of this page is open in another tab: reload this one."),
+);
 new Page(history);
 if (!history.lasting) toast("This browser does not let the page keep conversations: they are lost when it is closed.");

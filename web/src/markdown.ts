@@ -3,23 +3,48 @@
  * made here. Raw HTML in the text is shown as text, and nothing is loaded from elsewhere.
  */
 
-import { type MarkedToken, type Token, type Tokens, lexer } from "marked";
+import { type MarkedToken, type Token, type Tokens, Marked } from "marked";
 
+import { BoundedLexer } from "./bounded-lexer";
 import { copyButton, h } from "./dom";
-import { highlight } from "./highlight";
+import { lazy } from "./lazy";
+import { type Formula, MATH_BLOCK, MATH_INLINE, maskMath } from "./math-syntax";
+
+const colours = lazy(() => import("./highlight"));
+const formulas = lazy(() => import("./maths"));
+
+const { defaults } = new Marked({ extensions: [MATH_BLOCK, MATH_INLINE], hooks: { emStrongMask: maskMath } });
+/** Longer texts are shown as they are: marking them up would hold up the page. */
+const MAX_CHARS = 400_000;
+/** Larger tables are shown as text. */
+const MAX_CELLS = 20_000;
 
 /** Shows a growing text: only the blocks that changed since the last call are built again. */
 export class MarkdownView {
   readonly element = h("div", { class: "markdown" });
+  private text = "";
   private shown: string[] = [];
 
   update(text: string): void {
-    const blocks = lexer(text).filter((token) => token.type !== "space" && token.type !== "def");
+    if (text === this.text) return;
+    this.text = text;
+    const blocks = cut(text);
     let same = 0;
     while (same < this.shown.length && this.shown[same] === blocks[same]?.raw) same += 1;
     while (this.element.childNodes.length > same) this.element.lastChild?.remove();
     for (const block of blocks.slice(same)) this.element.append(wrap(render(block)));
     this.shown = blocks.map((block) => block.raw);
+  }
+}
+
+/** The blocks of a text; what cannot be cut, however it is written, is one block of plain text. */
+function cut(text: string): Token[] {
+  const plain = [{ type: "html", raw: text, text } as Token];
+  if (text.length > MAX_CHARS) return plain;
+  try {
+    return new BoundedLexer(defaults).lex(text).filter((token) => token.type !== "space" && token.type !== "def");
+  } catch {
+    return plain;
   }
 }
 
@@ -33,6 +58,7 @@ function renderAll(tokens: readonly Token[] | undefined): Node[] {
 }
 
 function render(token: Token): Node[] {
+  if (token.type === "math") return [formula(token as unknown as Formula)];
   const known = token as MarkedToken;
   switch (known.type) {
     case "space":
@@ -49,7 +75,7 @@ function render(token: Token): Node[] {
     case "list":
       return [list(known)];
     case "table":
-      return [table(known)];
+      return [known.rows.length * known.header.length > MAX_CELLS ? codeBlock(known.raw, "") : table(known)];
     case "hr":
       return [h("hr")];
     default:
@@ -106,13 +132,30 @@ function table(token: Tokens.Table): HTMLElement {
 
 export function codeBlock(code: string, info: string): HTMLElement {
   const language = info.trim().split(/\s/, 1)[0] ?? "";
-  const body = h("code", {}, highlight(code, language.toLowerCase()));
+  const body = h("code", {}, code);
+  if (language) colours.use(({ highlight }) => body.replaceChildren(highlight(code, language.toLowerCase())));
   return h(
     "div",
     { class: "code-block" },
     h("div", { class: "code-bar" }, h("span", {}, language || "code"), copyButton("Copy code", () => code)),
     h("pre", { tabindex: "0" }, body),
   );
+}
+
+/** A formula, typeset once the part of the page that does it is here; one that cannot be read stays as it was written. */
+function formula({ raw, tex, display, closed }: Formula): HTMLElement {
+  const source = raw.trim();
+  const element = h("span", { class: display ? "math display" : "math", "data-source": source }, source);
+  if (!closed || !tex.trim()) return element;
+  formulas.use(({ typeset }) => {
+    try {
+      element.replaceChildren(typeset(tex, display));
+      element.classList.add("set");
+    } catch {
+      element.title = "This formula could not be typeset.";
+    }
+  });
+  return element;
 }
 
 /** Only addresses that open a page or a mail; anything else (javascript:, data:, …) stays text. */

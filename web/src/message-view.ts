@@ -1,14 +1,21 @@
 /** One message of the thread, as elements. */
 
-import type { Call, Message } from "./conversation";
+import { type Call, type Message, isRunning } from "./conversation";
 import { copyButton, h, iconButton } from "./dom";
 import { MarkdownView } from "./markdown";
 import { type Stats, describe } from "./meter";
-import { notice } from "./notices";
+import { type Action, notice } from "./notices";
 
 export interface Actions {
   edit(message: Message, text: string): void;
   regenerate(message: Message): void;
+  /** Goes on with an answer that ended too early. */
+  resume(message: Message): void;
+  /** Takes the question of an answer into a new chat. */
+  startOver(message: Message): void;
+  /** Opens the question of an answer for editing. */
+  shorten(message: Message): void;
+  settings(): void;
   /** Shows the alternative `step` places further. */
   turn(message: Message, step: number): void;
 }
@@ -17,21 +24,29 @@ export interface Place {
   /** This message among its alternatives, from 0, and how many there are. */
   index: number;
   count: number;
+  /** Another tab makes this answer. */
+  elsewhere: boolean;
+  /** The server has not begun to answer. */
+  queued?: boolean;
 }
 
 /** Endings that need a word; a plain "stop" needs none. */
 const ENDINGS: Record<string, string> = {
   length: "The answer reached the largest length allowed.",
+  full: "The context of the model is full: nothing more fits into this chat.",
   stopped: "Stopped.",
   cut: "The connection was lost before the answer was complete.",
   content_filter: "The answer was filtered.",
   tool_calls: "The model waits for the results of tools, which this page does not run.",
   insufficient_system_resource: "The server ran out of resources.",
 };
+/** Endings after which the model can go on. */
+const RESUMABLE = new Set(["length", "stopped", "cut"]);
 
 export interface MessageView {
   element: HTMLElement;
-  update(message: Message, queued?: boolean): void;
+  update(message: Message, place: Place): void;
+  startEdit?(): void;
 }
 
 export function messageView(message: Message, place: Place, actions: Actions): MessageView {
@@ -42,14 +57,19 @@ class UserView implements MessageView {
   readonly element = h("article", { class: "message user", "aria-label": "You" });
 
   constructor(
-    private readonly message: Message,
-    private readonly place: Place,
+    private message: Message,
+    private place: Place,
     private readonly actions: Actions,
   ) {
     this.read();
   }
 
-  update(): void {}
+  update(message: Message, place: Place): void {
+    const same = place.index === this.place.index && place.count === this.place.count;
+    this.message = message;
+    this.place = place;
+    if (!same && !this.element.querySelector("textarea")) this.read();
+  }
 
   /** Swaps the message for a text box; sending it opens a new branch. */
   startEdit(): void {
@@ -93,34 +113,48 @@ class UserView implements MessageView {
 class AssistantView implements MessageView {
   readonly element = h("article", { class: "message assistant", "aria-label": "Answer" });
   private readonly body = new MarkdownView();
-  private readonly thought = h("div", { class: "thought-text" });
-  private readonly thinking = h("details", { class: "thought", hidden: true }, h("summary", {}, "Thought"), this.thought);
+  private readonly thought = new MarkdownView();
+  private readonly thinking = h("details", { class: "thought", hidden: true }, h("summary", {}, "Thought"),
+    h("div", { class: "thought-text" }, this.thought.element));
   private readonly calls = h("div", { class: "calls" });
   private readonly wait = h("div", { class: "wait", hidden: true });
   private readonly foot = h("div", { class: "tools" });
   private musing = false;
+  /** What is shown: an unchanged message keeps its elements, and with them the focus. */
+  private shown = "";
 
   constructor(
     message: Message,
-    private readonly place: Place,
+    place: Place,
     private readonly actions: Actions,
   ) {
     this.element.append(this.thinking, this.body.element, this.calls, this.wait, this.foot);
-    this.update(message);
+    this.update(message, place);
   }
 
-  update(message: Message, queued = false): void {
-    const running = message.end === undefined;
+  update(message: Message, place: Place): void {
+    const state = JSON.stringify([message, place]);
+    if (state === this.shown) return;
+    this.shown = state;
+    const running = isRunning(message);
     this.element.classList.toggle("running", running);
     this.element.setAttribute("aria-busy", String(running));
     this.body.update(message.text);
     this.think(message, running);
     this.calls.replaceChildren(...(message.calls ?? []).map(callView));
-    this.wait.hidden = !running || message.text !== "" || Boolean(message.reasoning) || Boolean(message.calls);
-    if (!this.wait.hidden) this.wait.replaceChildren(ripple(), queued ? "Waiting for a place in the queue…" : "");
+    this.await(message, place, running);
+    this.element.querySelector(".notice")?.remove();
     const stats = message.stats ? statsLine(message.stats) : null;
     if (running) this.foot.replaceChildren(...(stats && message.text ? [stats] : []));
-    else this.finish(message, stats);
+    else this.finish(message, place, stats);
+  }
+
+  private await(message: Message, { elsewhere, queued }: Place, running: boolean): void {
+    const empty = message.text === "" && !message.reasoning && !message.calls;
+    this.wait.hidden = !running || !(empty || elsewhere);
+    if (this.wait.hidden) return;
+    const words = elsewhere ? "Being answered in another tab…" : queued ? "Waiting for a place in the queue…" : "";
+    if (this.wait.textContent !== words || !this.wait.firstChild) this.wait.replaceChildren(ripple(), words);
   }
 
   private think(message: Message, running: boolean): void {
@@ -131,23 +165,36 @@ class AssistantView implements MessageView {
     else if (this.musing && !musing) this.thinking.open = false;
     this.musing = musing;
     this.thinking.hidden = !reasoning;
-    if (this.thought.textContent !== reasoning) this.thought.textContent = reasoning;
+    this.thought.update(reasoning);
     const summary = this.thinking.querySelector("summary");
     if (summary) summary.textContent = musing ? "Thinking…" : "Thought";
   }
 
-  private finish(message: Message, stats: HTMLElement | null): void {
+  private finish(message: Message, place: Place, stats: HTMLElement | null): void {
     const again = (): void => this.actions.regenerate(message);
     const ending = message.error ?? ENDINGS[message.end ?? ""];
-    const failed = message.end === "error" || message.end === "cut";
-    this.element.querySelector(".notice")?.remove();
-    if (ending) {
-      const buttons = failed ? [{ label: "Try again", run: again }] : [];
-      this.foot.before(notice(failed ? "error" : "info", ending, ...buttons));
-    }
+    if (ending) this.foot.before(notice(message.end === "error" || message.end === "cut" || message.error ? "error" : "info", ending, ...this.remedies(message)));
     const copy = message.text ? copyButton("Copy answer", () => message.text) : null;
-    const parts = [pager(message, this.place, this.actions), copy, iconButton("again", "Regenerate", again), stats];
+    // What did not fit does not fit a second time.
+    const fits = !(message.end === "full" && message.text === "");
+    const parts = [pager(message, place, this.actions), copy, fits ? iconButton("again", "Regenerate", again) : null, stats];
     this.foot.replaceChildren(...parts.filter((part) => part !== null));
+  }
+
+  /** What can be done about the way a message ended. */
+  private remedies(message: Message): Action[] {
+    const { actions } = this;
+    const { end = "", text, reasoning } = message;
+    if (end === "full") {
+      return [
+        { label: "New chat", run: () => actions.startOver(message) },
+        ...(text === "" ? [{ label: "Shorten the question", run: () => actions.shorten(message) }] : []),
+        ...(/max_tokens/.test(message.error ?? "") ? [{ label: "Settings", run: () => actions.settings() }] : []),
+      ];
+    }
+    const again = end === "error" || end === "cut" ? [{ label: "Try again", run: () => actions.regenerate(message) }] : [];
+    const on = RESUMABLE.has(end) && (text || reasoning) ? [{ label: "Continue", run: () => actions.resume(message) }] : [];
+    return [...on, ...again];
   }
 }
 

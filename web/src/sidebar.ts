@@ -2,15 +2,20 @@
 
 import type { App } from "./app";
 import type { Chat } from "./chat";
-import { type Conversation, emptyConversation } from "./conversation";
+import type { Conversation } from "./conversation";
 import { confirmDialog } from "./dialogs";
+import { writeExport } from "./exports";
 import { byId, h, icon, iconButton } from "./dom";
 import { toast } from "./notices";
 
 export class Sidebar {
+  /** What the list shows. */
+  private shown = "";
+
   constructor(
     private readonly app: App,
     private readonly chat: Chat,
+    /** A chat was chosen. */
     private readonly opened: () => void,
   ) {
     const start = byId("new-chat");
@@ -26,9 +31,15 @@ export class Sidebar {
     );
   }
 
+  /** Shows the list as it is now; it stays while nothing in it changed, or a title is being typed. */
   render(): void {
     const { conversations } = this.app.history;
-    byId("conversations").replaceChildren(...conversations.map((conversation) => this.row(conversation)));
+    const list = byId("conversations");
+    const rows = conversations.map((each) => [each.id, each.title, each === this.chat.conversation, this.chat.isRunning(each)]);
+    const state = JSON.stringify(rows);
+    if (list.querySelector("input") || state === this.shown) return;
+    this.shown = state;
+    list.replaceChildren(...conversations.map((conversation) => this.row(conversation)));
     byId("no-conversations").hidden = conversations.length > 0;
   }
 
@@ -61,9 +72,10 @@ export class Sidebar {
     box.addEventListener("blur", () => {
       const title = box.value.trim();
       if (keep && title && title !== conversation.title) {
-        conversation.title = title;
-        void this.app.history.save(conversation);
+        void this.app.history.rename(conversation, title);
       }
+      box.remove();
+      this.shown = "";
       this.render();
     });
     item.replaceChildren(box);
@@ -71,14 +83,9 @@ export class Sidebar {
   }
 
   private async remove(conversation: Conversation): Promise<void> {
-    this.chat.forget(conversation);
+    this.chat.halt(conversation);
     await this.app.history.remove(conversation);
-    if (conversation === this.chat.conversation) this.chat.open(emptyConversation(Date.now()));
-    this.render();
-    const undo = (): void => {
-      void this.app.history.save(conversation).then(() => this.chat.open(conversation));
-    };
-    toast("Conversation deleted.", { label: "Undo", run: undo });
+    this.chat.gone(conversation, "Conversation deleted.");
   }
 
   private async clear(): Promise<void> {
@@ -86,14 +93,14 @@ export class Sidebar {
     if (conversations.length === 0) return;
     const text = `All ${conversations.length} conversations in this browser will be gone. This cannot be undone.`;
     if (!(await confirmDialog("Delete all conversations?", text, "Delete all"))) return;
-    for (const conversation of conversations) this.chat.forget(conversation);
+    for (const conversation of conversations) this.chat.halt(conversation);
     await this.app.history.clear();
     this.chat.newChat();
     this.render();
   }
 
   private export(): void {
-    const url = URL.createObjectURL(new Blob([this.app.history.export()], { type: "application/json" }));
+    const url = URL.createObjectURL(new Blob([writeExport(this.app.history.conversations)], { type: "application/json" }));
     const link = h("a", { href: url, download: "deepwell-conversations.json" });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 1000);

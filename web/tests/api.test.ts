@@ -10,7 +10,7 @@ function serve(text: string, init: ResponseInit = {}): void {
 
 async function ask(): Promise<Piece[]> {
   const pieces: Piece[] = [];
-  for await (const piece of answer("/v1/chat/completions", {}, "", new AbortController().signal)) pieces.push(piece);
+  for await (const piece of answer("v1/chat/completions", {}, "", new AbortController().signal)) pieces.push(piece);
   return pieces;
 }
 

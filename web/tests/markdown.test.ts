@@ -1,6 +1,12 @@
-import { describe, expect, test } from "vitest";
+import { beforeAll, describe, expect, test } from "vitest";
 
 import { MarkdownView } from "../src/markdown";
+import { maskMath, readMath } from "../src/math-syntax";
+
+beforeAll(async () => {
+  render("```python\n1\n```\n\n$x$");
+  await Promise.all([import("../src/highlight"), import("../src/maths")]);
+});
 
 function render(...texts: string[]): HTMLElement {
   const view = new MarkdownView();
@@ -39,6 +45,82 @@ describe("markdown", () => {
     const text = "# A\n\ntext **bold**\n\n```python\nx = 1\n\ny = 2\n```\n\n- one\n- two\n\n  more\n\n|a|\n|-|\n|b|\n";
     const grown = render(...Array.from({ length: text.length }, (_, i) => text.slice(0, i + 1)));
     expect(grown.innerHTML).toBe(html(text));
+  });
+});
+
+describe("maths", () => {
+  const sources = (text: string): string[] =>
+    [...render(text).querySelectorAll(".math.set")].map((each) => `${each.classList.contains("display") ? "D" : "I"} ${each.getAttribute("data-source")}`);
+
+  test("is found in its delimiters", () => {
+    expect(sources("so \\(a_1 * b_1\\) and \\(a*b\\)")).toEqual(["I \\(a_1 * b_1\\)", "I \\(a*b\\)"]);
+    expect(sources("\\[\na \\\\ b\n=\nc\n\\]")).toEqual(["D \\[\na \\\\ b\n=\nc\n\\]"]);
+    expect(sources("where\n\\[\nx\n=\ny\n\\]\nholds")).toEqual(["D \\[\nx\n=\ny\n\\]"]);
+    expect(sources("$$\nx\n+ y\n$$")).toEqual(["D $$\nx\n+ y\n$$"]);
+    expect(sources("- one:\n  $$x^2$$\n- two $y$")).toEqual(["D $$x^2$$", "I $y$"]);
+    expect(sources("the $n$th of $2^n$, and **$x$**")).toEqual(["I $n$", "I $2^n$", "I $x$"]);
+    expect(sources("\\begin{align}\na &= b \\\\\nc &= d\n\\end{align}")).toHaveLength(1);
+    expect(sources("*a $b*c$ d*")).toEqual(["I $b*c$"]);
+  });
+
+  test.each(["$5 and $6", "$5-$10", "from $HOME:$PATH", "US$5 and A$7", "a $ b $ c", "\\$x\\$", "`$x$`", "$5 million to $10 million"])(
+    "is not found in %s",
+    (text) => expect(sources(text)).toEqual([]),
+  );
+
+  test("is MathML, without attributes that load or run", () => {
+    const element = render("\\(\\frac{\\pmb{a}}{\\href{javascript:alert(1)}{x}}\\) and $\\sqrt[3]{x^2}$");
+    expect(element.querySelector("math mroot")).not.toBeNull();
+    expect(element.querySelectorAll("[href], [src], [onclick]")).toHaveLength(0);
+  });
+
+  test("that cannot be read, or has not ended, stays as it was written", () => {
+    for (const text of ["\\(\\frac{a\\)", "\\[ x_1 * y_1 * \\\\ {", "$$ a_b", "\\(" + "{".repeat(3000) + "\\)", "\\(\\def\\x{\\x\\x}\\x\\)"]) {
+      expect(render(text).textContent).toBe(text);
+    }
+  });
+
+  test("never throws while it grows, and ends up the same", () => {
+    const text = "So \\(a_1\\) is\n\\[\n\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}\n\\]\nand $$x = \\frac{1}{2}$$ for $n$.";
+    const grown = render(...Array.from({ length: text.length }, (_, i) => text.slice(0, i + 1)));
+    expect(grown.innerHTML).toBe(html(text));
+  });
+
+  test("is masked for emphasis without changing a length", () => {
+    expect(maskMath("*a \\(b*c\\) \\\\(d) $e*f$ $5*")).toBe("*a aaaaaaa \\\\(d) aaaaa $5*");
+    expect(readMath("\\(a \\\\) b\\)")?.tex).toBe("a \\\\) b");
+  });
+});
+
+describe("hostile Markdown is bounded", () => {
+  const cases: Record<string, string> = {
+    quotes: ">".repeat(2500) + " deep",
+    "spaced quotes": "> ".repeat(2500) + "deep",
+    lists: "- ".repeat(2500) + "deep",
+    "indented lists": Array.from({ length: 500 }, (_, i) => `${"  ".repeat(i)}- x`).join("\n"),
+    emphasis: "*a **b ".repeat(2000),
+    brackets: "[".repeat(20_000) + "a" + "](b)".repeat(5000),
+    stars: "*".repeat(20_000) + "a",
+    underscores: "_a".repeat(10_000),
+    ticks: "`a``".repeat(5000),
+    dollars: "$a\\".repeat(5000),
+    openings: "\\(".repeat(5000),
+    "display openings": "$$\n".repeat(5000),
+    "a long line": "x".repeat(200_000),
+    "a wide table": `|${"a|".repeat(300)}\n|${"-|".repeat(300)}\n${`|${"b|".repeat(300)}\n`.repeat(200)}`,
+    markup: "<a ".repeat(20_000),
+    references: "[a]: b\n".repeat(3000) + "[a]".repeat(3000),
+  };
+
+  test.each(Object.keys(cases))("%s", (name) => {
+    const text = cases[name] ?? "";
+    const began = performance.now();
+    const element = render(text);
+    expect(performance.now() - began).toBeLessThan(5000);
+    let depth = 0;
+    for (let each: Element | null = element.querySelector("p, li, td, span, pre"); each; each = each.firstElementChild) depth += 1;
+    expect(depth).toBeLessThan(120);
+    expect(element.textContent.length).toBeGreaterThan(0);
   });
 });
 
