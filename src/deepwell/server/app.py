@@ -17,11 +17,13 @@ from deepwell.chat import fills_gaps
 from deepwell.server.chat_completions import chat_completions
 from deepwell.server.completions import completions
 from deepwell.server.errors import HANDLERS, JsonResponse
+from deepwell.server.infill import infill
 from deepwell.server.metrics import Metrics
 from deepwell.server.openapi import openapi
 from deepwell.server.page import page_routes
 from deepwell.server.replies import Capability, ModelCard, ModelList
 from deepwell.server.service import Service
+from deepwell.server.tokens import detokenize, tokenize
 
 PREFIXES = ("", "/v1", "/beta")
 """DeepSeek's base addresses; all three lead to the same endpoints."""
@@ -42,6 +44,10 @@ def create_app(service: Service) -> Starlette:
         *(Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/completions", completions, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/models", models) for prefix in PREFIXES),
+        *(Route(f"{prefix}/models/{{id:path}}", model) for prefix in PREFIXES),
+        *(Route(f"{prefix}/tokenize", tokenize, methods=["POST"]) for prefix in PREFIXES),
+        *(Route(f"{prefix}/detokenize", detokenize, methods=["POST"]) for prefix in PREFIXES),
+        *(Route(f"{prefix}/infill", infill, methods=["POST"]) for prefix in PREFIXES),
         Route("/health", health),
         Route("/metrics", metrics),
         Route("/openapi.json", openapi_document),
@@ -61,6 +67,12 @@ async def models(request: Request) -> Response:
     """The model names that requests may use."""
     service: Service = request.app.state.service
     return JsonResponse(ModelList(data=[_card(name, service) for name in service.names]))
+
+
+async def model(request: Request) -> Response:
+    """One of them."""
+    service: Service = request.app.state.service
+    return JsonResponse(_card(service.named(request.path_params["id"]), service))
 
 
 async def health(request: Request) -> Response:

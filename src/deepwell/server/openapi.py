@@ -8,8 +8,10 @@ import msgspec
 
 from deepwell import __version__
 from deepwell.server.errors import ErrorBody
+from deepwell.server.infill import Infilled, InfillRequest
 from deepwell.server.protocol import ChatRequest, CompletionRequest
-from deepwell.server.replies import ChatChunk, ChatCompletion, ModelList, TextCompletion
+from deepwell.server.replies import ChatChunk, ChatCompletion, ModelCard, ModelList, TextCompletion
+from deepwell.server.tokens import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 ERRORS = {
     "400": "The request is malformed or a field has a value that is not allowed; the message names it.",
@@ -22,7 +24,9 @@ ERRORS = {
 
 def openapi() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
-    types = (ChatRequest, CompletionRequest, ChatCompletion, ChatChunk, TextCompletion, ModelList, ErrorBody)
+    asked = (ChatRequest, CompletionRequest, InfillRequest, TokenizeRequest, DetokenizeRequest)
+    answers = (ChatCompletion, ChatChunk, TextCompletion, Infilled, Tokenized, Detokenized, ModelList, ErrorBody)
+    types = (*asked, *answers)
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     return {
         "openapi": "3.1.0",
@@ -32,7 +36,11 @@ def openapi() -> dict[str, Any]:
             "/v1/completions": _post(
                 "Continue a text, or fill a gap in it.", CompletionRequest, TextCompletion, TextCompletion
             ),
+            "/infill": _post("Fill a gap, in llama.cpp's words.", InfillRequest, Infilled, Infilled),
+            "/tokenize": _post("The token ids of a text or a conversation.", TokenizeRequest, Tokenized),
+            "/detokenize": _post("The text of token ids.", DetokenizeRequest, Detokenized),
             "/v1/models": _get("The model names that requests may use.", _json(ModelList)),
+            "/v1/models/{id}": _get("One of them.", _json(ModelCard)),
             "/health": _get("Whether the server takes requests.", {"application/json": {}}),
             "/metrics": _get("Metrics in Prometheus' text format.", {"text/plain": {}}),
         },
@@ -40,9 +48,10 @@ def openapi() -> dict[str, Any]:
     }
 
 
-def _post(text: str, body: type, answer: type, chunk: type) -> dict[str, Any]:
-    content = _json(answer) | {"text/event-stream": {"schema": _ref(chunk)}}
-    responses: dict[str, Any] = {"200": {"description": "The answer, whole or streamed.", "content": content}}
+def _post(text: str, body: type, answer: type, chunk: type | None = None) -> dict[str, Any]:
+    content = _json(answer) | ({"text/event-stream": {"schema": _ref(chunk)}} if chunk else {})
+    how = "The answer, whole or streamed." if chunk else "The answer."
+    responses: dict[str, Any] = {"200": {"description": how, "content": content}}
     responses |= {code: {"description": words, "content": _json(ErrorBody)} for code, words in ERRORS.items()}
     asked = {"required": True, "content": _json(body)}
     return {"post": {"summary": text, "requestBody": asked, "responses": responses}}

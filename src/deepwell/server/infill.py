@@ -1,0 +1,111 @@
+"""POST /infill: a gap filled in llama.cpp's words, which its editor plugins speak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deepwell.chat import render_fim, text_ends
+from deepwell.engine.types import Delta
+from deepwell.server.answers import respond
+from deepwell.server.protocol import SamplingFields, Tokens
+from deepwell.server.replies import EventWriter
+from deepwell.server.rules import check_common, max_tokens_of, sampling_of
+from deepwell.server.service import Service
+
+StopType = Literal["eos", "limit", "none"]
+STOP_TYPES: dict[str | None, StopType] = {"stop": "eos", "length": "limit"}
+"""llama.cpp's words for why an answer ended."""
+
+
+class Snippet(msgspec.Struct, frozen=True, kw_only=True):
+    """Another piece of the project, from the file of that name."""
+
+    text: str
+    filename: str = ""
+
+
+class InfillRequest(SamplingFields, frozen=True, kw_only=True):
+    """Body of POST /infill.
+
+    `prompt` is how the middle begins already. `samplers` names the order that is used here anyhow, and is ignored.
+    """
+
+    input_prefix: str = ""
+    input_suffix: str = ""
+    input_extra: list[Snippet] | None = None
+    prompt: str = ""
+    n_predict: Annotated[Tokens | None, Meta(description="an integer; llama.cpp's name of max_tokens")] = None
+    samplers: Any = None
+
+
+class Infilled(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer, and each event of a streamed one; what counts tokens is there at its end."""
+
+    content: str
+    stop: bool
+    model: str | UnsetType = UNSET
+    tokens_predicted: int | UnsetType = UNSET
+    tokens_evaluated: int | UnsetType = UNSET
+    tokens_cached: int | UnsetType = UNSET
+    truncated: bool | UnsetType = UNSET
+    stop_type: StopType | UnsetType = UNSET
+
+
+async def infill(request: Request) -> Response:
+    """Fill the gap between two texts."""
+    service: Service = request.app.state.service
+    timer = service.metrics.request()
+    async with service.admitted(request, InfillRequest) as (asked, place):
+        model = check_common(asked, service)
+        extra = "".join(f"# {one.filename}\n{one.text}\n" for one in asked.input_extra or ())
+        prefix, tokenizer = extra + asked.input_prefix, service.tokenizer
+
+        def render() -> tuple[int, ...]:
+            gap = render_fim(prefix, asked.input_suffix, tokenizer)
+            return (*gap, *(tokenizer.encode(asked.prompt) if asked.prompt else ()))
+
+        texts = [prefix, asked.input_suffix, asked.prompt]
+        ids = await service.rendered(request.receive, render, texts, "input_prefix")
+        if asked.max_tokens is None:
+            asked = msgspec.structs.replace(asked, max_tokens=asked.n_predict)
+        max_tokens = max_tokens_of(asked, len(ids), "input_prefix", service)
+        head = service.head(model)
+        sampling = sampling_of(asked, service.advice, max_tokens, None, ends=text_ends(tokenizer))
+        stream = service.submit(place, head.id, ids, sampling)
+        return await respond(
+            request, stream, InfillWriter(head), timer, bool(asked.stream), service.limits.keep_alive_seconds
+        )
+
+
+class InfillWriter(EventWriter):
+    """Pieces of content, and a last event that says `stop`."""
+
+    def pieces(self, delta: Delta) -> Iterator[bytes]:
+        """See Writer."""
+        if delta.text and delta.finish_reason is None:
+            yield self.event(Infilled(content=delta.text, stop=False))
+        if delta.finish_reason is not None:
+            yield self.event(self.whole(delta))
+
+    def ended(self) -> bytes:
+        return b""
+
+    def whole(self, delta: Delta) -> Infilled:
+        """See Writer."""
+        assert delta.usage is not None
+        return Infilled(
+            content=delta.text,
+            stop=True,
+            model=self.head["model"],
+            tokens_predicted=delta.usage.completion_tokens,
+            tokens_evaluated=delta.usage.prompt_tokens,
+            tokens_cached=delta.usage.cached_tokens,
+            truncated=False,
+            stop_type=STOP_TYPES.get(delta.finish_reason, "none"),
+        )
