@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Self
 
@@ -22,11 +23,11 @@ def deepwell(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
 class Terminal:
     """A command on a pseudo-terminal, killed at the end."""
 
-    def __init__(self, *args: str, term: str = "dumb") -> None:
+    def __init__(self, *args: str, term: str = "dumb", command: Sequence[str] = COMMAND) -> None:
         self.screen, other = pty.openpty()
         environment = {**os.environ, "TERM": term, "COLUMNS": "200"}
         self.process = subprocess.Popen(
-            [*COMMAND, *args], stdin=other, stdout=other, stderr=other, start_new_session=True, env=environment
+            [*command, *args], stdin=other, stdout=other, stderr=other, start_new_session=True, env=environment
         )
         os.close(other)
         self.seen = ""

@@ -213,8 +213,8 @@ def test_the_token_is_found_and_never_shown(shell: Shell, place: str) -> None:
 
 
 def test_a_name_that_is_nowhere_is_one_sentence(shell: Shell) -> None:
-    for command in (("generate", "org/none", "x"), ("bench", "org/none"), ("chat", "org/none"), ("serve", "org/none")):
-        done = shell.run(*command)
+    for args in (("generate", "x"), ("bench",), ("chat", "x"), ("serve",)):
+        done = shell.run(args[0], "org/none", *args[1:])
         assert done.returncode == 2
         assert done.stderr == (
             f"deepwell: org/none is neither a file nor a folder here, and {shell.hub.endpoint} has no model org/none "

@@ -150,6 +150,12 @@ def test_bench(model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "decode, 16 streams" in shown
     assert "decode at depth 200" in shown
     assert "%" not in shown
+    assert "guessed ahead (--speculate auto)" in shown
+    assert report["speculate"] == "auto"
+    assert (
+        main(["bench", str(model_folder), *sizes[:-6], "--measure", "load", "--no-limits", "--speculate", "off"]) == 0
+    )
+    assert "guessed" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

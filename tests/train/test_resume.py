@@ -58,7 +58,7 @@ def test_stopped_by_sigterm_and_resumed_gives_the_same_bits(
     stopped = msgspec.structs.replace(config, out=tmp_path / "stopped")
     for steps_done in (3, 7):
         outcome = pretrain(stopped, interrupt_at(steps_done))
-        assert (outcome.finished, outcome.state.step) == (False, steps_done)
+        assert (outcome.finished, outcome.state.step, outcome.signal) == (False, steps_done, signal.SIGTERM)
     assert pretrain(stopped).finished
     assert same_run(config.out, stopped.out)
 

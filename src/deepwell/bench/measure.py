@@ -19,6 +19,7 @@ from deepwell.loading.machine import inspect_machine, resident_bytes
 from deepwell.model.accounting import Accounting
 from deepwell.ops import native
 from deepwell.ops.base import BLOCK_TOKENS
+from deepwell.options import Speculate
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -49,6 +50,7 @@ class Report(msgspec.Struct, frozen=True):
     threads: int
     model: str
     dtype: str
+    speculate: Speculate
     decode_tokens: int
     repeats: int
     load_seconds: float
@@ -75,12 +77,19 @@ def check(model: LoadedModel, plan: Plan) -> None:
 
 
 def measure(
-    model: LoadedModel, plan: Plan, repeats: int, *, beside: bool = True, engine: EngineConfig | None = None
+    model: LoadedModel,
+    plan: Plan,
+    repeats: int,
+    *,
+    beside: bool = True,
+    engine: EngineConfig | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Run every cell `repeats` times, after a short warm-up, on prompts never seen before.
 
     `beside` measures the machine's limit before and after each run. `engine` is the engine's configuration, but for
-    what many streams need. Raises ConfigError for sequences that do not fit.
+    what many streams need. `progress` is told how many of how many runs are done. Raises ConfigError for
+    sequences that do not fit.
     """
     check(model, plan)
     bench = _Bench(model, plan, engine or EngineConfig())
@@ -94,8 +103,9 @@ def measure(
     resident = 0
     for cell in runs:
         bench.warm(cell)
-    for _ in range(repeats):
-        for cell in runs:
+    for done in range(repeats):
+        for number, cell in enumerate(runs):
+            progress(done * len(runs) + number, repeats * len(runs))
             limit = _limit_of(cell) if beside else None
             before = limit() if limit else None
             runs[cell].append(first_token if cell.measure == "load" else bench.rate(cell))
@@ -112,6 +122,7 @@ def measure(
         threads=native.threads(),
         model=model.name,
         dtype=model.dtype,
+        speculate=bench.speculate,
         decode_tokens=plan.decode_tokens,
         repeats=repeats,
         load_seconds=model.seconds,
@@ -155,6 +166,7 @@ class _Bench:
 
     def __init__(self, model: LoadedModel, plan: Plan, engine: EngineConfig) -> None:
         self._tokens = plan.decode_tokens
+        self.speculate = engine.speculate
         most = max((1, *plan.streams))
         # Twice the streams, so that READING_STEPS is enough for all prompts beside the answers already begun.
         config = msgspec.structs.replace(

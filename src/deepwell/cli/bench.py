@@ -15,6 +15,8 @@ from deepwell.bench.engines import Deepwell, find_peer
 from deepwell.bench.measure import Report, measure
 from deepwell.cli.hub import located
 from deepwell.cli.model import engine_config, load
+from deepwell.cli.terminal import visible
+from deepwell.cli.waiting import Wait
 from deepwell.errors import ConfigError
 from deepwell.loading.machine import default_threads, inspect_machine
 from deepwell.options import BenchOptions
@@ -26,7 +28,16 @@ def run(options: BenchOptions) -> int:
         return _compare(options, plan)
     if options.chart:
         raise ConfigError("--chart draws a comparison; it needs --compare NAME=PATH")
-    report = measure(load(options), plan, options.repeats, beside=not options.no_limits, engine=engine_config(options))
+    model = load(options)
+    with Wait("measuring") as wait:
+        report = measure(
+            model,
+            plan,
+            options.repeats,
+            beside=not options.no_limits,
+            engine=engine_config(options),
+            progress=wait,
+        )
     if options.json:
         print(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:
@@ -82,13 +93,20 @@ def _show(report: Report) -> None:
         table.add_row(*row)
     console = Console(highlight=False, markup=False)
     console.print(
-        f"{report.model}, {report.dtype}, on {report.cpu} ({report.isa}, {report.threads} threads)", style="bold"
+        f"{visible(report.model)}, {report.dtype}, on {report.cpu} ({report.isa}, {report.threads} threads)",
+        style="bold",
     )
     console.print(table)
     console.print(
         f"Medians of {report.repeats} runs, limits measured beside each. FLOPs at {SHORT_PROMPT} earlier tokens.",
         style="dim",
     )
+    if report.speculate != "off":
+        console.print(
+            f"Answers were guessed ahead (--speculate {report.speculate}), which depends on the text; --speculate off "
+            "measures plain decoding.",
+            style="dim",
+        )
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deepwell.cli.extras import needing
 from deepwell.cli.hub import located
+from deepwell.cli.waiting import Wait
 from deepwell.options import CalibrateOptions
 from deepwell.weights import embedded_path
 
@@ -11,6 +12,8 @@ from deepwell.weights import embedded_path
 def run(options: CalibrateOptions) -> int:
     with needing("train", "calibrating"):
         from deepwell.train.calibrate import calibrate
-    used = calibrate(located(options.model) or embedded_path(), options.text, options.out, options.tokens)
+    model = located(options.model) or embedded_path()
+    with Wait("reading the text through the model"):
+        used = calibrate(model, options.text, options.out, options.tokens)
     print(f"{options.out}: importances from {used:,} tokens of {options.text}")
     return 0

@@ -10,10 +10,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from deepwell.cli.hub import located
+from deepwell.cli.waiting import Wait, sized
 from deepwell.errors import ConfigError
 from deepwell.files import replacing, replacing_folder
 from deepwell.loading.convert import Prepared, Target, prepare, target_of
@@ -42,12 +41,9 @@ def run(options: ConvertOptions) -> int:
 
 
 def _write(prepared: Prepared, unfinished: Path, out: Path) -> None:
-    console = Console(stderr=True, highlight=False, markup=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task(out.name, total=prepared.bytes)
+    with Wait(f"writing {out.name}", sized) as wait:
         try:
-            prepared.write(unfinished, lambda done, total: progress.update(task, completed=done, total=total))
+            prepared.write(unfinished, wait)
         except OSError as error:
             raise ConfigError(f"cannot write {out}: {_reason(error, out, prepared, unfinished)}") from None
 

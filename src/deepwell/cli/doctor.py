@@ -17,6 +17,7 @@ from deepwell.bench.limits import Limits, Rate, measure_limits
 from deepwell.cli.commands import GROUPS
 from deepwell.cli.extras import install, reinstall
 from deepwell.cli.parser import CONFIG_ENV
+from deepwell.cli.waiting import Wait
 from deepwell.loading.machine import Machine, default_threads, inspect_machine
 from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, DoctorOptions, options_of
 
@@ -63,7 +64,8 @@ class Report(msgspec.Struct, frozen=True):
 def run(options: DoctorOptions) -> int:
     report = examine(os.environ)
     if options.limits and report.native.isa:
-        report = msgspec.structs.replace(report, limits=measure_limits(report.threads))
+        with Wait("measuring memory and arithmetic"):
+            report = msgspec.structs.replace(report, limits=measure_limits(report.threads))
     if options.json:
         print(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:

@@ -1,9 +1,10 @@
-"""MODEL as a person gives it: a place on this machine, or a name on a hub, fetched with a progress bar."""
+"""MODEL as a person gives it: a place on this machine, or a name on a hub, fetched if need be."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import overload
 import msgspec
 
 from deepwell.cli.terminal import visible
+from deepwell.cli.waiting import Wait, sized
 from deepwell.errors import HubError
 
 
@@ -40,7 +42,7 @@ def fetched(model: Path) -> Path | None:
     from deepwell.weights.hub.download import Hub, locate
 
     try:
-        place = locate(model, Bar(), msgspec.structs.replace(Hub.of_environment(), offline=True))
+        place = locate(model, Told(), msgspec.structs.replace(Hub.of_environment(), offline=True))
     except HubError:
         return None
     return None if place == model else place
@@ -59,44 +61,41 @@ def names_model(text: str) -> bool:
     return path.suffix in (".gguf", ".deepwell") and not any(map(str.isspace, text))
 
 
-class Bar:
-    """The `Report` of a download: lines on standard error, and a bar where that is a terminal."""
+class Told:
+    """The `Report` of a download: lines on standard error, and the wait for what is fetched."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.progress import TransferSpeedColumn as Speed
-
-        self.console = Console(stderr=True, highlight=False, markup=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self._started = False
-        self._task = self._progress.add_task("", total=None, visible=False)
+        self._wait: Wait | None = None
+        self._done = self._total = 0
+        self._lock = threading.Lock()
 
     def note(self, text: str) -> None:
-        if self.console.is_terminal:
-            self.console.print(f"deepwell: {visible(text)}", soft_wrap=True)
-        else:
-            print(f"deepwell: {text}", file=sys.stderr, flush=True)
+        print(f"deepwell: {visible(text)}", file=sys.stderr, flush=True)
 
     def start(self, what: str, total: int) -> None:
-        if not self._started:
-            self._started = True
+        if self._wait is None:
             self.note(f"fetching {what}")
-            self._progress.start()
-        self._progress.update(self._task, description=what, total=total, visible=True)
+            self._wait = Wait("", sized)
+            self._wait.__enter__()
+        self._wait.what = f"fetching {what}"
+        with self._lock:
+            self._total = total
 
     def advance(self, count: int) -> None:
-        self._progress.advance(self._task, count)
+        assert self._wait is not None
+        with self._lock:
+            self._done += count
+            self._wait(self._done, self._total)
 
     def stop(self) -> None:
-        self._progress.stop()
+        if self._wait is not None:
+            self._wait.stop()
 
 
 @contextmanager
-def _downloading() -> Iterator[Bar]:
-    bar = Bar()
+def _downloading() -> Iterator[Told]:
+    told = Told()
     try:
-        yield bar
+        yield told
     finally:
-        bar.stop()
+        told.stop()

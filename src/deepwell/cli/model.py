@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from deepwell.chat import FORMATS, detect, find_format
 from deepwell.chat.formats.base import Format, lacks
 from deepwell.cli.hub import located
+from deepwell.cli.terminal import visible
+from deepwell.cli.waiting import Wait, percent
 from deepwell.engine import EngineConfig
 from deepwell.errors import ConfigError
 from deepwell.loading.load import LoadedModel, load_model
@@ -21,18 +23,21 @@ from deepwell.options import ChatFormat, EngineOptions, ServeOptions
 
 def load(options: EngineOptions) -> LoadedModel:
     """The model asked for; a warning on standard error if it will be slow. Raises a DeepwellError."""
-    model = load_model(
-        located(options.model),
-        dtype=options.dtype,
-        cache_dtype=options.cache_dtype,
-        importance=options.importance,
-        threads=options.threads,
-        context=options.context,
-        speculate=options.speculate,
-        cache=_cache(options),
-        rows=options.token_budget if isinstance(options, ServeOptions) else ROWS,
-        streams=options.max_running if isinstance(options, ServeOptions) else STREAMS,
-    )
+    place = located(options.model)
+    with Wait(f"loading {place.name if place else 'the embedded model'}", percent) as wait:
+        model = load_model(
+            place,
+            dtype=options.dtype,
+            cache_dtype=options.cache_dtype,
+            importance=options.importance,
+            threads=options.threads,
+            context=options.context,
+            speculate=options.speculate,
+            cache=_cache(options),
+            rows=options.token_budget if isinstance(options, ServeOptions) else ROWS,
+            streams=options.max_running if isinstance(options, ServeOptions) else STREAMS,
+            progress=wait,
+        )
     for note in model.notes:
         _warn(note)
     if slow := slowness(native.isa(), native.available_isas()):
@@ -66,7 +71,7 @@ def _cache(options: EngineOptions) -> PackCache | None:
 
 
 def _warn(text: str) -> None:
-    print(f"deepwell: warning: {text}", file=sys.stderr, flush=True)
+    print(f"deepwell: warning: {visible(text)}", file=sys.stderr, flush=True)
 
 
 def slowness(isa: str, available: Sequence[str]) -> str | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from deepwell.cli.hub import fetched
+from deepwell.cli.terminal import visible
 from deepwell.loading.fit import Fit, ModelReport, report
 from deepwell.loading.machine import free_memory, inspect_machine
 from deepwell.loading.pack import label, storages
@@ -83,7 +84,7 @@ def _listing(reports: list[ModelReport], width: int) -> Table:
     from rich.table import Table
 
     columns = {
-        "model": [r.name for r in reports],
+        "model": [visible(r.name) for r in reports],
         "total": [_billions(r.total_params) for r in reports],
         "active": [_billions(r.active_params) for r in reports],
         "context": [f"{r.context:,}" for r in reports],
@@ -116,7 +117,7 @@ def _facts(r: ModelReport) -> Table:
 
 
 def _rows(r: ModelReport) -> Iterator[tuple[str, str]]:
-    yield "model", r.name
+    yield "model", visible(r.name)
     yield "family", r.family
     mtp = f"; prediction modules {_billions(r.mtp_params)} more" if r.mtp_params else ""
     yield "parameters", f"{r.total_params:,} ({_billions(r.total_params)}), {_billions(r.active_params)} active{mtp}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -11,13 +12,16 @@ from deepwell.cli.extras import needing
 from deepwell.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from deepwell.train.loop import Metrics
+    from deepwell.train.loop import Metrics, Outcome
+
+LINE_SECONDS = 10.0
+"""Between two lines where there is no terminal, at least."""
 
 
 def run(config: TrainConfig) -> int:
     with needing("train", "training"):
         from deepwell.train.run import train
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"{config.size} in {config.out}: {config.steps:,} steps of {config.batch_tokens:,} tokens")
     columns = (
         BarColumn(),
@@ -26,21 +30,37 @@ def run(config: TrainConfig) -> int:
         TimeRemainingColumn(),
         TextColumn("{task.fields[said]}"),
     )
-    with Progress(*columns, console=console, speed_estimate_period=120) as progress:
-        task = progress.add_task("training", total=config.steps, said="preparing corpus, tokenizer and tokens")
+    preparing = "preparing corpus, tokenizer and tokens"
+    if not console.is_terminal:
+        console.print(preparing)
+    with Progress(*columns, console=console, speed_estimate_period=120, disable=not console.is_terminal) as progress:
+        task = progress.add_task("training", total=config.steps, said=preparing)
+        said = -LINE_SECONDS
 
         def on_step(step: int, metrics: Metrics | None) -> None:
+            nonlocal said
             progress.update(task, completed=step)
-            if metrics is not None:
-                progress.update(task, said=_line(metrics))
-                if metrics.alarm:
-                    console.print(f"step {step}: {metrics.alarm}", style="yellow")
+            if metrics is None:
+                return
+            progress.update(task, said=_line(metrics))
+            if metrics.alarm:
+                console.print(f"step {step}: {metrics.alarm}", style="yellow")
+            if not console.is_terminal and time.monotonic() - said >= LINE_SECONDS:
+                said = time.monotonic()
+                console.print(f"step {step:,} of {config.steps:,}: {_line(metrics)}")
 
         outcome = train(config, on_step)
-    finished = f"finished; try: deepwell serve {config.out / 'model'}"
-    state = finished if outcome.finished else "saved; the same command goes on from here"
+    return _end(config, outcome, console)
+
+
+def _end(config: TrainConfig, outcome: Outcome, console: Console) -> int:
+    """Say how far it got; an exit code: of a signal that ended it, as shells have it."""
+    if outcome.finished:
+        state = f"finished; try: deepwell serve {config.out / 'model'}"
+    else:
+        state = f"saved in {config.out}; the same command goes on from here"
     console.print(f"step {outcome.state.step:,} of {config.steps:,}: {state}")
-    return 0
+    return 0 if outcome.finished or outcome.signal is None else 128 + outcome.signal
 
 
 def _line(metrics: Metrics) -> str:

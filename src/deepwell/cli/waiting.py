@@ -26,6 +26,11 @@ def sized(done: int, total: int) -> str:
     return f"{done / 1e9:.2f}/{total / 1e9:.2f} GB"
 
 
+def percent(done: int, total: int) -> str:
+    """Of what has no unit to speak of."""
+    return f"{done / total:.0%}"
+
+
 class Wait(AbstractContextManager["Wait"]):
     """A wait for `what`, from entering to leaving or `stop`. Call it with what is done and the total, where known.
 

@@ -14,7 +14,7 @@ import msgspec
 from deepwell.errors import CheckpointError, ConfigError
 from deepwell.loading.machine import default_threads, free_memory, inspect_machine
 from deepwell.loading.memory import ROWS, STREAMS, memory_need
-from deepwell.loading.pack import DType, storages
+from deepwell.loading.pack import DType, Progress, storages
 from deepwell.loading.pack_cache import PackCache, Wanted
 from deepwell.loading.runner import CacheDType, NativeRunner
 from deepwell.model.accounting import Accounting, account
@@ -65,14 +65,15 @@ def load_model(
     cache: PackCache | None = None,
     rows: int = ROWS,
     streams: int = STREAMS,
+    progress: Progress = lambda done, total: None,
 ) -> LoadedModel:
     """Load a Hugging Face folder, a GGUF file (of a split one, the first shard) or a packed file; embedded if None.
 
     `threads` 0 is one per usable core; `context` 0 is the model's own; `blocks` 0 sizes the KV cache by free memory.
     What `speculate` says decides whether the multi-token prediction module is loaded. `importance` weighs the inputs
     of what is quantised to int4. A packed copy in `cache` is used instead of packing anew. Memory is left for steps
-    of `rows` tokens and so many `streams`. Raises CheckpointError for files that are missing or broken, ConfigError for
-    a value that is not allowed.
+    of `rows` tokens and so many `streams`. `progress` is told of the packing. Raises CheckpointError for files that are
+    missing or broken, ConfigError for a value that is not allowed.
     """
     begun = time.perf_counter()
     check_isa()
@@ -92,6 +93,7 @@ def load_model(
         blocks=blocks,
         rows=rows,
         scored=streams + BLOCK_TOKENS,
+        progress=progress,
     )
     kept = cache if cache is not None and cache.worth(wanted) else None
     made = _from_copy(kept, wanted, make) if kept else None

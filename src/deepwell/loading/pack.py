@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple, cast, get_args
 
@@ -28,6 +28,8 @@ from deepwell.weights.source import Source
 DType = Dtype
 """What may be asked for; `auto` keeps what a file holds."""
 Importance = Mapping[str, NDArray[np.float32]]
+Progress = Callable[[int, int], None]
+"""Told how many weights are packed, and of how many."""
 
 
 _EXACT = ("vector", "router")
@@ -90,15 +92,21 @@ class Packed(NamedTuple):
 
 
 def pack_all(
-    source: Source, params: Iterable[Param], kept: Mapping[str, native.Storage], importance: Importance | None = None
+    source: Source,
+    params: Sequence[Param],
+    kept: Mapping[str, native.Storage],
+    importance: Importance | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Packed:
     """Pack `params` one after the other. Contents are hashed beside it, or taken from a packed file's header."""
+    done, total = 0, sum(param.size for param in params)
     handles: dict[str, Any] = {}
     hashed: dict[str, list[tuple[str, Callable[[], str]]]] = {}
     with closing(Digests()) as digests:
         for param in params:
             handle = handles[param.key] = pack(source, param, kept[param.key], importance)
             source.release()
+            progress(done := done + param.size, total)
             parts = parts_of(handle)
             recorded = source.digests(param) if _is_ready(source, param, kept[param.key], importance) else ()
             found = list(map(_known, recorded)) or [digests.start(raw) for _, raw in parts]

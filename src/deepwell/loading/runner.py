@@ -14,7 +14,7 @@ from deepwell.errors import ConfigError
 from deepwell.loading.identity import Identity
 from deepwell.loading.machine import free_memory, inspect_machine, limited_by_container
 from deepwell.loading.memory import ROWS, SCORED, check_memory, default_blocks, memory_need
-from deepwell.loading.pack import DType, is_quantised, label, pack_all, storages
+from deepwell.loading.pack import DType, Progress, is_quantised, label, pack_all, storages
 from deepwell.model.config import ModelConfig
 from deepwell.model.decoder import Decoder
 from deepwell.ops import native
@@ -42,9 +42,11 @@ class NativeRunner:
         importance: Path | None = None,
         rows: int = ROWS,
         scored: int = SCORED,
+        progress: Progress = lambda done, total: None,
     ) -> None:
         """With `mtp`, the first multi-token prediction module is loaded too, and has a cache layer of its own. Steps
         will compute `rows` tokens at most, and the logits of `scored` of them: memory is kept free for that.
+        `progress` is told of the packing.
 
         Raises ConfigError where memory is too small, or for a value that is not allowed.
         """
@@ -76,7 +78,7 @@ class NativeRunner:
         self.vocab_size = config.vocab
         weighted = read_importance(importance, config) if importance else None
         params = (*source.params, *(source.mtp_params if mtp else ()))
-        self.packed = pack_all(source, params, self.kept, weighted)
+        self.packed = pack_all(source, params, self.kept, weighted, progress)
         self.handles = self.packed.handles
         recorder, decoder = native.Recorder(), Decoder(config, self.handles)
         x = decoder.hidden(recorder)

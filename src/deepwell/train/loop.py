@@ -60,10 +60,11 @@ class StepRecord(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How far a run got: whether it is finished, and its state."""
+    """How far a run got: whether it is finished, its state, and the number of the signal that ended it, if one did."""
 
     finished: bool
     state: RunState
+    signal: int | None = None
 
 
 class Pretraining:
@@ -84,6 +85,7 @@ class Pretraining:
         self.optimizer = make_optimizer(trainee, config)
         self._step, self._cpu, self._wall = 0, 0.0, 0.0
         self._stop = False
+        self._signal: int | None = None
         self._since: list[StepRecord] = []
         self._logged_at = 0.0, 0
         self._resume()
@@ -106,7 +108,7 @@ class Pretraining:
                     saved = time.monotonic()
                 self._stop |= 0 < 60 * self.config.minutes <= self._cpu
         self.save()
-        return Outcome(self._step >= self.config.steps, self._state())
+        return Outcome(self._step >= self.config.steps, self._state(), self._signal)
 
     def stop(self) -> None:
         """Ask the loop to save and leave after the step it is at."""
@@ -210,6 +212,7 @@ class Pretraining:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         def ask(number: int, frame: FrameType | None) -> None:
+            self._signal = number
             self.stop()
 
         try:
