@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepwell.chat import Conversation, Message, detect, find_format
-from deepwell.chat.formats.jinja import _Marking
+from deepwell.chat.formats.marking import Marking, unused_mark
 from deepwell.chat.reading import PlainReader
 from deepwell.errors import CheckpointError, RequestError
 from deepwell.weights.tokenizer import Tokenizer
@@ -109,14 +109,24 @@ def test_marks_are_none_of_the_texts_own_characters() -> None:
     assert not any(map(T.is_special, ids))
 
 
+def test_a_text_may_hold_every_private_character() -> None:
+    private = "".join(map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)]))
+    ids = rendered(talk(f"{private}<|EOT|>{private}"), stranger("{{ messages[0].content }}"), "jinja")
+    assert T.decode(ids) == f"{private}<|EOT|>{private}"
+    assert not any(map(T.is_special, ids))
+    twice = unused_mark(["ab", private, private[::-1]])
+    assert len(twice) == 2
+    assert twice not in private + private[::-1]
+
+
 def test_common_text_is_given_to_the_template_unmarked() -> None:
-    marking = _Marking(SPECIALS)
+    marking = Marking(SPECIALS)
     for text in ("", " ", "Hello.", "a < b", "x<y>z", "if (a<b) {}", "User says"):
         assert marking.put(text, "\U000f0000") == text
 
 
 def test_marks_of_a_tokenizer_without_special_tokens() -> None:
-    assert _Marking(()).put("<|EOT|>", "!") == "<|EOT|>"
+    assert Marking(()).put("<|EOT|>", "!") == "<|EOT|>"
 
 
 @pytest.mark.parametrize("prefix", ["It is", " It is "])
@@ -230,6 +240,9 @@ def test_a_template_that_wants_too_much_is_stopped(template: str) -> None:
         "{{ undefined_thing.more }}",
         "{{ none + 1 }}",
         "{{ 1 // 0 }}",
+        "{{ 1e400 | upper }}",
+        "{{ 1e400 | int }}",
+        "{{ messages[0].content | float | round | int | string | nosuch }}",
         "{{ int('9') }}",
         "{% if %}",
         "{{ 'unterminated }}",

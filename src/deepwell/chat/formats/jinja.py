@@ -1,30 +1,36 @@
 """The format of strangers: their own chat template, run in a sandbox.
 
 The template writes text, in which its tokens must become ids and the same spelling in what users wrote must not. So the
-users' texts go in with a mark inside of every template token they spell: a private-use character that neither they nor
-the template hold. Whatever the template then spells whole is its own; the marks leave before anything is encoded.
+users' texts go in with a mark inside of every template token they spell (marking.py). Whatever the template then spells
+whole is its own; the marks leave before anything is encoded.
 
 So a template does not see a think token that a client left in an earlier answer. Where it knows of thoughts, such an
 answer is given to it in two parts, as `reasoning_content` and `content`.
+
+Tools are for the template to list, where it knows of them and teaches one of the shapes of calls that we read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from itertools import groupby, pairwise
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
-from deepwell.chat.conversation import Conversation, Message
+import msgspec
+
+from deepwell.chat.conversation import Call, Conversation, Message, Tool, without_developers
 from deepwell.chat.formats.base import Format, Layout, Token
+from deepwell.chat.formats.calls import offered
+from deepwell.chat.formats.marking import Marking, any_of, texts_in, unused_mark
 from deepwell.chat.reading import PlainReader, Reader
-from deepwell.chat.reading.calls import CallReader
+from deepwell.chat.reading.json_calls import HERMES, LLAMA, JsonCallReader, Shape
+from deepwell.chat.reading.json_text import object_of
 from deepwell.errors import CheckpointError, RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
-_MARKS = range(0xF0000, 0xFFFFE)
 _STEPS, _STEPS_PER_MESSAGE, _CHARACTERS = 100_000, 2_000, 1 << 20
+_DEPTH = 64
 
 
 @lru_cache(maxsize=8)
@@ -46,11 +52,30 @@ def jinja_format(tokenizer: Tokenizer) -> Format:
         raise CheckpointError(f"chat template: {error}; {_CHOOSE}") from None
     stranger = _Stranger(template, source, tokenizer)
     return Format(
-        name="jinja", marks=(), layout=stranger.layout, reader=stranger.reader, thinks=stranger.thinks, tools=False
+        name="jinja",
+        marks=(),
+        layout=stranger.layout,
+        reader=stranger.reader,
+        thinks=stranger.thinks,
+        tools=stranger.shape is not None,
+        developers=True,
     )
 
 
 _CHOOSE = "choose a prompt format by name (--chat-format)"
+
+_OTHER_TAGS = ("<function=", "<arg_key>", "<invoke", "<parameter=")
+
+
+def shape_of(source: str) -> Shape | None:
+    """The shape of calls that a template teaches; None if it knows of no tools, or has a shape that we do not read."""
+    text = source.replace("\\", "")
+    if not re.search(r"\btools\b", text) or any(tag in text for tag in _OTHER_TAGS):
+        return None
+    if HERMES.begin in text and HERMES.end in text and '"arguments' in text:
+        return HERMES
+    named = LLAMA.begin in text or '{"name": function name' in text
+    return LLAMA if named and '"parameters": ' in text else None
 
 
 class _Stranger:
@@ -58,16 +83,18 @@ class _Stranger:
 
     def __init__(self, template: Any, source: str, tokenizer: Tokenizer) -> None:
         self._template, self._source = template, source
-        self._tokens = re.compile(_any_of(tokenizer.specials))
-        self._marks = _Marking(tokenizer.specials)
+        self._tokens = re.compile(any_of(tokenizer.specials))
+        self._marks = Marking(tokenizer.specials)
         bos = "" if tokenizer.bos is None else tokenizer.decode([tokenizer.bos])
         self._named = {"bos_token": bos, "eos_token": tokenizer.decode(tokenizer.eos[:1])} | tokenizer.named
+        self.shape = shape_of(source)
         self.thinks = "never"
         if "</think>" in source:
             self.thinks = "choice" if "enable_thinking" in source or "thinking" in source else "always"
 
     def layout(self, conversation: Conversation) -> Layout:
         text, mark = self._render(conversation)
+        text += self._called(conversation) or ""
         at = 0
         for found in self._tokens.finditer(text):
             yield text[at : found.start()].replace(mark, "")
@@ -76,34 +103,92 @@ class _Stranger:
         yield text[at:].replace(mark, "")
 
     def reader(self, conversation: Conversation, tokenizer: Tokenizer) -> Reader:
-        if self.thinks == "never":
+        names = [tool.name for tool in offered(conversation)] if self.shape else []
+        if self.thinks == "never" and not names:
             return PlainReader()
-        text, _ = self._render(conversation)
-        opened = text.rstrip().endswith("<think>")
-        return CallReader(tokenizer, thinking=opened, calls=False)
+        thinking = False
+        if self.thinks != "never" and not conversation.must_call:
+            thinking = self._render(conversation)[0].rstrip().endswith("<think>")
+        last = conversation.messages[-1]
+        return JsonCallReader(
+            tokenizer,
+            self.shape or HERMES,
+            names,
+            thinking=thinking,
+            thinks=self.thinks != "never",
+            continues=last.prefix and bool(last.content),
+            called=self._called(conversation),
+        )
+
+    def _called(self, conversation: Conversation) -> str | None:
+        """What the prompt gives of a call that must come."""
+        if self.shape is None or not conversation.must_call:
+            return None
+        return self.shape.opening(conversation.choice.name if isinstance(conversation.choice, Tool) else None)
 
     def _render(self, conversation: Conversation) -> tuple[str, str]:
-        """What the template writes, and the mark in what is not its own."""
+        """What the template writes, and the mark in what is not its own.
+
+        Where it refuses a turn of several calls, each has a turn of its own.
+        """
+        told = conversation if "developer" in self._source else without_developers(conversation)
+        try:
+            return self._written(told)
+        except RequestError:
+            one_by_one = tuple(_one_by_one(told.messages))
+            if one_by_one == told.messages:
+                raise
+            return self._written(msgspec.structs.replace(told, messages=one_by_one))
+
+    def _written(self, conversation: Conversation) -> tuple[str, str]:
         messages = conversation.messages
-        said = "".join(text for m in messages for text in (m.content, m.reasoning or ""))
-        mark = next(char for code in _MARKS if (char := chr(code)) not in said and char not in self._source)
         last = messages[-1]
         asks = not (last.prefix and last.content)
         if last.prefix and last.reasoning:
             raise RequestError("the template of this model cannot continue a thought", "messages")
-        kept = messages[:-1] if last.prefix and asks else messages
-        written = [_plain(self._apart(m), self._marks, mark) for m in kept]
+        kept = [self._apart(message) for message in (messages[:-1] if last.prefix and asks else messages)]
+        told = [self._told(message, lambda value: value) for message in kept]
+        tools = [_listed(tool) for tool in offered(conversation)]
+        texts = [text for value in (told, tools) for text in texts_in(value)]
+        mark = unused_mark([*texts, self._source])
+        written = [self._told(message, partial(self._marks.put_all, mark=mark)) for message in kept]
         values: dict[str, Any] = {
             "messages": written,
-            "tools": None,
+            "tools": self._marks.put_all(tools, mark, borders=False) or None,
             "documents": None,
             "add_generation_prompt": asks,
             **self._named,
         }
-        if conversation.thinking is not None:
-            values |= {"enable_thinking": conversation.thinking, "thinking": conversation.thinking}
-        text = self._run(values, len(said), len(messages))
+        thinking = False if conversation.must_call and self.thinks == "choice" else conversation.thinking
+        if thinking is not None:
+            values |= {"enable_thinking": thinking, "thinking": thinking}
+        if conversation.effort is not None:
+            values["reasoning_effort"] = conversation.effort
+        text = self._run(values, sum(map(len, texts)), len(messages) + len(tools))
         return (text if asks else _up_to(text, written[-1]["content"])), mark
+
+    def _told(self, message: Message, put: Callable[[Any], Any]) -> dict[str, Any]:
+        """A message as templates know it; `put` puts marks into what somebody wrote."""
+        told: dict[str, Any] = {"role": message.role, "content": put(message.content)}
+        if message.reasoning is not None:
+            told["reasoning_content"] = put(message.reasoning)
+        if message.answers is not None:
+            told["tool_call_id"] = put(message.answers)
+        if message.calls:
+            told["tool_calls"] = [
+                {"id": put(call.id), "type": "function", "function": self._function(call, put)}
+                for call in message.calls
+            ]
+        return told
+
+    def _function(self, call: Call, put: Callable[[Any], Any]) -> dict[str, Any]:
+        """What was called, its arguments as an object, which templates write out as JSON. What is none is given as it
+        is to a template that takes texts, and else as the one argument `arguments`."""
+        arguments: Any = object_of(call.arguments, _DEPTH)
+        if arguments is None:
+            takes_text = "arguments is string" in self._source
+            arguments = call.arguments if takes_text else {"arguments": call.arguments}
+        return {"name": put(call.name), "arguments": put(arguments)}
 
     def _apart(self, message: Message) -> Message:
         """An earlier answer with the thought that a client left in its content taken out, as such templates do."""
@@ -114,11 +199,10 @@ class _Stranger:
             "assistant",
             message.content.split("</think>")[-1].lstrip("\n"),
             reasoning=message.reasoning or head.split("<think>")[-1].strip("\n"),
+            calls=message.calls,
         )
 
     def _run(self, values: dict[str, Any], characters: int, messages: int) -> str:
-        import jinja2
-
         from deepwell.chat.formats.sandbox import Budget, Limit, Refusal
 
         steps = _STEPS + _STEPS_PER_MESSAGE * messages + characters
@@ -128,15 +212,30 @@ class _Stranger:
             raise RequestError(f"the template of this model refuses these messages: {error}", "messages") from None
         except Limit as error:
             raise RequestError(f"the template of this model {error}; {_CHOOSE}", "messages") from None
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise RequestError(f"the template of this model failed on these messages: {error}", "messages") from None
+        except Exception as error:  # whatever a stranger's code runs into is its own fault
+            fault = f"{type(error).__name__}: {error}"
+            raise RequestError(f"the template of this model failed on these messages: {fault}", "messages") from None
 
 
-def _plain(message: Message, marks: _Marking, mark: str) -> dict[str, Any]:
-    plain = {"role": message.role, "content": marks.put(message.content, mark)}
-    if message.reasoning is not None:
-        plain["reasoning_content"] = marks.put(message.reasoning, mark)
-    return plain
+def _listed(tool: Tool) -> dict[str, Any]:
+    """A tool as templates know it, who rely on a description and an object of parameters."""
+    function = {
+        "name": tool.name,
+        "description": tool.description or "",
+        "parameters": tool.parameters or {"type": "object", "properties": {}},
+    }
+    return {"type": "function", "function": function | ({} if tool.strict is None else {"strict": tool.strict})}
+
+
+def _one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
+    """The messages, each further call of a turn as a turn of its own before its result."""
+    waiting: dict[str | None, Message] = {}
+    for message in messages:
+        calls = message.calls
+        if message.answers in waiting:
+            yield waiting.pop(message.answers)
+        waiting |= {call.id: Message("assistant", (call,)) for call in calls[1:]}
+        yield msgspec.structs.replace(message, parts=tuple(part for part in message.parts if part not in calls[1:]))
 
 
 def _up_to(text: str, content: str) -> str:
@@ -146,52 +245,3 @@ def _up_to(text: str, content: str) -> str:
         if at >= 0:
             return text[: at + len(ending)]
     raise RequestError("the template of this model changes the message to continue; leave prefix out", "messages")
-
-
-class _Marking:
-    """Puts marks where a text spells a token, be it with white space in between that a template may take out, and where
-    its begin or end could complete one that the template begins or ends."""
-
-    def __init__(self, spellings: Sequence[str]) -> None:
-        self._spellings = [re.sub(r"\s", "", spelling) for spelling in spellings]
-        self._firsts = re.compile(f"[{''.join({re.escape(s[:1]) for s in self._spellings})}]") if spellings else None
-        self._whole = re.compile(f"(?={_any_of(self._spellings)})")
-        self._begins = {spelling[:n] for spelling in self._spellings for n in range(1, len(spelling))}
-        self._ends = {spelling[-n:] for spelling in self._spellings for n in range(1, len(spelling))}
-        self._longest = max(map(len, self._spellings), default=0)
-
-    def put(self, text: str, mark: str) -> str:
-        compact = "".join(text.split())
-        found = [match.start() for match in self._inside(compact)]
-        begin = self._could_end(compact)
-        end = any(compact[-n:] in self._begins for n in range(1, self._longest))
-        if not (found or begin or end):
-            return text
-        visible = [at for at, char in enumerate(text) if not char.isspace()]
-        marked = {visible[at] + 1 for at in found}
-        marked |= {visible[0]} if begin else set()
-        marked |= {visible[-1] + 1} if end else set()
-        return mark.join(text[start:end] for start, end in pairwise([0, *sorted(marked), len(text)]))
-
-    def _inside(self, compact: str) -> Iterator[re.Match[str]]:
-        possible = self._firsts is not None and self._firsts.search(compact)
-        return self._whole.finditer(compact) if possible else iter(())
-
-    def _could_end(self, compact: str) -> bool:
-        """Whether a token that the template begins could go on with this text, to its end or to that of the text."""
-        if not compact:
-            return False
-        within = len(compact) < self._longest and any(compact in spelling for spelling in self._spellings)
-        return within or any(compact[:n] in self._ends for n in range(1, self._longest))
-
-
-def _any_of(spellings: Sequence[str]) -> str:
-    """An expression for any of many texts that few first characters tell from other texts quickly."""
-    by_first = {first: list(rest) for first, rest in groupby(sorted(spellings), key=lambda text: text[:1])}
-    return (
-        "|".join(
-            f"{re.escape(first)}(?:{'|'.join(re.escape(text[1:]) for text in sorted(rest, key=len, reverse=True))})"
-            for first, rest in by_first.items()
-        )
-        or r"(?!)"
-    )

@@ -7,11 +7,11 @@ Two ways of writing a call are understood, whichever the format teaches: V3.1's 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from deepwell.chat.reading.base import CallArguments, CallBegin, Content, Marked, Piece, Reasoning, Thoughts
+from deepwell.chat.reading.base import CallArguments, CallBegin, Content, Piece
 from deepwell.chat.reading.json_text import JsonText
-from deepwell.chat.reading.marks import END_THINK, THINK, Mark, Marks
+from deepwell.chat.reading.turns import TurnReader, after_calls
 from deepwell.weights.tokenizer import Tokenizer
 
 CALLS, END_CALLS = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -26,13 +26,11 @@ _LAST = " \t\r\n`"
 _NAME = re.compile(r"[^\s`{}\"]{1,256}\Z")
 
 
-class CallReader:
+class CallReader(TurnReader):
     """Reads one answer.
 
-    White space around a thought and between calls belongs to neither. A call counts if it has a name, and arguments
-    that begin an object or are empty, which stands for none. They are given as they come; broken or cut off, they are
-    what was written. The texts of any other call are content. An answer has one thought, before anything else: what
-    looks like the begin of another one is content.
+    A call counts if it has a name, and arguments that begin an object or are empty, which stands for none. They are
+    given as they come; broken or cut off, they are what was written. The texts of any other call are content.
     """
 
     def __init__(
@@ -41,7 +39,6 @@ class CallReader:
         *,
         thinking: bool = False,
         thinks: bool = True,
-        calls: bool = True,
         offered: bool = True,
         continues: bool = False,
         called: Sequence[str] | None = None,
@@ -49,91 +46,19 @@ class CallReader:
         """How the prompt ended: in an open thought (`thinking`), in the middle of a message that the answer
         `continues`, in an open call, of which it gave the texts and tokens in `called`.
 
-        `thinks` False is for models that have no thoughts, `calls` False for those that call no tools. Where none is
-        `offered`, the tokens of calls do not show, and their texts are content.
+        `thinks` False is for models that have no thoughts. Where no tools were `offered`, the tokens of calls do not
+        show, and their texts are content.
         """
-        calls = calls and offered
-        spellings = [THINK, END_THINK] if thinks else []
-        spellings += [CALLS, END_CALLS, CALL, SEP, END_CALL, *OUTPUTS] if calls else []
-        self._marks = Marks(tokenizer, spellings)
-        may_open = thinks and not (thinking or continues) and called is None
-        self.thoughts = Thoughts(
-            thinking, may_open, (END_THINK, *((CALLS, END_CALLS, CALL, END_CALL) if calls else ()))
+        opens = {CALLS: after_calls, END_CALLS: after_calls, END_CALL: after_calls, CALL: _Call}
+        super().__init__(
+            tokenizer,
+            opens if offered else {},
+            (SEP, *OUTPUTS) if offered else (),
+            thinking=thinking,
+            thinks=thinks,
+            continues=continues or called is not None,
+            state=None if called is None else _Call(called),
         )
-        self._may_think = may_open
-        self._state: _State = _Thought(gap=not continues) if thinking else _Said(gap=False)
-        if called is not None:
-            self._state = _Call(called)
-
-    def push(self, marked: Iterable[Marked]) -> Iterator[Piece]:
-        for part in self._marks.push(marked):
-            if isinstance(part, Mark):
-                yield from self._mark(part.spelling)
-                self._may_think = self._may_think and part.spelling not in (THINK, *self.thoughts.ends)
-            else:
-                self._may_think = self._may_think and part.isspace()
-                yield from self._state.text(part)
-
-    def finish(self) -> Iterator[Piece]:
-        for text in self._marks.finish():
-            yield from self._state.text(text)
-        yield from self._state.end("")
-
-    def _mark(self, spelling: str) -> Iterator[Piece]:
-        if isinstance(self._state, _Call) and spelling not in (CALLS, END_CALLS, CALL, END_CALL):
-            yield from self._state.mark(spelling)
-        elif spelling == THINK and not (self._may_think or isinstance(self._state, _Thought)):
-            yield from self._state.text(THINK)
-        elif (following := self._after(spelling)) is not None:
-            yield from self._state.end(spelling)
-            self._state = following
-
-    def _after(self, spelling: str) -> _State | None:
-        """The state that a token opens; None if it changes nothing."""
-        thinking = isinstance(self._state, _Thought)
-        if spelling == THINK:
-            return None if thinking else _Thought(gap=True)
-        if spelling == END_THINK:
-            return _Said(gap=True) if thinking else None
-        if spelling == CALL:
-            return _Call()
-        return _Said(gap=True) if spelling in (CALLS, END_CALLS, END_CALL) else None
-
-
-class _Said:
-    """Text of the answer itself; after a `gap`, white space is left out until other text comes."""
-
-    def __init__(self, gap: bool) -> None:
-        self._gap = gap
-
-    def text(self, text: str) -> Iterator[Piece]:
-        text = text.lstrip() if self._gap else text
-        if text:
-            self._gap = False
-            yield Content(text)
-
-    def end(self, by: str) -> Iterator[Piece]:
-        return iter(())
-
-
-class _Thought:
-    """A thought, whose last white space is held back until more of it comes."""
-
-    def __init__(self, gap: bool) -> None:
-        self._gap = gap
-        self._held = ""
-
-    def text(self, text: str) -> Iterator[Piece]:
-        text = self._held + (text.lstrip() if self._gap else text)
-        thought = text.rstrip()
-        self._held = text[len(thought) :]
-        if thought:
-            self._gap = False
-            yield Reasoning(thought)
-
-    def end(self, by: str) -> Iterator[Piece]:
-        if self._held and not by:
-            yield Reasoning(self._held)
 
 
 class _Call:
@@ -158,14 +83,17 @@ class _Call:
             self._written += text
             yield from self._decide(text)
 
-    def mark(self, spelling: str) -> Iterator[Piece]:
+    def keeps(self, mark: str) -> bool:
+        return mark not in (CALLS, END_CALLS, CALL, END_CALL)
+
+    def mark(self, mark: str) -> Iterator[Piece]:
         """A token inside of the call: the separator, or one that has no place here and so is text of its arguments."""
         if self._arguments is not None:
-            yield from () if self._arguments.complete else self._more(spelling)
-        elif spelling == SEP and self._body is None:
+            yield from () if self._arguments.complete else self._more(mark)
+        elif mark == SEP and self._body is None:
             self._body = ""
         elif not self._content:
-            yield from self._decide(spelling)
+            yield from self._decide(mark)
 
     def end(self, by: str) -> Iterator[Piece]:
         """The call is over, ended `by` a token or the end of the answer."""
@@ -202,9 +130,6 @@ class _Call:
         if self._arguments.complete and (rest := rest.lstrip(_LAST)):
             self._content = True
             yield Content(rest)
-
-
-_State = _Said | _Thought | _Call
 
 
 def _begun(head: str, body: str) -> tuple[str, str] | None:

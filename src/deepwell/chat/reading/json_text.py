@@ -20,8 +20,8 @@ class JsonText:
 
     def __init__(self) -> None:
         self._depth = 0
-        self._in_string = self._escaped = False
-        self.complete = False
+        self._escaped = False
+        self.in_string = self.complete = False
 
     def take(self, text: str) -> tuple[str, str]:
         """More of the text: what of it belongs to the value, and what follows the value."""
@@ -40,17 +40,17 @@ class JsonText:
         """The next character that means something."""
         if self._escaped and at < len(text):
             return _ANY.match(text, at)
-        return (_INSIDE if self._in_string else _OUTSIDE).search(text, at)
+        return (_INSIDE if self.in_string else _OUTSIDE).search(text, at)
 
     def _step(self, char: str) -> str:
         """Take such a character; gives how it is written."""
-        if self._in_string:
+        if self.in_string:
             escaped, self._escaped = self._escaped, char == "\\" and not self._escaped
-            self._in_string = escaped or char != '"'
+            self.in_string = escaped or char != '"'
             return json.dumps(char)[2 if escaped else 1 : -1] if char < " " else char
-        self._in_string = char == '"'
+        self.in_string = char == '"'
         self._depth += (char in "{[") - (char in "}]")
-        self.complete = self._depth == 0 and not self._in_string
+        self.complete = self._depth == 0 and not self.in_string
         return char
 
 
