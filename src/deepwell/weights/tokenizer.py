@@ -1,7 +1,8 @@
-"""Text to token ids and back: a byte-level BPE `tokenizer.json`, where a message can never spell a special token."""
+"""Text to token ids and back: BPE of bytes or of pieces, where a message can never spell a special token."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +81,7 @@ class Tokenizer:
         self._special_ids = frozenset(self._special.values())
         self._spelled = dict(spelled)
         self._bytes = {id: text.encode() for id, text in spelled.items()}
+        self._spells = _piece_bytes if plain.model.byte_fallback else _unmapped
         ids = (*plain.get_vocab(with_added_tokens=True).values(), *self._bytes, *self._special_ids)
         self.vocab_size = max(ids) + 1
         self.bos = bos
@@ -105,7 +107,7 @@ class Tokenizer:
         named = _read_named(folder)
         bos, eos = _boundaries(folder, named, added)
         opens = bos is not None and _opens(folder, document, bos)
-        notes = losses(unencodable(plain.get_vocab()))
+        notes = losses(unencodable(plain.get_vocab(), pieces=plain.model.byte_fallback))
         return cls(
             plain,
             special,
@@ -227,7 +229,7 @@ class Tokenizer:
         found = self._bytes.get(id)
         if found is None:
             spelling = self._plain.id_to_token(id) if 0 <= id < self.vocab_size else None
-            found = self._bytes[id] = _unmapped(spelling or "")
+            found = self._bytes[id] = self._spells(spelling or "")
         return found
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -253,10 +255,25 @@ def _unmapped(spelling: str) -> bytes:
         return spelling.encode()
 
 
-def unencodable(vocab: Container[str]) -> list[int]:
-    """Bytes that UTF-8 may hold and a vocabulary has no token for. Text loses them, here as in other engines."""
+BLANK = "\u2581"
+"""How SentencePiece writes a space."""
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def _piece_bytes(spelling: str) -> bytes:
+    """Bytes behind an entry of a SentencePiece vocabulary: those of its text, or the one that it stands for."""
+    byte = _BYTE_TOKEN.fullmatch(spelling)
+    return bytes([int(byte[1], 16)]) if byte else spelling.replace(BLANK, " ").encode()
+
+
+def unencodable(vocab: Container[str], *, pieces: bool = False) -> list[int]:
+    """Bytes that UTF-8 may hold and a vocabulary has no token for. Text loses them, here as in other engines.
+
+    One of `pieces` needs them for what no piece spells, and writes them otherwise.
+    """
     never = {0xC0, 0xC1, *range(0xF5, 0x100)}
-    return [byte for char, byte in BYTE_ALPHABET.items() if char not in vocab and byte not in never]
+    spelled = {f"<0x{byte:02X}>": byte for byte in range(256)} if pieces else BYTE_ALPHABET
+    return [byte for text, byte in spelled.items() if text not in vocab and byte not in never]
 
 
 def losses(lost: Sequence[int]) -> tuple[str, ...]:
@@ -303,8 +320,10 @@ def _kinds(document: Mapping[str, Any], added: Mapping[str, int]) -> tuple[dict[
 
 def _without_special(document: dict[str, Any], added: Mapping[str, int], path: Path) -> tokenizers.Tokenizer:
     """The tokenizer that knows text alone: special tokens, templates, truncation and padding taken out."""
-    if not _mentions_byte_level(document):
-        raise CheckpointError(f"{path}: not a byte-level BPE tokenizer, the only kind supported")
+    if not _mentions_byte_level(document) and not _falls_back_to_bytes(document):
+        raise CheckpointError(
+            f"{path}: neither a byte-level BPE tokenizer nor one that falls back to bytes; no others are supported"
+        )
     try:
         model = msgspec.convert(document.get("model"), _Bpe)
     except msgspec.ValidationError as error:
@@ -319,7 +338,7 @@ def _without_special(document: dict[str, Any], added: Mapping[str, int], path: P
     vocab = {token["content"]: token["id"] for token in kept} | vocab
     plain = document | {
         "added_tokens": kept,
-        "model": document["model"] | {"vocab": vocab},
+        "model": document["model"] | {"vocab": vocab, "unk_token": None},
         "post_processor": None,
         "truncation": None,
         "padding": None,
@@ -328,6 +347,11 @@ def _without_special(document: dict[str, Any], added: Mapping[str, int], path: P
         return tokenizers.Tokenizer.from_str(msgspec.json.encode(plain).decode())
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path}: not a tokenizer: {error}") from error
+
+
+def _falls_back_to_bytes(document: Mapping[str, Any]) -> bool:
+    model = document.get("model")
+    return isinstance(model, dict) and model.get("type", "BPE") == "BPE" and model.get("byte_fallback") is True
 
 
 def _mentions_byte_level(document: Mapping[str, Any]) -> bool:

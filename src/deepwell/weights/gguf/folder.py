@@ -9,6 +9,7 @@ import msgspec
 from deepwell.model.config_json import config_json
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from deepwell.weights.gguf.keys import Kind, TokenizerKey
+from deepwell.weights.gguf.tokenizer import is_added
 from deepwell.weights.tokenizer import Tokenizer
 
 
@@ -63,7 +64,7 @@ def _tokenizer(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any]:
     spellings = source.metadata[TokenizerKey.TOKENS]
     types = source.metadata.get(TokenizerKey.TYPES)
     kinds = [Kind.NORMAL] * len(spellings) if types is None else [int(kind) for kind in types]
-    added = {id: text for id, (text, kind) in enumerate(zip(spellings, kinds, strict=True)) if _is_added(text, kind)}
+    added = {id: text for id, (text, kind) in enumerate(zip(spellings, kinds, strict=True)) if is_added(text, kind)}
     vocab = {text: id for id, (text, kind) in enumerate(zip(spellings, kinds, strict=True)) if kind != Kind.UNUSED}
     document["model"]["vocab"] = vocab
     document["added_tokens"] = [
@@ -80,10 +81,6 @@ def _tokenizer(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any]:
     ]
     document["post_processor"] = _opening(source, tokenizer)
     return document
-
-
-def _is_added(text: str, kind: int) -> bool:
-    return kind not in (Kind.NORMAL, Kind.UNUSED) and bool(text)
 
 
 def _opening(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any] | None:

@@ -70,6 +70,8 @@ class TokenizerKey:
     TOKENS = "tokenizer.ggml.tokens"
     TYPES = "tokenizer.ggml.token_type"
     MERGES = "tokenizer.ggml.merges"
+    SCORES = "tokenizer.ggml.scores"
+    ADD_BLANK = "tokenizer.ggml.add_space_prefix"
     ADD_BOS = "tokenizer.ggml.add_bos_token"
     ADD_EOS = "tokenizer.ggml.add_eos_token"
     BOS = "tokenizer.ggml.bos_token_id"

@@ -1,6 +1,7 @@
-"""The tokenizer inside a GGUF file: byte-level BPE from `tokenizer.ggml.*`, split as the model's family splits text.
+"""The tokenizer inside a GGUF file: `tokenizer.ggml.*` as byte-level BPE, or as SentencePiece's (`pieces.py`).
 
-The file names its way of splitting text (`tokenizer.ggml.pre`) and leaves the expressions to the reader (`splits.py`).
+Of byte-level BPE, the file names its way of splitting text (`tokenizer.ggml.pre`) and leaves the expressions to the
+reader (`splits.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tokenizers import decoders, models, normalizers
 from deepwell.errors import CheckpointError
 from deepwell.weights.added_tokens import ENDS, is_text
 from deepwell.weights.gguf.keys import Kind, TokenizerKey
+from deepwell.weights.gguf.pieces import piece_tokenizer
 from deepwell.weights.gguf.reader import GgufFile
 from deepwell.weights.gguf.splits import COMPOSES, NOT_BYTES, OPENS, SPLITS, TAKES_WHOLE, nearest, splitter
 from deepwell.weights.tokenizer import Tokenizer, losses, unencodable
@@ -23,17 +25,18 @@ from deepwell.weights.tokenizer import Tokenizer, losses, unencodable
 def tokenizer_from(file: GgufFile) -> Tokenizer:
     """The tokenizer of `file`. CheckpointError names the key that is missing, odd or unsupported."""
     keys = _Keys(file)
-    if (model := keys.get(TokenizerKey.MODEL)) != "gpt2":
-        raise keys.error(TokenizerKey.MODEL, f"is {model!r}; supported is 'gpt2', byte-level BPE")
+    if (model := keys.get(TokenizerKey.MODEL)) not in ("gpt2", "llama"):
+        problem = f"is {model!r}; supported are 'gpt2', byte-level BPE, and 'llama', SentencePiece's"
+        raise keys.error(TokenizerKey.MODEL, problem)
     spellings = keys.strings(TokenizerKey.TOKENS)
     types = keys.types(len(spellings))
-    merges = [_halves(text, keys) for text in keys.strings(TokenizerKey.MERGES)]
+    merges = [_halves(text, keys) for text in keys.strings(TokenizerKey.MERGES)] if model == "gpt2" else []
     made = {"".join(halves) for halves in merges}
     types = [  # some writers forget to say that an end is a control token
         Kind.CONTROL if kind in (Kind.NORMAL, Kind.ADDED) and text in ENDS and text not in made else kind
         for text, kind in zip(spellings, types, strict=True)
     ]
-    added = {text: id for id, text in enumerate(spellings) if types[id] not in (Kind.NORMAL, Kind.UNUSED) and text}
+    added = {text: id for id, text in enumerate(spellings) if is_added(text, types[id])}
     apart = {text: id for text, id in added.items() if not is_text(text)}
     # added tokens stay out of the vocabulary, so that merges cannot make one of text, unless merges build upon them
     vocab = {
@@ -41,12 +44,7 @@ def tokenizer_from(file: GgufFile) -> Tokenizer:
         for id, text in enumerate(spellings)
         if types[id] != Kind.UNUSED and (text not in apart or text in made)
     }
-    lost = unencodable(vocab)
-    if len(lost) > 128:
-        problem = f"have none for {len(lost)} of the 256 bytes, the first {lost[0]:#04x}, so this is no byte-level BPE"
-        raise keys.error(TokenizerKey.TOKENS, problem)
-    pre, assumed = keys.split(vocab)
-    plain = _bpe(vocab, merges, pre, keys)
+    plain, opens, notes = _of_bytes(vocab, merges, keys) if model == "gpt2" else _of_pieces(vocab, keys)
     for text in added.keys() - apart.keys():
         plain.add_tokens([tokenizers.AddedToken(text, normalized=False)])
     template = file.metadata.get(TokenizerKey.TEMPLATE)
@@ -55,13 +53,18 @@ def tokenizer_from(file: GgufFile) -> Tokenizer:
         {text: id for text, id in apart.items() if types[id] != Kind.ADDED},
         {id: text for text, id in added.items()},
         bos=keys.id(TokenizerKey.BOS, len(spellings)),
-        opens=keys.opens(pre),
+        opens=opens,
         eos=keys.ends(len(spellings)),
         template=template if isinstance(template, str) else None,
-        notes=(*assumed, *losses(lost)),
+        notes=notes,
         tags={text: id for text, id in apart.items() if types[id] == Kind.ADDED},
         named=keys.named(spellings),
     )
+
+
+def is_added(text: str, kind: int) -> bool:
+    """Whether a token was added to those that the vocabulary learned."""
+    return kind not in (Kind.NORMAL, Kind.UNUSED, Kind.BYTE) and bool(text)
 
 
 class _Keys:
@@ -137,6 +140,33 @@ def _halves(merge: str, keys: _Keys) -> tuple[str, str]:
     if not right:
         raise keys.error(TokenizerKey.MERGES, f"hold {merge!r}; allowed are two tokens with a space between them")
     return merge[0] + left, right
+
+
+Made = tuple[tokenizers.Tokenizer, bool, tuple[str, ...]]
+"""What encodes text, whether the first token is put in front, and what is to be said of both."""
+
+
+def _of_bytes(vocab: dict[str, int], merges: list[tuple[str, str]], keys: _Keys) -> Made:
+    lost = unencodable(vocab)
+    if len(lost) > 128:
+        problem = f"have none for {len(lost)} of the 256 bytes, the first {lost[0]:#04x}, so this is no byte-level BPE"
+        raise keys.error(TokenizerKey.TOKENS, problem)
+    pre, assumed = keys.split(vocab)
+    return _bpe(vocab, merges, pre, keys), keys.opens(pre), (*assumed, *losses(lost))
+
+
+def _of_pieces(vocab: dict[str, int], keys: _Keys) -> Made:
+    """SentencePiece's texts are opened, and begin with a blank, unless the file says otherwise."""
+    scores, prefix, opens = (
+        keys.get(key) for key in (TokenizerKey.SCORES, TokenizerKey.ADD_BLANK, TokenizerKey.ADD_BOS)
+    )
+    if not isinstance(scores, np.ndarray) or len(scores) != len(keys.strings(TokenizerKey.TOKENS)):
+        raise keys.error(TokenizerKey.SCORES, "must be a list of numbers, one per token")
+    try:
+        plain = piece_tokenizer(vocab, scores.tolist(), prefix=prefix is not False)
+    except Exception as error:  # the library raises bare Exception
+        raise keys.error(TokenizerKey.TOKENS, str(error)) from error
+    return plain, opens is not False, losses(unencodable(vocab, pieces=True))
 
 
 def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], pre: str, keys: _Keys) -> tokenizers.Tokenizer:

@@ -43,6 +43,10 @@ def tokenizer_metadata(folder: Path, vocab: int) -> dict[str, Any]:
     """
     tokenizer = Tokenizer.load(folder)
     document = read_object(folder / "tokenizer.json")
+    if document["model"].get("byte_fallback"):
+        raise CheckpointError(
+            f"{folder}: tokenizer.json is SentencePiece's, which is not written as GGUF; convert to a folder"
+        )
     if tokenizer.vocab_size > vocab:
         raise CheckpointError(
             f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model only {vocab}; "
