@@ -276,7 +276,7 @@ def put(key: str, value: Any) -> gguf_files.Change:
             r"key_length is 6; allowed are even numbers from rope\.dimension_count 8 to 1024",
         ),
         ("v32", drop("blk.1.indexer.k_norm.bias"), r"tensor blk\.1\.indexer\.k_norm\.bias is missing"),
-        ("llama", put("tokenizer.ggml.model", "llama"), "is 'llama'; supported is 'gpt2', byte-level BPE"),
+        ("llama", put("tokenizer.ggml.model", "t5"), "is 't5'; supported are 'gpt2', byte-level BPE, and 'llama'"),
         ("llama", put("tokenizer.ggml.pre", "gemma4"), "is 'gemma4', whose tokens are not made of bytes"),
         ("llama", put("tokenizer.ggml.tokens", ["a", "b"]), "token_type must be a list of 2 whole numbers"),
         ("llama", put("tokenizer.ggml.merges", ["ab"]), "merges hold 'ab'; allowed are two tokens with a space"),
