@@ -45,19 +45,26 @@ class ModelUnknown(RequestError):
 class ContextExceeded(RequestError):
     """Prompt and answer do not fit the context, in DeepSeek's sentence: clients know it, and shorten what they send.
 
-    All counts are in tokens. The prompt has `prompt`, or at least as many; `hint` says what would do here.
+    All counts are in tokens. The prompt has `prompt`, or at least as many; `hint` says what would do here. Its own
+    words are those that clients look for besides, who get to see the message but not the code.
     """
 
     code = "context_length_exceeded"
 
     def __init__(
-        self, context: int, prompt: int, answer: int, param: str, hint: str = "", at_least: bool = False
+        self,
+        context: int,
+        prompt: int,
+        answer: int,
+        param: str,
+        hint: str = "The prompt is too long: it exceeds the context window.",
+        at_least: bool = False,
     ) -> None:
         some = "at least " if at_least else ""
         super().__init__(
             f"This model's maximum context length is {context} tokens. However, you requested {some}{prompt + answer} "
             f"tokens ({some}{prompt} in the messages, {answer} in the completion). Please reduce the length of the "
-            f"messages or completion.{hint and ' ' + hint}",
+            f"messages or completion. {hint}",
             param,
         )
 

@@ -135,6 +135,8 @@ def test_prompt_over_the_context(client: TestClient, text: str) -> None:
     for path, body, param in ((CHAT, chat(text), "messages"), (TEXT, prompt(text), "prompt")):
         error = error_of(client.post(path, json=body))
         assert error["message"].startswith(f"This model's maximum context length is {CONTEXT} tokens. However, you ")
+        assert "prompt is too long" in error["message"]
+        assert "exceeds the context window" in error["message"]
         assert (error["param"], error["code"]) == (param, TOO_LONG)
 
 

@@ -37,8 +37,7 @@ def max_tokens_of(asked: SamplingFields, prompt: int, param: str, service: Servi
     if prompt == 0:
         raise RequestError("the prompt must have at least one token", param)
     if room < 0 or (room == 0 and wanted != 0):
-        hint = f"The prompt leaves no room for an answer in the context of {service.context}."
-        raise ContextExceeded(service.context, prompt, 1 if wanted is None else wanted, param, hint)
+        raise ContextExceeded(service.context, prompt, 1 if wanted is None else wanted, param)
     if wanted is None:
         return min(room, service.limits.max_tokens or habit or room)
     if wanted > room and service.limits.strict:
