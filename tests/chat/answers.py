@@ -12,6 +12,7 @@ from deepwell.chat.formats.base import Format
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Reader, Reasoning
 from deepwell.chat.reading.base import Marked
 from deepwell.chat.rules import settle
+from deepwell.weights.added_tokens import token_of
 from deepwell.weights.tokenizer import Tokenizer
 
 Read = tuple[str, str, list[tuple[str, str]]]
@@ -37,17 +38,22 @@ def marked(ids: Iterable[int], tokenizer: Tokenizer) -> list[Marked]:
 
 
 def written(parts: Sequence[str], tokenizer: Tokenizer) -> list[Marked]:
-    """Texts and tokens by spelling, as a model writes them: a token that the tokenizer lacks comes as text."""
+    """Texts and tokens by spelling, as the engine marks them: a token that the tokenizer lacks comes as text."""
     found: list[Marked] = []
     for part in parts:
         id = tokenizer.special(part)
-        if id is not None:
-            found.append(id)
-        elif found and isinstance(found[-1], str):
-            found[-1] += part
+        mark = None if id is None else tokenizer.mark(id)
+        if mark is not None:
+            found.append(mark)
+        elif found and _is_text(found[-1]):
+            found[-1] = f"{found[-1]}{part}"
         else:
             found.append(part)
     return found
+
+
+def _is_text(part: Marked) -> bool:
+    return token_of(part) is None
 
 
 def read(reader: Reader, pushes: Iterable[Sequence[Marked]]) -> Read:
@@ -81,17 +87,17 @@ def sent_back(answer: Read, asked: Conversation, format: Format, tokenizer: Toke
 
 def cut_at(answer: Sequence[Marked], borders: Iterable[int]) -> Iterator[list[Marked]]:
     """The answer in pushes, cut at places counted in characters and tokens."""
-    flat: list[Marked] = [char for part in answer for char in (part if isinstance(part, str) else [part])]
+    flat = [char for part in answer for char in (str(part) if _is_text(part) else [part])]
     places = [0, *sorted({border for border in borders if 0 < border < len(flat)}), len(flat)]
     for start, end in itertools.pairwise(places):
         yield list(_joined(flat[start:end]))
 
 
 def _joined(flat: Sequence[Marked]) -> Iterator[Marked]:
-    for is_text, run in itertools.groupby(flat, lambda part: isinstance(part, str)):
+    for is_text, run in itertools.groupby(flat, _is_text):
         parts = list(run)
         yield from ["".join(map(str, parts))] if is_text else parts
 
 
 def length(answer: Sequence[Marked]) -> int:
-    return sum(len(part) if isinstance(part, str) else 1 for part in answer)
+    return sum(len(str(part)) if _is_text(part) else 1 for part in answer)

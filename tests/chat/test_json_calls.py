@@ -10,17 +10,19 @@ from answers import Read, cut_at, length, read, sent_back, written
 from conversations import user
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from json_fakes import HERMES_MARKS, stranger_tokenizer
+from json_fakes import HERMES_MARKS, THOUGHT_MARKS, stranger_tokenizer
 
 from deepwell.chat import Conversation, Tool, find_format
 from deepwell.chat.reading import CallArguments, CallBegin, Content
 from deepwell.chat.reading.json_calls import HERMES, LLAMA, JsonCallReader, Shape
 
 T = stranger_tokenizer("Qwen3-0.6B")
-AS_TEXT = stranger_tokenizer("Qwen3-0.6B", *HERMES_MARKS, "<think>", "</think>", "<|python_tag|>")
+AS_TEXT = stranger_tokenizer("Qwen3-0.6B", *HERMES_MARKS, *THOUGHT_MARKS, "<|python_tag|>")
 OPEN, CLOSE = HERMES_MARKS
 TAG = "<|python_tag|>"
-both = pytest.mark.parametrize("tokenizer", [T, AS_TEXT])
+AS_TAGS = stranger_tokenizer("Qwen3-0.6B", tags=(*HERMES_MARKS, *THOUGHT_MARKS))
+each = pytest.mark.parametrize("tokenizer", [T, AS_TEXT, AS_TAGS])
+"""Marks as special tokens, as text of any letters, and as text that is one token, which is how Qwen has them."""
 
 
 def reads(parts: list[str], shape: Shape = HERMES, tokenizer: Any = T, **how: Any) -> Read:
@@ -38,7 +40,7 @@ CALL = '\n{"name": "f", "arguments": {"a": [1, {"b": "}"}], "c": "é"}}\n'
 ARGUMENTS = '{"a": [1, {"b": "}"}], "c": "é"}'
 
 
-@both
+@each
 def test_thought_content_and_parallel_calls(tokenizer: Any) -> None:
     parts = ["<think>", "\nhm\n", "</think>", "\n\nI look.\n", OPEN, CALL, CLOSE, "\n", OPEN, CALL, CLOSE, "\nDone."]
     said = ("hm", "I look.\nDone.", [("f", ARGUMENTS)] * 2)
@@ -46,7 +48,7 @@ def test_thought_content_and_parallel_calls(tokenizer: Any) -> None:
     assert reads(parts[1:], tokenizer=tokenizer, thinking=True) == said
 
 
-@both
+@each
 @pytest.mark.parametrize(
     ("inside", "calls"),
     [
@@ -81,7 +83,7 @@ def test_what_stands_between_tags(inside: str, calls: list[tuple[str, str]], tok
             assert reads(parts, tokenizer=tokenizer) == whole
 
 
-@both
+@each
 @pytest.mark.parametrize(
     ("inside", "content"),
     [("f(1)", "f(1)"), ("{a: 1}", "{a: 1}"), ('{"a": 1}', '{"a": 1}'), ('{"name": ""}', '{"name": ""}'), ("", "")],
@@ -90,7 +92,7 @@ def test_what_is_no_call_is_content_without_tags(inside: str, content: str, toke
     assert reads(["So: ", OPEN, inside, CLOSE, " ok"], tokenizer=tokenizer) == ("", f"So: {content}ok", [])
 
 
-@both
+@each
 @pytest.mark.parametrize("at", range(len(CALL)))
 def test_a_cut_call_never_shows_as_content(at: int, tokenizer: Any) -> None:
     _, content, calls = reads(["So: ", OPEN, CALL[:at]], tokenizer=tokenizer)
@@ -111,15 +113,16 @@ def test_arguments_come_as_they_are_written() -> None:
 
 def test_a_tag_in_the_middle_of_a_text_is_text() -> None:
     said = '{"name": "f", "arguments": {"a": "'
-    for tokenizer in (T, AS_TEXT):
+    for tokenizer in (T, AS_TEXT, AS_TAGS):
         parts = [OPEN, said, CLOSE, '"}}', CLOSE, "ok"]
         assert reads(parts, tokenizer=tokenizer) == ("", "ok", [("f", '{"a": "</tool_call>"}')])
 
 
 def test_without_tools_tags_are_what_they_are_elsewhere() -> None:
     parts = ["So ", OPEN, CALL, CLOSE]
-    as_text = read(JsonCallReader(AS_TEXT, HERMES, []), [written(parts, AS_TEXT)])
-    assert as_text == ("", "".join(parts), [])
+    for tokenizer in (AS_TEXT, AS_TAGS):
+        shown = read(JsonCallReader(tokenizer, HERMES, []), [written(parts, tokenizer)])
+        assert shown == ("", "".join(parts), [])
     assert read(JsonCallReader(T, HERMES, []), [written(parts, T)]) == ("", f"So {CALL}", [])
 
 
@@ -145,7 +148,7 @@ BARE = '{"name": "f", "parameters": {"a": 1}}'
         (['{"name": "f", "parameters": {"a"'], ("", [("f", '{"a"')])),
     ],
 )
-@both
+@each
 def test_llamas_shape(parts: list[str], said: tuple[str, list[tuple[str, str]]], tokenizer: Any) -> None:
     assert reads(parts, LLAMA, tokenizer, thinks=False) == ("", *said)
 
@@ -188,14 +191,15 @@ ANSWERS = st.lists(st.sampled_from(PARTS), max_size=14)
 @given(
     parts=ANSWERS,
     template=st.sampled_from(["Qwen2.5-7B-Instruct", "Qwen3-0.6B", "llama-like"]),
-    as_text=st.booleans(),
+    kind=st.sampled_from(["special", "text", "tag"]),
     borders=st.lists(st.integers(0, 60), max_size=6),
 )
 def test_anything_is_read_the_same_at_every_border_and_may_be_sent_back(
-    parts: list[str], template: str, as_text: bool, borders: list[int]
+    parts: list[str], template: str, kind: str, borders: list[int]
 ) -> None:
-    lacks = (*HERMES_MARKS, "<think>", "</think>", TAG) if as_text else ()
-    tokenizer = stranger_tokenizer(template, *lacks)
+    marks = (*HERMES_MARKS, *THOUGHT_MARKS, TAG)
+    lacks, tags = marks if kind == "text" else (), marks if kind == "tag" else ()
+    tokenizer = stranger_tokenizer(template, *lacks, tags=tags)
     format = find_format("jinja", tokenizer)
     asked = Conversation(messages=(user("x"),), tools=(Tool(name="f"), Tool(name="g")))
     answer = written(parts, tokenizer)
