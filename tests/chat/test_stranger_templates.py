@@ -176,6 +176,19 @@ def test_the_templates_own_refusal_is_told() -> None:
     )
 
 
+def test_system_texts_stand_first_for_a_template_that_takes_them_nowhere_else() -> None:
+    """Coding agents remind a model of its rules behind every question."""
+    strict = (
+        "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('first') }}{% endif %}"
+        "[{{ m.role }}:{{ m.content }}]{% endfor %}"
+    )
+    said = [Message.of(role, text) for role, text in (("user", "x"), ("system", "a"), ("user", "y"), ("system", "b"))]
+    told = Conversation(messages=tuple(said))
+    assert T.decode(rendered(told, stranger(strict), "jinja")) == "[system:a\n\nb][user:x][user:y]"
+    lax = strict.replace("raise_exception('first')", "''")
+    assert T.decode(rendered(told, stranger(lax), "jinja")) == "[user:x][system:a][user:y][system:b]"
+
+
 DOUBLING = "{%% set n = namespace(x='ab') %%}{%% for i in range(99) %%}%s{%% endfor %%}"
 
 

@@ -36,8 +36,10 @@ def told(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if message.reasoning is not None:
             plain["reasoning_content"] = message.reasoning
         if message.calls:
-            functions = [{"name": c.name, "arguments": json.loads(c.arguments)} for c in message.calls]
-            plain["tool_calls"] = [{"type": "function", "function": function} for function in functions]
+            functions = [(c.id, {"name": c.name, "arguments": json.loads(c.arguments)}) for c in message.calls]
+            plain["tool_calls"] = [{"id": id, "type": "function", "function": function} for id, function in functions]
+        if message.answers is not None:
+            plain["tool_call_id"] = message.answers
         found.append(plain)
     return found
 

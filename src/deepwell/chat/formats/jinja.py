@@ -13,7 +13,7 @@ Tools are for the template to list, where it knows of them and teaches one of th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -21,7 +21,7 @@ import msgspec
 
 from deepwell.chat.conversation import Call, Conversation, Message, Tool, without_developers
 from deepwell.chat.formats.base import Format, Layout, Token
-from deepwell.chat.formats.calls import offered
+from deepwell.chat.formats.calls import offered, system_text
 from deepwell.chat.formats.marking import Marking, any_of, texts_in, unused_mark
 from deepwell.chat.reading import PlainReader, Reader
 from deepwell.chat.reading.json_calls import HERMES, LLAMA, JsonCallReader, Shape
@@ -129,16 +129,16 @@ class _Stranger:
     def _render(self, conversation: Conversation) -> tuple[str, str]:
         """What the template writes, and the mark in what is not its own.
 
-        Where it refuses a turn of several calls, each has a turn of its own.
+        Messages that it refuses are told in another way, if there is one.
         """
         told = conversation if "developer" in self._source else without_developers(conversation)
-        try:
-            return self._written(told)
-        except RequestError:
-            one_by_one = tuple(_one_by_one(told.messages))
-            if one_by_one == told.messages:
-                raise
-            return self._written(msgspec.structs.replace(told, messages=one_by_one))
+        refusals: list[RequestError] = []
+        for messages in _ways(told.messages):
+            try:
+                return self._written(msgspec.structs.replace(told, messages=messages))
+            except RequestError as refusal:
+                refusals.append(refusal)
+        raise refusals[0]
 
     def _written(self, conversation: Conversation) -> tuple[str, str]:
         messages = conversation.messages
@@ -225,6 +225,14 @@ def _listed(tool: Tool) -> dict[str, Any]:
         "parameters": tool.parameters or {"type": "object", "properties": {}},
     }
     return {"type": "function", "function": function | ({} if tool.strict is None else {"strict": tool.strict})}
+
+
+def _ways(messages: tuple[Message, ...]) -> Iterable[tuple[Message, ...]]:
+    """The messages, and ways to tell them to templates that take one call a turn, or one system text, the first."""
+    apart = tuple(_one_by_one(messages))
+    system = system_text(messages)
+    others = (message for message in apart if message.role != "system")
+    return dict.fromkeys((messages, apart, (Message.of("system", system), *others) if system else apart))
 
 
 def _one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
