@@ -59,7 +59,7 @@ double product_seconds(const uint8_t* weights, Storage storage, int cols, int ro
   for (int r = 0; r < rows; ++r) {
     x[r] = codes.data() + r * at.bytes;
     y[r] = values.data() + static_cast<size_t>(r) * out;
-    for (int k = 0; k < cols / 128; ++k) {
+    for (int k = 0; k < cols / kScaledCols; ++k) {
       const float scale = 1e-3f;
       std::memcpy(codes.data() + r * at.bytes + at.scales + 4 * k, &scale, 4);
     }

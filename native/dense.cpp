@@ -19,13 +19,12 @@ bool coded(const LinearJob& j) { return quantised(j.weight.storage); }
 // Rows a unit takes at once: coded products expand weights once for all of them.
 int row_block(const LinearJob& j) { return coded(j) ? 128 : 64; }
 
-// Tiles that make up one step of a unit: a gated job codes its results 128 columns, 16 tiles, at a time.
 int tiles_of(const LinearJob& j) { return static_cast<int>(ceil_div(j.weight.rows, kLanes)); }
 
 // Tiles of the next unit, when `left` tiles are to be shared out: large ones first, which keep the memory streaming,
-// small ones last, so that all threads end together.
-int next_tiles(size_t left, bool gated) {
-  const size_t least = gated ? 16 : 4, share = left / (4 * static_cast<size_t>(threads())) / least * least;
+// small ones last, so that all threads end together. Four tiles of a gated job are 32 columns, which are coded together.
+int next_tiles(size_t left) {
+  const size_t least = 4, share = left / (4 * static_cast<size_t>(threads())) / least * least;
   return static_cast<int>(std::min<size_t>(64, std::max(least, share)));
 }
 
@@ -37,7 +36,7 @@ std::vector<Unit> cut(const std::vector<LinearJob>& jobs) {
     const LinearJob& j = jobs[i];
     const int per_step = j.gated ? 2 : 1, end = tiles_of(j) / per_step;
     for (int t = 0; t < end;) {
-      const int next = std::min(end, t + next_tiles(left, j.gated) / per_step);
+      const int next = std::min(end, t + next_tiles(left) / per_step);
       for (int row = 0; row < j.rows; row += row_block(j)) units.push_back({i, t, next, row});
       left -= (next - t) * per_step * ceil_div(j.rows, row_block(j));
       t = next;

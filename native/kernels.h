@@ -90,7 +90,7 @@ struct Kernels {
   // y[m][n] = sum over k of w[n][k] * x[m][k] (+ bias[n]) for the rows n of tiles [first, last).
   void (*linear)(const Tiles& w, int first, int last, const float* const* x, float* const* y, int rows,
                  const float* bias);
-  // Turns columns [first, last) of x, which has `cols`, into 8-bit codes (CodedRow); `first` is a multiple of 128.
+  // Turns columns [first, last) of x, which has `cols`, into 8-bit codes (CodedRow); `first` is a multiple of 32.
   void (*encode)(const float* x, int cols, int first, int last, uint8_t* row);
   // The same product with a quantised matrix and coded rows; kernels_coded.h states its rounding.
   void (*linear_coded)(const Tiles& w, int first, int last, const uint8_t* const* x, float* const* y, int rows,

@@ -1,11 +1,13 @@
 // Products of quantised weights with activations in 8 bits (CodedRow). Sums of codes are exact integers, so every
 // instruction set and every blocking gives the same bits; what is rounded is, for each output,
 //
-//   part  = 0, then for each group g of 128 columns: part = fma(sum_g, scale_g, part) [, fma(minimum_g, -sum x, part)]
-//   total = 0, then for each 128 columns:            total = fma(part, scale of x, total)
+//   total = 0, then for each 32 columns:
+//     part  = sum * scale [, fma(minimum, -sum x, part)], and where two groups share the columns, the same for the
+//             second: fma(sum, scale, part) [, fma(minimum, -sum x, part)]
+//     total = fma(part, scale of x, total)
 //
-// Codes are unpacked in registers, for up to five rows at once: enough to hide the unpacking of 4 and 8 bits. Where it
-// costs more and there are many rows, a pair of tiles is expanded to bytes once, and all rows run over them.
+// Codes are unpacked in registers, for up to five rows at once. Where there are many rows, and sooner where unpacking
+// costs more, a pair of tiles is expanded to bytes once, and all rows run over them.
 #pragma once
 #include "kernels_rows.h"
 
@@ -14,31 +16,29 @@ namespace DEEPWELL_ISA {
 
 // ---- activations
 
-// Encodes columns [first, last) of x; `first` is a multiple of 128. A value that is not finite makes the scale NaN.
+// Encodes columns [first, last) of x; `first` is a multiple of 32. A value that is not finite makes the scale NaN.
 inline void encode(const float* x, int cols, int first, int last, uint8_t* row) {
   const CodedRow at(cols);
   for (int k = first; k < last; k += kScaledCols) {
-    const int n = last - k < kScaledCols ? last - k : kScaledCols;
-    Vec v[8], peak = zero(), poison = zero();
-    for (int i = 0; i < 8; ++i) {
-      const int c = n - 16 * i < 0 ? 0 : n - 16 * i < 16 ? n - 16 * i : 16;
-      v[i] = c == 16 ? load(x + k + 16 * i) : c > 0 ? load_first(x + k + 16 * i, c) : zero();
+    Vec v[2], peak = zero(), poison = zero();
+    for (int i = 0; i < 2; ++i) {
+      const int from = k + 16 * i, n = last - from;
+      v[i] = n >= 16 ? load(x + from) : n > 0 ? load_first(x + from, n) : zero();
       peak = max(peak, absolute(v[i]));
       poison = fma(v[i], zero(), poison);
     }
-    const float top = largest(peak);
+    const float top = largest(peak), scale = top / 127.0f + sum(poison);
     const Vec inverse = fill(top > 0 ? 127.0f / top : 0.0f);
-    int32_t sums[8];
-    for (int i = 0; i < 8; ++i) {
+    int32_t sums[2];
+    for (int i = 0; i < 2; ++i) {
       const Word q = round(v[i] * inverse);
       store_bytes(row + k + 16 * i, q);
       sums[i] = -8 * sum_int(q);
     }
-    const float scale = top / 127.0f + sum(poison);
-    __builtin_memcpy(row + at.scales + k / kScaledCols * 4, &scale, 4);
-    __builtin_memcpy(row + at.sums16 + k / 16 * 4, sums, 32);
-    for (int i = 0; i < 4; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
-    __builtin_memcpy(row + at.sums32 + k / 32 * 4, sums, 16);
+    const int32_t both = sums[0] + sums[1];
+    __builtin_memcpy(row + at.scales + k / 32 * 4, &scale, 4);
+    __builtin_memcpy(row + at.sums32 + k / 32 * 4, &both, 4);
+    __builtin_memcpy(row + at.sums16 + k / 16 * 4, sums, 8);
   }
 }
 
@@ -115,6 +115,12 @@ DW_INLINE Vec minimum_at(const uint8_t* tile, int g) {
               * fill(0.125f);
 }
 
+DW_INLINE Vec float_at(const uint8_t* p) {
+  float f;
+  __builtin_memcpy(&f, p, 4);
+  return fill(f);
+}
+
 // What a sum of codes starts from, so that it ends as the sum of (level - zero) times x.
 template <int Zero>
 DW_INLINE Word start(const uint8_t* sums) {
@@ -143,42 +149,42 @@ void direct(const uint8_t* tile, int cols, int first, int last, const uint8_t* c
   const CodedRow at(cols);
   const Word table = c.levels == Levels::kIq4 ? table_word(kIq4Levels) : table_word(kFp4Levels);
   const uint8_t* x[R];
-  unroll<R>([&](auto r) DW_LAMBDA { x[r] = rows[r]; });
-  for (int g0 = first; g0 < last; g0 += 4) {
-    const int end = g0 + 4 < last ? g0 + 4 : last;
+  Vec total[R];
+  unroll<R>([&](auto r) DW_LAMBDA {
+    x[r] = rows[r];
+    total[r] = first ? load(totals + r * kDirectStride) : zero();
+  });
+  for (int g = first; g < last; ++g) {
+    if (ahead && g % 4 == 0)
+      for (size_t i = 0; i < 4 * bytes; i += 64) __builtin_prefetch(ahead + (g - first) * bytes + i, 0, 2);
     Vec part[R];
-    unroll<R>([&](auto r) DW_LAMBDA { part[r] = zero(); });
-    if (ahead)
-      for (size_t i = 0; i < 4 * bytes; i += 64) __builtin_prefetch(ahead + (g0 - first) * bytes + i, 0, 2);
-    for (int g = g0; g < end; ++g) {
-      const size_t sums = (parts == 1 ? at.sums32 : at.sums16) + (size_t)g * parts * 4;
-      unroll<parts>([&](auto h) DW_LAMBDA {
-        Word acc[R];
-        unroll<R>([&](auto r) DW_LAMBDA { acc[r] = start<c.zero>(x[r] + sums + h * 4); });
-        unroll<8 / parts>([&](auto i) DW_LAMBDA {
-          constexpr int J = h.value * (8 / parts) + i.value;
-          const Word w = code<S, J>(codes_at<S>(tile, g), table);
-          unroll<R>([&](auto r) DW_LAMBDA {
-            acc[r] = dot<kWide<S>>(acc[r], w, word_at(x[r] + (size_t)g * 32 + 4 * J));
-          });
+    const size_t sums = (parts == 1 ? at.sums32 : at.sums16) + (size_t)g * parts * 4;
+    unroll<parts>([&](auto h) DW_LAMBDA {
+      Word acc[R];
+      unroll<R>([&](auto r) DW_LAMBDA { acc[r] = start<c.zero>(x[r] + sums + h * 4); });
+      unroll<8 / parts>([&](auto i) DW_LAMBDA {
+        constexpr int J = h.value * (8 / parts) + i.value;
+        const Word w = code<S, J>(codes_at<S>(tile, g), table);
+        unroll<R>([&](auto r) DW_LAMBDA {
+          acc[r] = dot<kWide<S>>(acc[r], w, word_at(x[r] + (size_t)g * 32 + 4 * J));
         });
-        const Vec scale = scale_at<S, h.value>(tile, g);
-        unroll<R>([&](auto r) DW_LAMBDA { part[r] = fma(to_float(acc[r]), scale, part[r]); });
-        if constexpr (c.has_min()) {
-          const Vec minimum = minimum_at<S, h.value>(tile, g);
-          unroll<R>([&](auto r) DW_LAMBDA {
-            part[r] = fma(minimum, to_float(word_at(x[r] + sums + h * 4)), part[r]);
-          });
-        }
       });
-    }
-    unroll<R>([&](auto r) DW_LAMBDA {
-      float f;
-      __builtin_memcpy(&f, x[r] + at.scales + (size_t)g0, 4);
-      float* total = totals + r * kDirectStride;  // in memory, to leave the registers to sums
-      store(total, fma(part[r], fill(f), g0 ? load(total) : zero()));
+      const Vec scale = scale_at<S, h.value>(tile, g);
+      unroll<R>([&](auto r) DW_LAMBDA {
+        const Vec sum = to_float(acc[r]);
+        if constexpr (h.value == 0) part[r] = sum * scale;
+        else part[r] = fma(sum, scale, part[r]);
+      });
+      if constexpr (c.has_min()) {
+        const Vec minimum = minimum_at<S, h.value>(tile, g);
+        unroll<R>([&](auto r) DW_LAMBDA {
+          part[r] = fma(minimum, to_float(word_at(x[r] + sums + h * 4)), part[r]);
+        });
+      }
     });
+    unroll<R>([&](auto r) DW_LAMBDA { total[r] = fma(part[r], float_at(x[r] + at.scales + (size_t)g * 4), total[r]); });
   }
+  unroll<R>([&](auto r) DW_LAMBDA { store(totals + r * kDirectStride, total[r]); });
 }
 
 #if defined(DEEPWELL_USE_AVX512)
@@ -194,7 +200,7 @@ constexpr bool common(Storage s) {
   return s == Storage::kInt4 || s == Storage::kInt8 || s == Storage::kQ4K || s == Storage::kIq4Nl;
 }
 // Rows up to which codes are unpacked directly; beyond, expanding them first is faster.
-constexpr int direct_rows(Storage s) { return !common(s) ? kMostRows : s == Storage::kQ4K ? 4 * kMostRows : 1 << 30; }
+constexpr int direct_rows(Storage s) { return common(s) ? 4 * kMostRows : kMostRows; }
 constexpr int fewer_rows(Storage s, int rows) { return common(s) ? rows - 1 : rows > 2 ? 2 : 1; }
 
 // The first of `left` rows, as many as there is a kernel for; gives their number.
@@ -269,11 +275,14 @@ void multiply(const Expanded& e, int t0, int cols, const uint8_t* const* rows, i
   const CodedRow at(cols);
   const uint8_t* x[R];
   unroll<R>([&](auto r) DW_LAMBDA { x[r] = rows[r]; });
-  for (int i0 = 0; i0 < groups; i0 += 4) {
-    const int end = i0 + 4 < groups ? i0 + 4 : groups;
+  Vec total[R][T];
+  unroll<R>([&](auto r) DW_LAMBDA {
+    unroll<T>([&](auto t) DW_LAMBDA { total[r][t] = load(totals + r * 32 + (t0 + t) * 16); });
+  });
+  for (int g = 0; g < groups; ++g) {
     Vec part[R][T];
-    unroll<R>([&](auto r) DW_LAMBDA { unroll<T>([&](auto t) DW_LAMBDA { part[r][t] = zero(); }); });
-    for (int i = i0 * parts; i < end * parts; ++i) {
+    unroll<parts>([&](auto h) DW_LAMBDA {
+      const int i = g * parts + h;
       const size_t sums = (parts == 1 ? at.sums32 : at.sums16) + (size_t)(first * parts + i) * 4;
       const size_t k = (size_t)first * 32 + (size_t)i * Group;
       Word acc[R][T];
@@ -291,23 +300,25 @@ void multiply(const Expanded& e, int t0, int cols, const uint8_t* const* rows, i
       });
       unroll<T>([&](auto t) DW_LAMBDA {
         const Vec scale = load(e.scales[i][t0 + t]);
-        unroll<R>([&](auto r) DW_LAMBDA { part[r][t] = fma(to_float(acc[r][t]), scale, part[r][t]); });
+        unroll<R>([&](auto r) DW_LAMBDA {
+          const Vec sum = to_float(acc[r][t]);
+          if constexpr (h.value == 0) part[r][t] = sum * scale;
+          else part[r][t] = fma(sum, scale, part[r][t]);
+        });
         if constexpr (Min) {
           const Vec minimum = load(e.minima[i][t0 + t]);
           unroll<R>([&](auto r) DW_LAMBDA { part[r][t] = fma(minimum, to_float(word_at(x[r] + sums)), part[r][t]); });
         }
       });
-    }
+    });
     unroll<R>([&](auto r) DW_LAMBDA {
-      float f;
-      __builtin_memcpy(&f, x[r] + at.scales + (size_t)(first + i0), 4);
-      const Vec s = fill(f);
-      unroll<T>([&](auto t) DW_LAMBDA {
-        float* p = totals + r * 32 + (t0 + t) * 16;
-        store(p, fma(part[r][t], s, load(p)));
-      });
+      const Vec s = float_at(x[r] + at.scales + (size_t)(first + g) * 4);
+      unroll<T>([&](auto t) DW_LAMBDA { total[r][t] = fma(part[r][t], s, total[r][t]); });
     });
   }
+  unroll<R>([&](auto r) DW_LAMBDA {
+    unroll<T>([&](auto t) DW_LAMBDA { store(totals + r * 32 + (t0 + t) * 16, total[r][t]); });
+  });
 }
 
 // totals[row][2][16] of up to kManyRows rows with one or two tiles; missing rows and tiles repeat the last one.
@@ -346,8 +357,7 @@ struct Product {
 };
 template <Storage S>
 constexpr Product product() {
-  if constexpr (direct_rows(S) < 1 << 30) return {direct_rows(S), direct_rows_of<S>, many_rows<S>};
-  else return {direct_rows(S), direct_rows_of<S>, nullptr};
+  return {direct_rows(S), direct_rows_of<S>, many_rows<S>};
 }
 
 inline Product product_of(Storage s) {

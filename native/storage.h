@@ -101,17 +101,17 @@ constexpr double bits_per_weight(Storage s) {
 constexpr uint8_t kIq4Levels[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 constexpr uint8_t kFp4Levels[16] = {128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116};
 
-// A row of activations in 8 bits: per 128 columns one float32 scale, max|x| / 127. Behind the codes lie the scales and,
+// A row of activations in 8 bits: per 32 columns one float32 scale, max|x| / 127. Behind the codes lie the scales and,
 // as int32, -8 times the sum of the codes of each 32 and of each 16 columns. Missing columns are zero.
-constexpr int kScaledCols = 128;
+constexpr int kScaledCols = 32;
 struct CodedRow {
   size_t scales, sums32, sums16, bytes;  // where each part begins; codes at 0
   constexpr explicit CodedRow(size_t cols) : scales(0), sums32(0), sums16(0), bytes(0) {
-    const size_t padded = (cols + kScaledCols - 1) / kScaledCols * kScaledCols;
-    scales = padded;
-    sums32 = scales + padded / kScaledCols * 4;
-    sums16 = sums32 + padded / 32 * 4;
-    bytes = (sums16 + padded / 16 * 4 + 63) / 64 * 64;
+    const size_t groups = (cols + kScaledCols - 1) / kScaledCols;
+    scales = groups * kScaledCols;
+    sums32 = scales + groups * 4;
+    sums16 = sums32 + groups * 4;
+    bytes = (sums16 + groups * 8 + 63) / 64 * 64;
   }
 };
 

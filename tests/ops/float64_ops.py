@@ -223,14 +223,14 @@ def bfloat16(x: Array) -> Array:
 
 
 def coded(x: Any) -> Array:
-    """Each row in 8-bit codes per 128 columns, by the documented rounding, and back."""
+    """Each row in 8-bit codes per 32 columns, by the documented rounding, and back."""
     x = np.asarray(x, dtype=np.float32)
     out = np.empty(x.shape)
-    for k in range(0, x.shape[-1], 128):
-        part = x[..., k : k + 128]
+    for k in range(0, x.shape[-1], 32):
+        part = x[..., k : k + 32]
         peak = np.abs(part).max(-1, keepdims=True)
         inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak > 0)
-        out[..., k : k + 128] = np.rint(part * inverse).astype(np.float64) * (peak / np.float32(127))
+        out[..., k : k + 32] = np.rint(part * inverse).astype(np.float64) * (peak / np.float32(127))
     return out
 
 

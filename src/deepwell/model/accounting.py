@@ -135,8 +135,8 @@ def _pad(width: int) -> int:
 
 def _coded(width: int) -> int:
     """Floats that a row of `width` values takes in 8 bits (native/storage.h, CodedRow)."""
-    whole = -(-width // 128) * 128
-    return _pad((whole + whole // 128 * 4 + whole // 32 * 4 + whole // 16 * 4 + 63) // 4)
+    groups = -(-width // 32)
+    return _pad((groups * (32 + 4 + 4 + 8) + 63) // 4)
 
 
 def _attention_floats(config: ModelConfig) -> int:

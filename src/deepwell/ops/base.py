@@ -9,7 +9,7 @@ Every operation works row by row in float32: row t of the result depends on row 
 the earlier tokens of the same sequence). The order of every reduction depends on shapes of the model only, never on
 T, S or the place of a row in the batch. That is what makes a request's bytes independent of its neighbours.
 
-A matrix may be kept quantised. Its inputs are then rounded to 8 bits first: per row and 128 columns, scale =
+A matrix may be kept quantised. Its inputs are then rounded to 8 bits first: per row and 32 columns, scale =
 max|x| / 127 and code = rint(x · 127 / max|x|). Sums of products of codes are exact integers; native/kernels_coded.h has
 the rest. The KV cache may be kept in bfloat16: keys, values, queries and each page's weights are then rounded to it,
 and products are added up in float32; an indexer's keys and queries likewise.

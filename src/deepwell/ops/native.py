@@ -51,7 +51,7 @@ __all__ = [
 
 MOST_CACHED_WIDTH = 1024
 """Values of a head, at most, in a bfloat16 cache."""
-KERNELS = 1
+KERNELS = 2
 """Version of the results: raise it with any change, here or in native/, that alters a bit of a key, a value or a logit.
 Cached keys and values, and seeds, of other versions are then no longer taken for this one's."""
 Vector = _native.Vector
