@@ -29,7 +29,7 @@ def build(request: pytest.FixtureRequest, tmp_path: Path) -> cases.Build:
     config = sparse_reference.random_config(3, mtp=1) | {"index_topk": TOP_K}
     sparse_reference.write(tmp_path, config, 3)
     tensors = load_file(tmp_path / "model.safetensors")
-    tensors["lm_head.weight"][5:9] *= 5
+    tensors["lm_head.weight"][5:9] *= 8
     save_file(tensors, tmp_path / "model.safetensors")
     checkpoint = Checkpoint(tmp_path)
     assert checkpoint.mtp_params
