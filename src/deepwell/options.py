@@ -27,6 +27,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 ConvertDtype = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4", "q8_0", "q6_k", "q5_0", "q4_k", "q4_0"]
 Speculate = Literal["off", "lookup", "mtp", "auto"]
 Thinking = Literal["auto", "on", "off"]
+RequestLog = Literal["requests", "errors", "none"]
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -161,15 +162,41 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     keep_alive_seconds: Annotated[
         Annotated[float, Meta(gt=0, le=3600)],
         Meta(
-            description="Silence after which a stream gets a comment line, so that no proxy cuts it while it waits; "
-            "keep it below the proxy's own limit."
+            description="Silence after which a stream gets a comment line, and an answer in one piece an empty line "
+            "before it, so that nobody gives up while it waits; keep it below the limit of every proxy."
         ),
     ] = 5.0
     drain_seconds: Annotated[
         Annotated[float, Meta(ge=0, le=86400)],
-        Meta(description="How long running answers may go on after Ctrl-C or SIGTERM; then they end as they are."),
+        Meta(
+            description="How long running answers may go on after Ctrl-C or SIGTERM; then they end as they are. A "
+            "second signal ends the server at once."
+        ),
     ] = 5.0
-    access_log: Annotated[bool, Meta(description="Print a line for each HTTP request.")] = False
+    allow_host: Annotated[
+        tuple[Annotated[str, Meta(min_length=1)], ...],
+        Meta(
+            description="One more name that the server answers to, besides this machine's own and its addresses; may "
+            "be repeated. * for every name."
+        ),
+    ] = ()
+    allow_origin: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+|null)$")], ...],
+        Meta(
+            description="A site whose pages may ask this server, such as https://chat.example; may be repeated. * for "
+            "every site."
+        ),
+    ] = ()
+    base_path: Annotated[
+        Annotated[str, Meta(pattern=r"^(/[A-Za-z0-9._~-]+)*$")],
+        Meta(description="Path under which everything is, such as /deepwell, behind a proxy that does not remove it."),
+    ] = ""
+    log: Annotated[
+        RequestLog,
+        Meta(
+            description="Which requests get a line on standard error: status, seconds, tokens and model, and no text."
+        ),
+    ] = "requests"
 
 
 class SamplingOptions(EngineOptions, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from deepwell.loading.load import LoadedModel
 from deepwell.model.accounting import account
 from deepwell.ops import native
 from deepwell.options import ChatFormat, ServeOptions
-from deepwell.server import Server, ServerLimits, Service, listen
+from deepwell.server import Server, ServerLimits, Service, Site, listen
 from deepwell.weights import embedded_path
 from deepwell.weights.source import open_source
 
@@ -157,7 +158,7 @@ def test_who_connects_while_the_model_is_loaded_is_answered_afterwards(
 
     def loading(options: ServeOptions) -> LoadedModel:
         early = socket.create_connection(listeners[0].getsockname(), timeout=30)
-        early.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        early.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         reader.append(threading.Thread(target=read, args=(early,)))
         reader[0].start()
         return load(options)
@@ -211,9 +212,18 @@ def test_no_setting_of_the_server_is_without_an_option() -> None:
     assert [field for field in before if before[field] == after[field]] == []
 
 
-def test_the_access_log_can_be_had(model_folder: Path) -> None:
+def test_what_stands_around_the_endpoints_has_its_options() -> None:
+    given = {"host": "localhost", "base_path": "/x", "log": "none"}
+    options = ServeOptions(**given, allow_host=("a.example",), allow_origin=("https://b.example",))
+    site = Site(**given, allow_hosts=("a.example",), allow_origins=("https://b.example",))
+    assert serve_command.site_of(options) == site
+    assert serve_command.site_of(ServeOptions()) == Site(), "the options have the settings' own defaults"
+
+
+@pytest.mark.parametrize(("log", "lines"), [("requests", 2), ("errors", 1), ("none", 0)])
+def test_requests_are_logged_as_wished(model_folder: Path, log: str, lines: int) -> None:
     with serving(
-        str(model_folder), "--port", "0", "--threads", "1", "--access-log", "--name", "one", "--name", "two"
+        str(model_folder), "--port", "0", "--threads", "1", "--log", log, "--name", "one", "--name", "two"
     ) as (
         process,
         printed,
@@ -222,8 +232,11 @@ def test_the_access_log_can_be_had(model_folder: Path) -> None:
         assert page
         with urllib.request.urlopen(page[1] + "v1/models", timeout=10) as answer:
             assert [card["id"] for card in json.load(answer)["data"]] == ["one", "two"]
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(page[1] + "nowhere", timeout=10)
         process.send_signal(signal.SIGINT)
-        assert "GET /v1/models" in "".join(process.communicate(timeout=20))
+        errors = process.communicate(timeout=20)[1]
+        assert len(re.findall(r"^[\d-]+ [\d:]+ 127\.0\.0\.1 GET /\S+ (?:200|404) ", errors, re.M)) == lines
 
 
 @pytest.mark.parametrize(

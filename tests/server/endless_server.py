@@ -7,10 +7,10 @@ import sys
 
 from serving import endless, make_service
 
-from deepwell.server import listen, serve
+from deepwell.server import Site, listen, serve
 from fakes import FakeRunner
 
 if __name__ == "__main__":
     chats = "--base" not in sys.argv
     service = make_service(FakeRunner(context=4096, next_token=endless, delay=0.02), chats=chats)
-    serve(service, listen(port=0), on_ready=lambda address: print(address, flush=True))
+    serve(service, listen(port=0), lambda address: print(address, flush=True), Site(log="none"))

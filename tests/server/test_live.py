@@ -165,7 +165,7 @@ def test_a_client_that_vanishes_frees_everything(path: str, streamed: bool) -> N
     body = (chat if path == CHAT else prompt)(stream=streamed, max_tokens=4000)
     with live(service) as address:
         content = json.dumps(body)
-        fields = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+        fields = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
         parts = urlsplit(address)
         with socket.create_connection((parts.hostname or "", parts.port or 0)) as connection:
             connection.sendall(f"POST {path} HTTP/1.1\r\n{fields}\r\n\r\n{content}".encode())

@@ -116,7 +116,7 @@ def test_a_client_that_vanishes_in_a_call_frees_everything(streamed: bool) -> No
     content = json.dumps(chat(stream=streamed, tools=TOOLS))
     with live(service) as address:
         parts = urlsplit(address)
-        fields = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+        fields = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
         with socket.create_connection((parts.hostname or "", parts.port or 0)) as connection:
             connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{fields}\r\n\r\n{content}".encode())
             deadline = time.monotonic() + 10

@@ -39,7 +39,8 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 def sent(address: str, path: str, body: bytes, length: int | None = None) -> Iterator[socket.socket]:
     """A connection over which a POST was sent, whose body is said to have `length` bytes."""
     parts = urlsplit(address)
-    fields = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body) if length is None else length}"
+    length = len(body) if length is None else length
+    fields = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}"
     with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=5) as connection:
         connection.sendall(f"POST {path} HTTP/1.1\r\n{fields}\r\n\r\n".encode() + body)
         yield connection
@@ -267,7 +268,7 @@ def test_hanging_up_at_any_moment_is_no_failure(body: bytes, caplog: pytest.LogC
         parts = urlsplit(address)
         for _ in range(3):
             with socket.create_connection((parts.hostname or "", parts.port or 0)) as connection:
-                connection.sendall(body.replace(b"%b", b"Host: x\r\nContent-Type: application/json\r\n"))
+                connection.sendall(body.replace(b"%b", b"Host: localhost\r\nContent-Type: application/json\r\n"))
                 time.sleep(0.02)
         assert 'status="500"' not in httpx.get(address + "/metrics").text
     assert caplog.records == []

@@ -14,7 +14,7 @@ from deepwell.engine import AsyncEngine, EngineConfig
 from deepwell.loading.load import LoadedModel
 from deepwell.loading.machine import process_seconds
 from deepwell.options import ServeOptions
-from deepwell.server import ServerLimits, Service, listen, serve
+from deepwell.server import ServerLimits, Service, Site, listen, serve
 
 EXAMPLE_PROMPT = "import os\nimport sys\n\n\ndef main("
 """Something that even the embedded model, a few megabytes of standard library, has an idea about."""
@@ -29,12 +29,12 @@ def run(options: ServeOptions) -> int:
         service = service_of(model, options)
 
         def announce(address: str) -> None:
-            print(welcome(address, service, model), flush=True)
+            print(welcome(address + options.base_path, service, model), flush=True)
             if options.model is None:
                 print(f"\nnote  {TOY.format(command='serve')}", flush=True)
 
         with kept_packed(model, options):
-            serve(service, listener, announce, options.access_log)
+            serve(service, listener, announce, site_of(options))
     print("stopped", file=sys.stderr)
     return 0
 
@@ -74,6 +74,17 @@ def limits_of(options: ServeOptions) -> ServerLimits:
         keep_alive_seconds=options.keep_alive_seconds,
         max_tokens=options.max_tokens,
         strict=options.strict,
+    )
+
+
+def site_of(options: ServeOptions) -> Site:
+    """What stands around the endpoints, as the options say."""
+    return Site(
+        host=options.host,
+        allow_hosts=options.allow_host,
+        allow_origins=options.allow_origin,
+        base_path=options.base_path,
+        log=options.log,
     )
 
 

@@ -18,13 +18,15 @@ from starlette.types import Receive, Scope, Send
 from deepwell.engine.engine import Stream
 from deepwell.engine.types import Delta, join
 from deepwell.errors import EngineStopped
-from deepwell.server.errors import JsonResponse
+from deepwell.server.errors import CLIENT_GONE, JsonResponse
 from deepwell.server.metrics import RequestTimer
+from deepwell.server.request_log import record_of
 
 T = TypeVar("T")
 P = TypeVar("P", covariant=True)
 
 FAILED = "the engine failed"
+STOPPED = "the server stopped before this request began; try again"
 
 
 class Pieces(Protocol[P]):
@@ -75,17 +77,48 @@ async def respond(
 ) -> Response:
     """Answer with the deltas of `stream`: as events (a ping after `silence` seconds without one), or whole.
 
-    Raises EngineStopped if the engine stops before the first token of a whole answer, ClientDisconnect if the client
-    leaves before its end.
+    A whole answer that takes longer than `silence` begins with empty lines, one after each, and its status is 200
+    whatever comes. Before that, raises EngineStopped if the engine stops before the first token, and ClientDisconnect
+    if the client leaves.
     """
+    timer.prompt_tokens = len(stream.request.prompt)
+    record_of(request.scope).timers.append(timer)
     if streamed:
         return EventStream(_events(request, stream, writer, timer, silence), stream, writer.media_type)
-    whole = await _whole(request, stream, timer)
+    work = asyncio.ensure_future(_whole(request, stream, timer))
+    try:
+        await asyncio.wait({work}, timeout=silence)
+    except asyncio.CancelledError:
+        work.cancel()
+        raise
+    if not work.done():
+        return EventStream(_late(work, writer, silence), stream, JsonResponse.media_type)
+    whole = work.result()
     if whole.finish_reason == "error":
         return JsonResponse(writer.failure(whole.error or FAILED), status_code=500)
-    if whole.finish_reason == "abort" and not whole.token_ids:
-        raise EngineStopped("the server stopped before this request began; try again")
+    if _never_began(whole):
+        raise EngineStopped(STOPPED)
     return JsonResponse(writer.whole(whole))
+
+
+async def _late(work: asyncio.Future[Delta], writer: Writer, silence: float) -> AsyncGenerator[bytes, None]:
+    """An empty line whenever `silence` seconds pass, and then the body: white space may stand before any JSON."""
+    try:
+        while not work.done():
+            yield b"\n"
+            await asyncio.wait({work}, timeout=silence)
+        whole = work.result()
+        if whole.finish_reason == "error":
+            body = writer.failure(whole.error or FAILED)
+        else:
+            body = writer.failure(STOPPED) if _never_began(whole) else writer.whole(whole)
+        yield msgspec.json.encode(body)
+    finally:
+        work.cancel()
+
+
+def _never_began(whole: Delta) -> bool:
+    return whole.finish_reason == "abort" and not whole.token_ids
 
 
 async def _events(
@@ -165,9 +198,9 @@ async def while_there(work: asyncio.Future[T], receive: Receive) -> T:
 
 
 class EventStream(StreamingResponse):
-    """Events about a running request, which is aborted if they end early.
+    """What comes piece by piece of a running request, which is aborted if it ends early.
 
-    A client that leaves ends them quietly.
+    A client that leaves ends it quietly, and is noted as one that left.
     """
 
     def __init__(self, events: AsyncGenerator[bytes, None], stream: Pieces[Any], media_type: str) -> None:
@@ -180,7 +213,7 @@ class EventStream(StreamingResponse):
             async with aclosing(self._events):
                 await self.stream_response(send)
         except (ClientDisconnect, OSError):
-            return
+            record_of(scope).status = CLIENT_GONE
         finally:
             # Events that were never begun cannot do this themselves.
             self._stream.abort()

@@ -8,29 +8,36 @@ from contextlib import asynccontextmanager
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepwell.chat import fills_gaps
+from deepwell.server.base_path import BasePath
 from deepwell.server.chat_completions import chat_completions
 from deepwell.server.completions import completions
-from deepwell.server.errors import HANDLERS, JsonResponse
+from deepwell.server.errors import HANDLERS, AnswerFailures, JsonResponse
+from deepwell.server.hosts import CheckHost, Hosts
 from deepwell.server.infill import infill
-from deepwell.server.metrics import Metrics
 from deepwell.server.openapi import openapi
 from deepwell.server.page import page_routes
 from deepwell.server.replies import Capability, ModelCard, ModelList
+from deepwell.server.request_log import ID_HEADER, RecordRequests
 from deepwell.server.service import Service
+from deepwell.server.site import Site
 from deepwell.server.tokens import detokenize, tokenize
 
 PREFIXES = ("", "/v1", "/beta")
 """DeepSeek's base addresses; all three lead to the same endpoints."""
+SITE = Site()
 
 
-def create_app(service: Service) -> Starlette:
-    """The application around a service; its lifespan starts and stops the engine."""
+def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None) -> Starlette:
+    """The application around a service; its lifespan starts and stops the engine.
+
+    It answers to the names that `hosts` knows; to every name, if there is none.
+    """
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -53,11 +60,18 @@ def create_app(service: Service) -> Starlette:
         Route("/openapi.json", openapi_document),
     ]
     counted = frozenset(route.path for route in routes)
+    middleware = [
+        Middleware(RecordRequests, metrics=service.metrics, paths=counted, base_path=site.base_path),
+        *([Middleware(CheckHost, hosts=hosts)] if hosts else []),
+        *([_allowing(site.allow_origins)] if site.allow_origins else []),
+        Middleware(AnswerFailures),
+        Middleware(BasePath, prefix=site.base_path),
+    ]
     app = Starlette(
         routes=[*routes, *page_routes()],
         lifespan=lifespan,
         exception_handlers=HANDLERS,
-        middleware=[Middleware(CountRequests, metrics=service.metrics, paths=counted)],
+        middleware=middleware,
     )
     app.state.service = service
     return app
@@ -106,26 +120,12 @@ def _card(name: str, service: Service) -> ModelCard:
     return ModelCard(id=name, created=service.created, context_length=service.context, capabilities=capabilities)
 
 
-class CountRequests:
-    """Counts answers by path and status; paths that are not endpoints count together."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]) -> None:
-        self._app, self._metrics, self._paths = app, metrics, paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status = 500
-
-        async def noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noted)
-        finally:
-            path = scope["path"]
-            self._metrics.http(path if path in self._paths else "other", status)
+def _allowing(origins: tuple[str, ...]) -> Middleware:
+    """Lets pages of other sites ask. Never with credentials: there are none, and * must not stand for somebody's."""
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=(ID_HEADER, "retry-after"),
+    )

@@ -2,37 +2,86 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from functools import cache
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import inspect
 from starlette.requests import Request
 
-from deepwell.errors import RequestError
-from deepwell.server.errors import BodyTooLarge
+from deepwell.errors import QueueFull, RequestError
+from deepwell.server.errors import BodyTooLarge, BodyTooSlow
 
 B = TypeVar("B", bound=msgspec.Struct)
 
+BODY_SECONDS = 30.0
+"""How long a body may take to come, and a second longer for every BYTES_PER_SECOND that have come."""
+BYTES_PER_SECOND = 8192
+MAX_PARTS = 1 << 18
+"""Texts, keys, objects and lists in a body. Numbers do not count: they cost little, and prompts are lists of them."""
+BODIES_AT_ONCE = 8
+"""How many of the longest bodies may be on their way together."""
+
 _WITH_PATH = re.compile(r"(?P<reason>.*) - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`", re.DOTALL)
+# A text that never ends is one too: without that, each of its quotes would be tried as a beginning.
+_PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[{:]', re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>\w+)`")
 
 
-async def read_body(request: Request, kind: type[B], limit: int) -> B:
-    """The body as a `kind`.
+class Bodies:
+    """Reads the bodies of one server's requests: each bounded in bytes and time, and all that are unfinished together.
 
-    Raises BodyTooLarge above `limit` bytes (reading no further), RequestError for anything that is not JSON of the
-    right shape.
+    `limit` is the longest body in bytes.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise RequestError(f"Content-Type must be application/json, not {media_type or 'left out'!r}", "Content-Type")
-    return decode(await _bounded(request, limit), kind)
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+
+    async def read(self, request: Request, kind: type[B]) -> B:
+        """The body of a request as a `kind`.
+
+        Raises BodyTooLarge above the limit (reading no further), BodyTooSlow, QueueFull while too much is on its way,
+        ClientDisconnect, and RequestError for anything that is not JSON of the right shape.
+        """
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            named = media_type or "left out"
+            raise RequestError(f"Content-Type must be application/json, not {named!r}", "Content-Type")
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) > self._limit:
+            raise BodyTooLarge(self._limit)
+        body = bytearray()
+        try:
+            await self._fill(body, request)
+        except TimeoutError:
+            seconds = f"{BODY_SECONDS:.0f} seconds"
+            raise BodyTooSlow(f"the request body did not come: {len(body)} bytes in over {seconds}") from None
+        finally:
+            self._held -= len(body)
+        return decode(body, kind)
+
+    async def _fill(self, body: bytearray, request: Request) -> None:
+        async with asyncio.timeout(BODY_SECONDS) as clock:
+            began = asyncio.get_running_loop().time()
+            async for piece in request.stream():
+                body += piece
+                self._held += len(piece)
+                clock.reschedule(began + BODY_SECONDS + len(body) / BYTES_PER_SECOND)
+                if len(body) > self._limit:
+                    raise BodyTooLarge(self._limit)
+                if self._held > BODIES_AT_ONCE * self._limit:
+                    raise QueueFull("too many long request bodies are on their way at once; try again")
 
 
-def decode(body: bytes, kind: type[B]) -> B:
+def decode(body: bytes | bytearray, kind: type[B]) -> B:
     """Decode and validate; RequestError says which field is wrong and what it may be."""
+    if _has_too_many_parts(body):
+        parts = f"{MAX_PARTS} texts, keys, objects and lists"
+        raise RequestError(f"the request body has more than {parts}, or is nested too deeply")
     try:
         decoded: B = _decoder(kind).decode(body)
         return decoded
@@ -51,16 +100,10 @@ def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind)
 
 
-async def _bounded(request: Request, limit: int) -> bytes:
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > limit:
-        raise BodyTooLarge(limit)
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit:
-            raise BodyTooLarge(limit)
-    return bytes(body)
+def _has_too_many_parts(body: bytes | bytearray) -> bool:
+    """Whether the body would take long to make objects of, found without making them."""
+    at_most = body.count(b'"') // 2 + body.count(b"[") + body.count(b"{") + body.count(b":")
+    return at_most > MAX_PARTS and sum(1 for _ in islice(_PART.finditer(body), MAX_PARTS + 1)) > MAX_PARTS
 
 
 def _explained(text: str, kind: type[msgspec.Struct]) -> RequestError:

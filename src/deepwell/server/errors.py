@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepwell.errors import EngineStopped, ModelUnknown, QueueFull, RequestError
 
 INVALID = "invalid_request_error"
+FORBIDDEN = "permission_error"
 BUSY = "rate_limit_error"
 STOPPING = "server_overloaded"
 INTERNAL = "internal_server_error"
+FAILED = "the server failed to answer; its log says why"
 CLIENT_GONE = 499
-"""Status of an answer that nobody waits for any more; only the metrics see it."""
+"""Status of an answer that nobody waits for any more; only the log and the metrics see it."""
 RETRY_AFTER_STOP = 5
 """Seconds a client should wait when this server is going down."""
+
+logger = logging.getLogger("deepwell.server")
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -43,6 +49,10 @@ class BodyTooLarge(Exception):
         super().__init__(f"the request body is larger than the {limit} bytes this server accepts")
 
 
+class BodyTooSlow(Exception):
+    """The request's body does not come fast enough to be waited for."""
+
+
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> ErrorBody:
     """An error whose type and code are both `kind`, as DeepSeek's are, unless there is a code of its own."""
     return ErrorBody(ErrorDetail(message, kind, param, code or kind))
@@ -65,6 +75,11 @@ def _invalid(_: Request, error: Exception) -> Response:
 
 def _too_large(_: Request, error: Exception) -> Response:
     return JsonResponse(error_body(str(error), INVALID), status_code=413)
+
+
+def _too_slow(_: Request, error: Exception) -> Response:
+    body = error_body(str(error), INVALID)
+    return JsonResponse(body, status_code=408, headers={"Connection": "close"})
 
 
 def _busy(_: Request, error: Exception) -> Response:
@@ -92,18 +107,39 @@ def _http(request: Request, error: Exception) -> Response:
     return JsonResponse(error_body(message, INVALID), status_code=error.status_code, headers=error.headers)
 
 
-def _internal(_: Request, __: Exception) -> Response:
-    body = error_body("the server failed to answer; its log says why", INTERNAL)
-    return JsonResponse(body, status_code=500)
-
-
 HANDLERS: dict[Any, Any] = {
     RequestError: _invalid,
     BodyTooLarge: _too_large,
+    BodyTooSlow: _too_slow,
     QueueFull: _busy,
     EngineStopped: _stopping,
     ClientDisconnect: _gone,
     HTTPException: _http,
-    Exception: _internal,
 }
 """Starlette's table of exception handlers."""
+
+
+class AnswerFailures:
+    """Answers where the application fails, and logs why.
+
+    Starlette would do so too, but outside of the other middleware, whose headers such an answer needs as well.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception:
+            if started or scope["type"] != "http":
+                raise
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            await JsonResponse(error_body(FAILED, INTERNAL), status_code=500)(scope, receive, send)

@@ -64,9 +64,14 @@ class Metrics:
 
 
 class RequestTimer:
-    """Notes when the tokens of one answer came to its reader. What was used, the engine tells `Metrics.ended`."""
+    """Notes when the tokens of one answer came to its reader. What was used, the engine tells `Metrics.ended`.
+
+    `first` is the time to the first token in seconds; the rest are numbers of tokens so far.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
+        self.first: float | None = None
+        self.prompt_tokens = self.cached_tokens = self.tokens = 0
         self._metrics = metrics
         self._arrived = time.perf_counter()
         self._last: float | None = None
@@ -75,8 +80,12 @@ class RequestTimer:
     def delta(self, delta: Delta) -> None:
         """Count a piece of the answer that came now."""
         m, now, count = self._metrics, time.perf_counter(), len(delta.token_ids)
+        self.tokens += count
+        if delta.usage is not None:
+            self.cached_tokens = delta.usage.cached_tokens
         if count and self._last is None:
-            m._first.labels(m._model).observe(now - self._arrived)
+            self.first = now - self._arrived
+            m._first.labels(m._model).observe(self.first)
         elif self._last is not None:
             for _ in range(count):
                 m._between.labels(m._model).observe((now - self._last) / count)

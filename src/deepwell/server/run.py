@@ -5,22 +5,29 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
+import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 
 from deepwell.errors import ConfigError
-from deepwell.server.app import create_app
+from deepwell.server.app import SITE, create_app
+from deepwell.server.connection import Connection
+from deepwell.server.hosts import Hosts
+from deepwell.server.request_log import set_log
 from deepwell.server.service import Service
+from deepwell.server.site import Site
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
-LAST_WORDS_SECONDS = 30
+LAST_WORDS_SECONDS = 5
 """How long answers may take to reach their readers after the engine has drained."""
 
 
@@ -28,14 +35,15 @@ def serve(
     service: Service,
     listener: socket.socket,
     on_ready: Callable[[str], None] | None = None,
-    access_log: bool = False,
+    site: Site = SITE,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then let running answers end within the engine's drain time.
+    """Serve until SIGINT or SIGTERM, then let running answers end within the engine's drain time. A second signal ends
+    the process at once.
 
     `listener` is a socket of `listen`; `on_ready` gets the base address (http://127.0.0.1:8000) once requests are
     answered.
     """
-    Server(service, listener, on_ready, access_log).run()
+    Server(service, listener, on_ready, site).run()
 
 
 def listen(host: str = "127.0.0.1", port: int = 8000) -> socket.socket:
@@ -70,21 +78,23 @@ class Server(uvicorn.Server):
         service: Service,
         listener: socket.socket,
         on_ready: Callable[[str], None] | None = None,
-        access_log: bool = False,
+        site: Site = SITE,
     ) -> None:
         self._service, self._on_ready = service, on_ready
         self._listener = listener
         self.address = _address(self._listener)
+        set_log(site.log)
+        hosts = Hosts(listener.getsockname()[0], (site.host, *site.allow_hosts))
         config = uvicorn.Config(
-            create_app(service),
+            create_app(service, site, hosts),
+            http=Connection,
             lifespan="on",
             ws="none",
-            log_level=logging.INFO if access_log else logging.WARNING,
-            access_log=access_log,
+            log_level=logging.WARNING,
+            access_log=False,
             server_header=False,
-            timeout_keep_alive=30,
             backlog=BACKLOG,
-            timeout_graceful_shutdown=LAST_WORDS_SECONDS,
+            timeout_graceful_shutdown=math.ceil(service.engine.config.drain_seconds) + LAST_WORDS_SECONDS,
         )
         super().__init__(config)
 
@@ -121,6 +131,12 @@ class Server(uvicorn.Server):
         finally:
             for number in SIGNALS:
                 loop.remove_signal_handler(number)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at the first signal; at the second, leave as if it had not been caught."""
+        if self.should_exit:
+            os._exit(128 + sig)
+        self.should_exit = True
 
 
 def _address(listener: socket.socket) -> str:

@@ -24,9 +24,10 @@ from deepwell.engine.engine import AsyncEngine, Place, Stream
 from deepwell.engine.types import Request, SamplingParams
 from deepwell.errors import ContextExceeded, ModelUnknown, shown
 from deepwell.server.answers import while_there
-from deepwell.server.body import read_body
+from deepwell.server.body import Bodies
 from deepwell.server.metrics import Metrics
 from deepwell.server.replies import Head
+from deepwell.server.request_log import record_of
 from deepwell.weights.advice import Advice
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -44,7 +45,8 @@ CHARACTERS_PER_TEXT = 64
 class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds and habits of the HTTP side.
 
-    `max_body_bytes`: longest request body. `keep_alive_seconds`: silence after which a stream gets a comment line.
+    `max_body_bytes`: longest request body. `keep_alive_seconds`: silence after which a client that waits for its answer
+    gets a sign of life.
     `max_tokens`: longest answer where a request does not say, None for the habit of the model's format. `strict`:
     refuse `max_tokens` that the context has no room for, instead of lowering it.
     """
@@ -85,6 +87,10 @@ class Service:
         return Metrics(self.engine.stats, self.model)
 
     @cached_property
+    def _bodies(self) -> Bodies:
+        return Bodies(self.limits.max_body_bytes)
+
+    @cached_property
     def ends(self) -> tuple[int, ...]:
         """Tokens that end a chat's answer besides those that end every answer."""
         return end_ids(self.format, self.tokenizer)
@@ -123,10 +129,11 @@ class Service:
         """The body of a request, and a place in the engine, under which all further work on it is done.
 
         A full server says so before it reads the body. The place is taken when the body is whole, since one that never
-        comes must not keep others out. Raises QueueFull, EngineStopped, ClientDisconnect, and what `read_body` does.
+        comes must not keep others out. Raises QueueFull, EngineStopped, ClientDisconnect, and what `Bodies.read` does.
         """
         self.engine.check_room()
-        asked = await read_body(request, kind, self.limits.max_body_bytes)
+        asked = await self._bodies.read(request, kind)
+        record_of(request.scope).model = getattr(asked, "model", None)
         with self.engine.place() as place:
             yield asked, place
 
