@@ -180,7 +180,7 @@ def test_a_request_is_a_line_without_its_text(logged: pytest.LogCaptureFixture) 
     path, model = re.escape(CHAT), "model='deepwell-test'"
     assert re.fullmatch(rf"testclient POST {path} 200 {times} {model} {tokens % '0'} id=\w{{32}}", whole[1])
     assert re.fullmatch(rf"testclient POST {path} 200 {times} {model} {tokens % '[1-9][0-9]*'} id=mine", streamed[1])
-    assert re.fullmatch(rf"testclient POST {path} 400 {times} model='n\\x1b\[31mone\\n' id=\w{{32}}", refused[1])
+    assert re.fullmatch(rf"testclient POST {path} 404 {times} model='n\\x1b\[31mone\\n' id=\w{{32}}", refused[1])
     assert re.fullmatch(rf"testclient GET /v1/models 200 {times} id=\w{{32}}", models[1])
     assert [level for level, _ in (whole, streamed, refused, models)] == ["INFO", "INFO", "WARNING", "INFO"]
     assert "secret" not in logged.text
