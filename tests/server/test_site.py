@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from raw import connect, exchange, head, post, status_of
-from serving import CONTEXT, chat, live, make_service, prompt, says, wait_idle
+from serving import CONTEXT, chat, live, make_service, says, wait_idle
 from starlette.testclient import TestClient
 from test_live import slow
 
@@ -204,9 +204,9 @@ def test_a_client_that_left_is_a_499_in_log_and_metrics(logged: pytest.LogCaptur
 
 
 def test_a_failure_is_logged_with_its_cause(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepwell.server.completions.render_text", lambda *_: 1 / 0)
+    monkeypatch.setattr("deepwell.server.chat_completions.render_chat", lambda *_: 1 / 0)
     with client_of() as client:
-        assert client.post("/v1/completions", json=prompt()).status_code == 500
+        assert client.post(CHAT, json=chat()).status_code == 500
     (record,) = [record for record in caplog.records if record.name == "deepwell.server"]
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
