@@ -91,6 +91,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's does not say so
+        self._client = get_remote_addr(self._transport)
         self._state.connections.add(self)  # type: ignore[arg-type]
         self._watch()
 
@@ -99,7 +100,8 @@ class Connection(asyncio.Protocol):
             return
         self._told = False
         try:
-            self._feed(data)
+            while data:
+                data = self._feed(data)
         except Refused as refused:
             self._refuse(refused.status, str(refused))
 
@@ -259,12 +261,12 @@ class Connection(asyncio.Protocol):
         parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return parser
 
-    def _feed(self, data: bytes) -> None:
+    def _feed(self, data: bytes) -> bytes:
+        """Parse. What is left is for another parser."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._feed(self._without_upgrade() + data[upgrade.args[0] :])
-            return
+            return self._without_upgrade() + data[upgrade.args[0] :]
         except httptools.HttpParserCallbackError as error:
             if isinstance(error.__context__, Refused):
                 raise error.__context__ from None
@@ -275,6 +277,7 @@ class Connection(asyncio.Protocol):
         self._untold = 0 if self._told else self._untold + len(data)
         if self._untold > HEAD_BYTES:
             raise Refused(431, f"a request's head may have {HEAD_BYTES} bytes")
+        return b""
 
     def _without_upgrade(self) -> bytes:
         """The head that has just come, for a new parser: a server may ignore an offer to upgrade, but not the body."""
@@ -303,7 +306,7 @@ class Connection(asyncio.Protocol):
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": version,
             "server": get_local_addr(self._transport),
-            "client": get_remote_addr(self._transport),
+            "client": self._client,
             "scheme": "http",
             "method": self._parser.get_method().decode("ascii"),
             "root_path": "",
@@ -340,7 +343,7 @@ class Connection(asyncio.Protocol):
         body = msgspec.json.encode(error_body(message, kind))
         fields = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nx-request-id: {id}\r\n"
         self.write(status_line(status) + fields.encode("ascii") + b"connection: close\r\n\r\n" + body)
-        log_refusal(get_remote_addr(self._transport), status, message, id)
+        log_refusal(self._client, status, message, id)
         self._close()
 
     def _close(self) -> None:
