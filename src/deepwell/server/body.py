@@ -21,13 +21,17 @@ BODY_SECONDS = 30.0
 """How long a body may take to come, and a second longer for every BYTES_PER_SECOND that have come."""
 BYTES_PER_SECOND = 8192
 MAX_PARTS = 1 << 18
-"""Texts, keys, objects and lists in a body. Numbers do not count: they cost little, and prompts are lists of them."""
+"""Texts, objects, lists and colons in a body, which take long to make objects of."""
+MAX_COMMAS = 1 << 20
+"""Numbers cost less, and a prompt may be a list of them."""
 BODIES_AT_ONCE = 8
 """How many of the longest bodies may be on their way together."""
 
 _WITH_PATH = re.compile(r"(?P<reason>.*) - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`", re.DOTALL)
 # A text that never ends is one too: without that, each of its quotes would be tried as a beginning.
-_PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[{:]', re.DOTALL)
+_TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)'
+_PART = re.compile(_TEXT + rb"|[\[{:]", re.DOTALL)
+_COMMA = re.compile(_TEXT + b"|,", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>\w+)`")
 
 
@@ -80,7 +84,7 @@ class Bodies:
 def decode(body: bytes | bytearray, kind: type[B]) -> B:
     """Decode and validate; RequestError says which field is wrong and what it may be."""
     if _has_too_many_parts(body):
-        parts = f"{MAX_PARTS} texts, keys, objects and lists"
+        parts = f"{MAX_PARTS} texts, keys, objects and lists or {MAX_COMMAS} numbers"
         raise RequestError(f"the request body has more than {parts}, or is nested too deeply")
     try:
         decoded: B = _decoder(kind).decode(body)
@@ -103,7 +107,13 @@ def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
 def _has_too_many_parts(body: bytes | bytearray) -> bool:
     """Whether the body would take long to make objects of, found without making them."""
     at_most = body.count(b'"') // 2 + body.count(b"[") + body.count(b"{") + body.count(b":")
-    return at_most > MAX_PARTS and sum(1 for _ in islice(_PART.finditer(body), MAX_PARTS + 1)) > MAX_PARTS
+    if at_most > MAX_PARTS and _has_more(body, _PART, MAX_PARTS):
+        return True
+    return body.count(b",") > MAX_COMMAS and _has_more(body, _COMMA, MAX_COMMAS)
+
+
+def _has_more(body: bytes | bytearray, sought: re.Pattern[bytes], most: int) -> bool:
+    return sum(1 for _ in islice(sought.finditer(body), most + 1)) > most
 
 
 def _explained(text: str, kind: type[msgspec.Struct]) -> RequestError:
