@@ -21,7 +21,14 @@ CHAT = "/v1/chat/completions"
 SOON = ServerLimits(keep_alive_seconds=0.1)
 
 
-@pytest.mark.parametrize(("path", "body"), [(CHAT, chat(max_tokens=40)), ("/v1/completions", prompt(max_tokens=40))])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, chat(max_tokens=40)),
+        ("/v1/completions", prompt(max_tokens=40)),
+        ("/v1/completions", prompt(["one", "two"], max_tokens=20)),
+    ],
+)
 def test_empty_lines_come_before_a_late_answer(path: str, body: dict[str, Any]) -> None:
     with live(make_service(slow(0.02), limits=SOON)) as address:
         with connect(address) as connection:

@@ -6,7 +6,7 @@ A new protocol is a file beside chat_completions.py: an endpoint, what it asks a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import aclosing, closing
 from typing import Any, Protocol, TypeVar
 
@@ -26,7 +26,10 @@ T = TypeVar("T")
 P = TypeVar("P", covariant=True)
 
 FAILED = "the engine failed"
-STOPPED = "the server stopped before this request began; try again"
+
+
+class AnswerFailed(Exception):
+    """The engine failed in the middle of an answer."""
 
 
 class Pieces(Protocol[P]):
@@ -81,44 +84,53 @@ async def respond(
     whatever comes. Before that, raises EngineStopped if the engine stops before the first token, and ClientDisconnect
     if the client leaves.
     """
-    timer.prompt_tokens = len(stream.request.prompt)
-    record_of(request.scope).timers.append(timer)
+    note(request, stream, timer)
     if streamed:
         return EventStream(_events(request, stream, writer, timer, silence), stream, writer.media_type)
-    work = asyncio.ensure_future(_whole(request, stream, timer))
+
+    async def whole() -> msgspec.Struct:
+        return writer.whole(await _whole(request, stream, timer))
+
+    return await in_one_piece(whole(), stream, writer, silence)
+
+
+async def in_one_piece(
+    answer: Coroutine[Any, Any, msgspec.Struct], source: Pieces[Any], writer: Writer, silence: float
+) -> Response:
+    """A response with the body that `answer` makes of `source`, late or not; see `respond`."""
+    work = asyncio.ensure_future(answer)
     try:
         await asyncio.wait({work}, timeout=silence)
     except asyncio.CancelledError:
         work.cancel()
         raise
     if not work.done():
-        return EventStream(_late(work, writer, silence), stream, JsonResponse.media_type)
-    whole = work.result()
-    if whole.finish_reason == "error":
-        return JsonResponse(writer.failure(whole.error or FAILED), status_code=500)
-    if _never_began(whole):
-        raise EngineStopped(STOPPED)
-    return JsonResponse(writer.whole(whole))
+        return EventStream(_late(work, writer, silence), source, JsonResponse.media_type)
+    try:
+        return JsonResponse(work.result())
+    except AnswerFailed as error:
+        return JsonResponse(writer.failure(str(error)), status_code=500)
 
 
-async def _late(work: asyncio.Future[Delta], writer: Writer, silence: float) -> AsyncGenerator[bytes, None]:
+async def _late(work: asyncio.Future[msgspec.Struct], writer: Writer, silence: float) -> AsyncGenerator[bytes, None]:
     """An empty line whenever `silence` seconds pass, and then the body: white space may stand before any JSON."""
     try:
         while not work.done():
             yield b"\n"
             await asyncio.wait({work}, timeout=silence)
-        whole = work.result()
-        if whole.finish_reason == "error":
-            body = writer.failure(whole.error or FAILED)
-        else:
-            body = writer.failure(STOPPED) if _never_began(whole) else writer.whole(whole)
+        try:
+            body = work.result()
+        except (AnswerFailed, EngineStopped) as error:
+            body = writer.failure(str(error))
         yield msgspec.json.encode(body)
     finally:
         work.cancel()
 
 
-def _never_began(whole: Delta) -> bool:
-    return whole.finish_reason == "abort" and not whole.token_ids
+def note(request: Request, stream: Stream, timer: RequestTimer) -> None:
+    """Have what becomes of an answer stand in the log."""
+    timer.prompt_tokens = len(stream.request.prompt)
+    record_of(request.scope).timers.append(timer)
 
 
 async def _events(
@@ -144,7 +156,7 @@ async def _events(
 
 
 async def _whole(request: Request, stream: Stream, timer: RequestTimer) -> Delta:
-    """All deltas as one. Raises ClientDisconnect if the client leaves first."""
+    """All deltas as one. Raises ClientDisconnect if the client leaves first, and what `joined` does."""
     parts: list[Delta] = []
     with closing(timer):
         async with aclosing(watch(stream, request.receive)) as deltas:
@@ -152,7 +164,17 @@ async def _whole(request: Request, stream: Stream, timer: RequestTimer) -> Delta
                 if delta is not None:
                     timer.delta(delta)
                     parts.append(delta)
-    return join(parts)
+    return joined(parts)
+
+
+def joined(parts: Sequence[Delta]) -> Delta:
+    """The pieces of an answer as one. Raises AnswerFailed, and EngineStopped if it never began."""
+    whole = join(parts)
+    if whole.finish_reason == "error":
+        raise AnswerFailed(whole.error or FAILED)
+    if whole.finish_reason == "abort" and not whole.token_ids:
+        raise EngineStopped("the server stopped before this request began; try again")
+    return whole
 
 
 async def watch(stream: Pieces[T], receive: Receive, silence: float | None = None) -> AsyncGenerator[T | None, None]:

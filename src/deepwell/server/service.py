@@ -87,7 +87,8 @@ class Service:
         return Metrics(self.engine.stats, self.model)
 
     @cached_property
-    def _bodies(self) -> Bodies:
+    def bodies(self) -> Bodies:
+        """Reads what clients send."""
         return Bodies(self.limits.max_body_bytes)
 
     @cached_property
@@ -132,7 +133,7 @@ class Service:
         comes must not keep others out. Raises QueueFull, EngineStopped, ClientDisconnect, and what `Bodies.read` does.
         """
         self.engine.check_room()
-        asked = await self._bodies.read(request, kind)
+        asked = await self.bodies.read(request, kind)
         record_of(request.scope).model = getattr(asked, "model", None)
         with self.engine.place() as place:
             yield asked, place

@@ -12,10 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deepwell.engine.engine import Stream
-from deepwell.engine.types import Delta, join
-from deepwell.errors import EngineStopped
-from deepwell.server.answers import FAILED, EventStream, Writer, watch
-from deepwell.server.errors import JsonResponse
+from deepwell.engine.types import Delta
+from deepwell.server.answers import FAILED, EventStream, Writer, in_one_piece, joined, note, watch
 from deepwell.server.metrics import RequestTimer
 
 
@@ -65,10 +63,21 @@ async def respond_together(
     silence: float,
 ) -> Response:
     """As `answers.respond`, for several streams. One that fails fails them all."""
+    for stream, timer in zip(streams, timers, strict=True):
+        note(request, stream, timer)
     together = Together(streams)
     if streamed:
         return EventStream(_events(request, together, writer, timers, silence), together, writer.media_type)
-    parts: list[list[Delta]] = [[] for _ in streams]
+
+    async def wholes() -> msgspec.Struct:
+        return writer.wholes(await _wholes(request, together, timers))
+
+    return await in_one_piece(wholes(), together, writer, silence)
+
+
+async def _wholes(request: Request, together: Together, timers: Sequence[RequestTimer]) -> list[Delta]:
+    """Each answer's deltas as one. Raises ClientDisconnect if the client leaves first, and what `joined` does."""
+    parts: list[list[Delta]] = [[] for _ in timers]
     with ExitStack() as stack:
         for timer in timers:
             stack.enter_context(closing(timer))
@@ -78,12 +87,7 @@ async def respond_together(
                     number, delta = piece
                     timers[number].delta(delta)
                     parts[number].append(delta)
-    wholes = [join(part) for part in parts]
-    if failed := next((whole for whole in wholes if whole.finish_reason == "error"), None):
-        return JsonResponse(writer.failure(failed.error or FAILED), status_code=500)
-    if any(whole.finish_reason == "abort" and not whole.token_ids for whole in wholes):
-        raise EngineStopped("the server stopped before these requests began; try again")
-    return JsonResponse(writer.wholes(wholes))
+    return [joined(part) for part in parts]
 
 
 async def _events(

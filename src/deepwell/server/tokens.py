@@ -14,7 +14,6 @@ from starlette.responses import Response
 
 from deepwell.chat import opening, render_chat
 from deepwell.errors import ContextExceeded, RequestError
-from deepwell.server.body import read_body
 from deepwell.server.conversations import conversation_of, texts_of
 from deepwell.server.errors import JsonResponse
 from deepwell.server.protocol import ChatMessage, ChatRequest, OfferedTool, TemplateOptions, TokenId
@@ -74,7 +73,7 @@ class Detokenized(msgspec.Struct, frozen=True):
 async def tokenize(request: Request) -> Response:
     """The token ids of a text, or of the prompt that a conversation makes."""
     service: Service = request.app.state.service
-    asked = await read_body(request, TokenizeRequest, service.limits.max_body_bytes)
+    asked = await service.bodies.read(request, TokenizeRequest)
     service.named(asked.model)
     ids = await _ids(request, asked, service)
     spelled = [service.tokenizer.token_bytes(id) for id in ids]
@@ -93,7 +92,7 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """The text of token ids."""
     service: Service = request.app.state.service
-    asked = await read_body(request, DetokenizeRequest, service.limits.max_body_bytes)
+    asked = await service.bodies.read(request, DetokenizeRequest)
     service.named(asked.model)
     if len(asked.tokens) > service.context:
         raise ContextExceeded(service.context, len(asked.tokens), 0, "tokens")
