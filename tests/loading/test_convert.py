@@ -34,7 +34,7 @@ from deepwell.weights.gguf.splits import SPLITS, behaviour
 from deepwell.weights.gguf.vocabulary import split_name, tokenizer_metadata
 from deepwell.weights.source import Source, open_source
 from deepwell.weights.tokenizer import Tokenizer
-from fakes import write_tiny_tokenizer
+from fakes import BOS, SPECIALS, write_tiny_tokenizer
 
 YARN = {"type": "yarn", "factor": 4.0}
 TEXT = "The quick <｜User｜> brown 12345 dog's\n\n  def f(): # Größe 深度 🐳"
@@ -165,6 +165,30 @@ def test_the_end_that_the_tokenizer_names_comes_first(tmp_path: Path) -> None:
     assert [keys[f"tokenizer.ggml.{key}_token_id"] for key in ("bos", "eos", "eot", "eom")] == [0, 1, 19, 4]
     back = convert(convert(folder, tmp_path / "x.gguf"), tmp_path / "back")
     assert sorted(Tokenizer.load(back).eos) == sorted(Tokenizer.load(folder).eos) == [1, 4, 19]
+
+
+def test_ends_known_by_their_names_are_written_into_folders_alone(tmp_path: Path) -> None:
+    """Other engines take a folder's ends from generation_config.json, and know those of a GGUF file by their names."""
+    folder = saved("qwen2", tmp_path / "model")
+    write_tiny_tokenizer(folder, specials=[*SPECIALS, "<|im_end|>", "<|endoftext|>"])
+    turn, text = (Tokenizer.load(folder).special(end) for end in ("<|im_end|>", "<|endoftext|>"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [turn, text]}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": BOS, "eos_token": "<|im_end|>"}))
+    keys = tokenizer_metadata(folder, 320)
+    assert [keys.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")] == [turn, None, None]
+    back = convert(convert(folder, tmp_path / "x.gguf"), tmp_path / "back")
+    ends = json.loads((back / "generation_config.json").read_text())["eos_token_id"]
+    assert ends[0] == turn
+    assert {turn, text} <= set(ends) == set(Tokenizer.load(folder).ends)
+
+
+def test_more_ends_than_gguf_has_keys_for(tmp_path: Path) -> None:
+    folder = saved("qwen2", tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 4, 19, 20]}))
+    with pytest.raises(
+        CheckpointError, match="names 4 tokens as ends; GGUF has keys for 3: take some out of eos_token_id"
+    ):
+        tokenizer_metadata(folder, 320)
 
 
 def test_the_gguf_package_reads_the_file(tmp_path: Path) -> None:

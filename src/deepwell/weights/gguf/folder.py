@@ -17,7 +17,7 @@ def folder_files(source: GgufCheckpoint, dtype: str) -> dict[str, bytes]:
     """Contents by file name. `dtype` is what most matrices will be stored as: float32, float16 or bfloat16."""
     tokenizer = source.tokenizer()
     eos = tokenizer.eos[0] if tokenizer.eos else None
-    ends = list(tokenizer.eos) if len(tokenizer.eos) > 1 else eos
+    ends = list(tokenizer.ends) if len(tokenizer.ends) > 1 else eos
     generation = {"bos_token_id": tokenizer.bos, "eos_token_id": ends, **source.advice.given}
     made: dict[str, Any] = {
         "config.json": config_json(source.config, bos=tokenizer.bos, eos=eos, dtype=dtype),

@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import normalizers, pre_tokenizers
 
 from deepwell.errors import CheckpointError
+from deepwell.weights.added_tokens import named_ends
 from deepwell.weights.gguf.keys import Kind, TokenizerKey
 from deepwell.weights.gguf.splits import SPLITS, as_text, behaviour, splitter
 from deepwell.weights.json_files import read_object
@@ -70,14 +71,25 @@ def tokenizer_metadata(folder: Path, vocab: int) -> dict[str, Any]:
     if tokenizer.bos is not None:
         keys[TokenizerKey.BOS] = tokenizer.bos
     eos, padding = (_spelled(named.get(key), tokenizer) for key in ("eos_token", "pad_token"))
-    # the one that the tokenizer names comes first, those of generation_config.json are other ways to end
-    ends = sorted(tokenizer.eos, key=lambda id: id != eos)
-    keys |= dict(zip(TokenizerKey.ENDS, ends, strict=False))
+    keys |= dict(zip(TokenizerKey.ENDS, _ends(tokenizer, eos, folder), strict=False))
     if padding is not None:
         keys[TokenizerKey.PADDING] = padding
     if tokenizer.template is not None:
         keys[TokenizerKey.TEMPLATE] = tokenizer.template
     return keys
+
+
+def _ends(tokenizer: Tokenizer, eos: int | None, folder: Path) -> list[int]:
+    """The end that the tokenizer names, then others of the model's files that are not known by their names."""
+    known = named_ends({text: id for text in tokenizer.specials if (id := tokenizer.special(text)) is not None})
+    first = eos if eos in tokenizer.eos else next(iter(tokenizer.eos), None)
+    ends = [id for id in sorted(tokenizer.eos, key=lambda id: id != first) if id == first or id not in known]
+    if len(ends) > len(TokenizerKey.ENDS):
+        raise CheckpointError(
+            f"{folder}: names {len(ends)} tokens as ends; GGUF has keys for {len(TokenizerKey.ENDS)}: take some out of "
+            "eos_token_id in generation_config.json"
+        )
+    return ends
 
 
 def split_name(path: Path, tokenizer: Tokenizer) -> str:
