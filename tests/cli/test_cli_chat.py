@@ -105,7 +105,7 @@ def test_a_pipe_is_one_question(model_folder: Path, model: LoadedModel) -> None:
     text = "Hi\n/help\n\nand more\n"
     done = deepwell("chat", str(model_folder), "--max-tokens", "8", input=text)
     assert done.returncode == 0
-    assert done.stdout == answer(model, Message.of("user", text)) + "\n"
+    assert done.stdout == answer(model, Message.of("user", text.rstrip())) + "\n"
     assert done.stderr.endswith("[cut at 8 tokens: --max-tokens]\n")
 
 

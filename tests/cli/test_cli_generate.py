@@ -117,6 +117,12 @@ def test_texts_are_no_models(text: str) -> None:
     assert not names_model(text)
 
 
+def test_no_text_at_all_is_a_sentence() -> None:
+    done = deepwell("generate", input="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "deepwell: there is no text to continue: give one, or send one through a pipe\n"
+
+
 def test_a_terminal_is_asked_for_the_prompt(model_folder: Path) -> None:
     with Terminal("generate", str(model_folder), "--max-tokens", "4") as terminal:
         terminal.wait_for("type the text to continue")

@@ -39,10 +39,10 @@ one message too. Ctrl-C stops an answer, once more leaves."""
 
 
 def run(options: ChatOptions) -> int:
-    question = _question(options)
     model = load(options)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     conversation = Conversation(model, options)
+    question = _question(options)
     for note in _notes(model, options, conversation):
         print(f"deepwell: {note}", file=sys.stderr, flush=True)
     with kept_packed(model, options):
@@ -61,7 +61,7 @@ def _question(options: ChatOptions) -> str | None:
     """The one question of a call that is no conversation, None for a conversation. Raises RequestError if empty."""
     question = options.question
     if question == "-" or (question is None and not sys.stdin.isatty()):
-        question = piped()
+        question = piped().rstrip()  # echo ends it with a line break, which small models take for part of it
     if question is not None and not question.strip():
         raise RequestError("the question is empty")
     return question

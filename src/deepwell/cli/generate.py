@@ -68,7 +68,9 @@ def _model_alone(options: GenerateOptions) -> GenerateOptions:
 def _standard_input() -> str:
     if sys.stdin.isatty():
         print("deepwell: type the text to continue; Ctrl-D on a line of its own ends it", file=sys.stderr, flush=True)
-    return piped()
+    if not (prompt := piped()):
+        raise RequestError("there is no text to continue: give one, or send one through a pipe")
+    return prompt
 
 
 def _request(model: LoadedModel, prompt: str, options: GenerateOptions) -> Request:

@@ -93,6 +93,8 @@ def welcome(address: str, service: Service, model: LoadedModel) -> str:
     for everywhere, local in _EVERYWHERE.items():
         address = address.replace(everywhere, local)
     where, asked = _example(service.chats)
+    if not model.advice.given:
+        asked["temperature"] = 0  # the API's own default lets small models ramble
     body = shlex.quote(json.dumps({"model": service.model, **asked}))
     curl = f"curl {address}/v1/{where} -H 'Content-Type: application/json' -d {body}"
     return "\n".join(
@@ -112,4 +114,4 @@ def _example(chats: bool) -> tuple[str, dict[str, object]]:
     """An endpoint and a body that suit the model: a question for those that chat, else a text to go on with."""
     if chats:
         return "chat/completions", {"messages": [{"role": "user", "content": EXAMPLE_QUESTION}]}
-    return "completions", {"prompt": EXAMPLE_PROMPT, "max_tokens": 48, "temperature": 0}
+    return "completions", {"prompt": EXAMPLE_PROMPT, "max_tokens": 48}

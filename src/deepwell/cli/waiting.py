@@ -10,7 +10,7 @@ from types import TracebackType
 
 from deepwell.cli.terminal import visible
 
-SILENT_SECONDS = 1.5
+SILENT_SECONDS = 2.0
 """Shorter waits are not worth a word."""
 LINE_SECONDS = 10.0
 """Between two lines where there is no terminal."""
