@@ -144,7 +144,7 @@ SCRIPTS: dict[str, Callable[[], list[Piece]]] = {
     "queue": lambda: [": keep-alive\n\n", 1.0, ": keep-alive\n\n", *words("At last.")],
     "cut": lambda: [*words("Half an ans"), 0.1, {"cut": True}],
     "long": lambda: words("\n\n".join(f"Paragraph {n} of a long answer." for n in range(60))),
-    "flood": lambda: [piece for n in range(150) for piece in ({"content": f"Line {n} of a flood.\n\n"}, 0.03)],
+    "flood": lambda: [piece for n in range(500) for piece in ({"content": f"Line {n} of a flood.\n\n"}, 0.03)],
     "maths": lambda: words(MATHS),
     "table": lambda: words(TABLE),
     "muse": lambda: [{"reasoning_content": "So **bold** and $x^2$."}, *words("Done.")],

@@ -14,6 +14,7 @@ CHAT = re.compile(r"/#/chat/[0-9a-f]+$")
 def test_a_reload_shows_the_same_chat(page: Page) -> None:
     ask(page, "here I am")
     expect(page).to_have_url(CHAT)
+    expect(page).to_have_title("here I am · Deepwell")
     page.reload()
     expect(page.locator(".bubble")).to_have_text("here I am")
 
@@ -95,3 +96,12 @@ def test_the_page_works_below_a_path(page: Page, fake: Fake) -> None:
     page.get_by_role("button", name="Fill a loop").click()
     expect(page.locator("#middle")).to_contain_text("middle()")
     assert {url for url in asked if not url.startswith(f"{fake.url}/deep/er/")} == set()
+
+
+def test_each_tab_keeps_its_own_text_to_complete(page: Page, second: Page) -> None:
+    for tab, text in ((page, "def one():"), (second, "def two():")):
+        tab.goto("/#/complete")
+        tab.get_by_label("Before the gap").fill(text)
+    for tab, text in ((page, "def one():"), (second, "def two():")):
+        tab.reload()
+        expect(tab.get_by_label("Before the gap")).to_have_value(text)

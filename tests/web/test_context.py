@@ -41,6 +41,8 @@ def test_a_gauge_shows_the_context_and_hints_before_it_is_full(page: Page) -> No
     ask(page, "nearly")
     expect(gauge).to_contain_text("912 of 1,000 tokens")
     expect(gauge.get_by_text("Nearly full")).to_be_visible()
+    ask(page, "to the brim")
+    expect(gauge).to_contain_text("Full: start a new chat")
     gauge.get_by_role("button", name="start a new chat").click()
     expect(page.locator(".empty-state")).to_be_visible()
     expect(gauge).to_be_hidden()

@@ -127,7 +127,7 @@ def test_the_embedded_toy_says_what_it_is_and_how_to_get_a_real_model(page: Page
     fake.models = [{"id": "deepwell", "capabilities": ["completion", "fim"]}]
     page.reload()
     line = page.locator("#complete .nature")
-    expect(line).to_contain_text("Deepwell's embedded toy")
+    expect(line).to_contain_text("the embedded model, a toy")
     expect(line).to_contain_text("deepwell serve ")
 
 

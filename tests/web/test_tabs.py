@@ -136,6 +136,6 @@ def test_a_newer_page_waits_for_an_older_one_and_says_so(second: Page) -> None:
     older.evaluate(OLD)
     older.evaluate("() => new Promise(done => indexedDB.open('deepwell', 1).onsuccess = done)")
     second.goto("/")
-    expect(second.locator(".toast")).to_contain_text("an older version of this page")
+    expect(second.locator("#banners")).to_contain_text("an older version of this page")
     older.goto("about:blank")
     expect(second.locator("#conversations .title")).to_have_text("from the old days")

@@ -16,6 +16,7 @@ export class App {
     connectionChanged: () => void,
   ) {
     this.connection = new Connection(() => this.settings.apiKey, connectionChanged);
+    this.drafts.prune(history.conversations);
   }
 
   /** The chosen model if the server still offers it, otherwise its first. */
@@ -35,13 +36,13 @@ export class App {
   }
 }
 
-type Store = Pick<Storage, "getItem" | "setItem" | "removeItem">;
+type Store = Pick<Storage, "getItem" | "setItem" | "removeItem" | "key" | "length">;
 
 export function localStorageOrNothing(): Store {
   return orNothing(() => localStorage);
 }
 
-function sessionStorageOrNothing(): Store {
+export function sessionStorageOrNothing(): Store {
   return orNothing(() => sessionStorage);
 }
 
@@ -50,6 +51,6 @@ function orNothing(storage: () => Store): Store {
   try {
     return storage();
   } catch {
-    return { getItem: () => null, setItem: () => undefined, removeItem: () => undefined };
+    return { getItem: () => null, setItem: () => undefined, removeItem: () => undefined, key: () => null, length: 0 };
   }
 }

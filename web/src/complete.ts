@@ -1,7 +1,7 @@
 /** The Complete mode: a text before the gap, a text after it, and what the model puts between. */
 
 import type { App } from "./app";
-import { localStorageOrNothing } from "./app";
+import { localStorageOrNothing, sessionStorageOrNothing } from "./app";
 import { announce, copyButton, h, icon, iconButton } from "./dom";
 import { nature } from "./empty-state";
 import { COMPLETE_EXAMPLES } from "./examples";
@@ -115,8 +115,9 @@ export class Complete {
   private finish(outcome: Outcome): void {
     this.show(outcome);
     this.middle.hidden = !outcome.text;
-    const retry = { label: "Try again", run: () => void this.complete() };
-    if (outcome.error) this.below.append(notice("error", sentence(outcome.error), retry));
+    // What did not fit does not fit a second time.
+    const remedy = outcome.end === "full" ? { label: "Shorten the text", run: () => this.prefix.focus() } : { label: "Try again", run: () => void this.complete() };
+    if (outcome.error) this.below.append(notice("error", sentence(outcome.error), remedy));
     else if (!outcome.text) this.below.append(notice("info", "The model added nothing here."));
     if (outcome.error && outcome.error.kind !== "refused") void this.app.connection.check();
     this.showButtons();
@@ -161,7 +162,9 @@ export class Complete {
 
   private restore(): void {
     try {
-      const draft = JSON.parse(localStorageOrNothing().getItem(STORE) ?? "{}") as { prefix?: string; suffix?: string };
+      // A tab's own draft; a new tab begins with the last one of any.
+      const kept = sessionStorageOrNothing().getItem(STORE) ?? localStorageOrNothing().getItem(STORE);
+      const draft = JSON.parse(kept ?? "{}") as { prefix?: string; suffix?: string };
       this.prefix.value = draft.prefix ?? "";
       this.suffix.value = draft.suffix ?? "";
     } catch {
@@ -172,7 +175,8 @@ export class Complete {
 
   private keep(): void {
     try {
-      localStorageOrNothing().setItem(STORE, JSON.stringify({ prefix: this.prefix.value, suffix: this.suffix.value }));
+      const draft = JSON.stringify({ prefix: this.prefix.value, suffix: this.suffix.value });
+      for (const storage of [sessionStorageOrNothing(), localStorageOrNothing()]) storage.setItem(STORE, draft);
     } catch {
       // A full storage must not stop typing.
     }

@@ -1,5 +1,7 @@
 /** Texts that were typed but not sent, one for each chat. The draft of a new chat is its tab's own. */
 
+type Store = Pick<Storage, "getItem" | "setItem" | "removeItem" | "key" | "length">;
+
 const STORE = "deepwell.draft.";
 const NEW = "new";
 
@@ -8,8 +10,8 @@ export class Drafts {
   private readonly kept = new Map<string, string>();
 
   constructor(
-    private readonly shared: Pick<Storage, "getItem" | "setItem" | "removeItem">,
-    private readonly own: Pick<Storage, "getItem" | "setItem" | "removeItem">,
+    private readonly shared: Store,
+    private readonly own: Store,
   ) {}
 
   /** The draft of a chat; null stands for the new one. */
@@ -29,7 +31,14 @@ export class Drafts {
     }
   }
 
-  private storage(chat: string | null): Pick<Storage, "getItem" | "setItem" | "removeItem"> {
+  /** Forgets the drafts of chats that are gone. */
+  prune(chats: readonly { id: string }[]): void {
+    const known = new Set(chats.map(({ id }) => STORE + id));
+    const keys = Array.from({ length: this.shared.length }, (_, at) => this.shared.key(at) ?? "");
+    for (const key of keys) if (key.startsWith(STORE) && !known.has(key)) this.shared.removeItem(key);
+  }
+
+  private storage(chat: string | null): Store {
     return chat === null ? this.own : this.shared;
   }
 }

@@ -20,8 +20,9 @@ export function emptyState(model: Model | null, start: (text: string) => void): 
 /** A line on a model that is not one to chat with; null for one that is. */
 export function nature(model: Model | null): HTMLElement | null {
   if (model?.id === EMBEDDED && !model.chats) {
-    const words = "This is Deepwell's embedded toy, a few million parameters that continue Python: what it writes makes little sense. For a real model: ";
-    return h("p", { class: "hint nature" }, words, h("code", {}, "deepwell serve ORG/NAME"), "; ", h("code", {}, "deepwell models"), " lists what is known to work.");
+    const words = "This is the embedded model, a toy of a few million parameters: it goes on with Python-like text and does not chat. A real one: ";
+    const [serve, list] = ["deepwell serve ORG/NAME", "deepwell models"].map((command) => h("code", {}, command));
+    return h("p", { class: "hint nature" }, words, serve ?? null, ", a folder or a .gguf file; ", list ?? null, " lists what fits there.");
   }
   if (model?.chats !== false) return null;
   return h("p", { class: "hint nature" }, "This model was trained to continue text, not to chat: give it a beginning, and it goes on.");

@@ -1,7 +1,8 @@
 /** Keeps the end of a growing text in sight until the reader looks elsewhere. */
 
 /** This near to the end, a reader who scrolls down has arrived there. */
-const ARRIVED_PX = 24;
+const ARRIVED_PX = 80;
+const LINE_PX = 16;
 const UPWARD_KEYS = new Set(["ArrowUp", "PageUp", "Home"]);
 
 export class Follower {
@@ -16,11 +17,14 @@ export class Follower {
   ) {
     scroller.addEventListener("scroll", () => this.scrolled());
     // The wish itself counts, however small: the next piece of text would take a small movement back.
-    scroller.addEventListener("wheel", ({ deltaY }) => (deltaY < 0 ? this.leave() : undefined), { passive: true });
+    scroller.addEventListener("wheel", (event) => this.wheel(event), { passive: true });
     let touched = 0;
     scroller.addEventListener("touchstart", ({ touches }) => (touched = touches[0]?.clientY ?? 0), { passive: true });
     scroller.addEventListener("touchmove", ({ touches }) => ((touches[0]?.clientY ?? 0) > touched ? this.leave() : undefined), { passive: true });
-    scroller.addEventListener("keydown", ({ key, shiftKey }) => (UPWARD_KEYS.has(key) || (key === " " && shiftKey) ? this.leave() : undefined));
+    scroller.addEventListener("keydown", ({ key, shiftKey }) => {
+      if (UPWARD_KEYS.has(key) || (key === " " && shiftKey)) this.leave();
+      else if (key === "End") this.set(true);
+    });
   }
 
   /** Goes to the end, and stays there. */
@@ -39,6 +43,14 @@ export class Follower {
   turn(share: number): void {
     if (share < 0) this.leave();
     this.scroller.scrollBy({ top: share * this.scroller.clientHeight });
+  }
+
+  /** Down to the end as it is now counts, though the text may have grown when the movement gets there. */
+  private wheel({ deltaY, deltaMode }: WheelEvent): void {
+    const { scrollHeight, scrollTop, clientHeight } = this.scroller;
+    const pixels = deltaMode === WheelEvent.DOM_DELTA_LINE ? deltaY * LINE_PX : deltaY;
+    if (pixels < 0) this.leave();
+    else if (pixels > 0 && scrollTop + pixels + clientHeight > scrollHeight - ARRIVED_PX) this.set(true);
   }
 
   private leave(): void {

@@ -22,11 +22,12 @@ export class Gauge {
   private readonly place = byId("gauge");
   private readonly meter = h("meter", { min: "0", "aria-label": "Context used" });
   private readonly words = h("span");
+  private readonly state = h("span");
   private readonly hint: HTMLElement;
 
   constructor(newChat: () => void) {
     const button = h("button", { type: "button", class: "link", onclick: newChat }, "start a new chat");
-    this.hint = h("span", { hidden: true }, "Nearly full: long answers will be cut; ", button, " soon.");
+    this.hint = h("span", { hidden: true }, this.state, " ", button, ".");
     this.place.append(this.meter, this.words, this.hint);
   }
 
@@ -42,5 +43,6 @@ export class Gauge {
     this.meter.value = Math.min(used, context);
     this.words.textContent = `${used.toLocaleString("en")} of ${context.toLocaleString("en")} tokens`;
     this.hint.hidden = used < context * NEARLY;
+    this.state.textContent = used < context ? "Nearly full: long answers will be cut; soon" : "Full:";
   }
 }

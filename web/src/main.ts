@@ -95,6 +95,8 @@ class Page {
 
   /** Gives what is on show its address. A bare one is named first, so that "Back" finds what it showed. */
   private keepAddress(how: "push" | "replace"): void {
+    const { title } = this.chat.conversation;
+    document.title = this.mode === "chat" && this.shownChat ? `${title} · Deepwell` : "Deepwell";
     const named = readAddress(location.hash);
     const [before, now] = [writeAddress(named ?? this.bare), writeAddress(this.place)];
     if (before === now) return;
@@ -231,9 +233,11 @@ class Page {
   }
 }
 
+const say = (text: string): void => banner(notice("error", text));
 const history = await History.open(
-  () => toast("Another tab shows an older version of this page: reload or close it, and the conversations appear here."),
-  () => toast("A newer version of this page is open in another tab: reload this one."),
+  () => say("Another tab shows an older version of this page: reload or close it, and the conversations appear here."),
+  () => say("A newer version of this page is open in another tab: reload this one."),
 );
+banner(null);
 new Page(history);
 if (!history.lasting) toast("This browser does not let the page keep conversations: they are lost when it is closed.");

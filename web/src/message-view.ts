@@ -184,7 +184,7 @@ class AssistantView implements MessageView {
   /** What can be done about the way a message ended. */
   private remedies(message: Message): Action[] {
     const { actions } = this;
-    const { end = "", text, reasoning } = message;
+    const { end = "", text, reasoning, calls } = message;
     if (end === "full") {
       return [
         { label: "New chat", run: () => actions.startOver(message) },
@@ -193,7 +193,7 @@ class AssistantView implements MessageView {
       ];
     }
     const again = end === "error" || end === "cut" ? [{ label: "Try again", run: () => actions.regenerate(message) }] : [];
-    const on = RESUMABLE.has(end) && (text || reasoning) ? [{ label: "Continue", run: () => actions.resume(message) }] : [];
+    const on = RESUMABLE.has(end) && (text || reasoning) && !calls ? [{ label: "Continue", run: () => actions.resume(message) }] : [];
     return [...on, ...again];
   }
 }
