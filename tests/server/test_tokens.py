@@ -111,6 +111,15 @@ def test_a_gap_is_filled_in_llama_cpps_words(stream: bool) -> None:
     assert (parts[-1]["tokens_predicted"], parts[-1]["stop_type"]) == (3, "limit")
 
 
+def test_what_a_program_needs_that_lays_out_prompts_itself(client: TestClient) -> None:
+    """As lm-eval's remote tokenizer asks for it."""
+    info = client.get("/tokenizer_info").json()
+    for token, id in (("bos_token", T.bos), ("eos_token", T.eos[0])):
+        asked = {"prompt": info[token], "add_special_tokens": False}
+        assert client.post("/tokenize", json=asked).json()["tokens"] == [id]
+    assert info["model_max_length"] == CONTEXT
+
+
 @pytest.mark.parametrize("id", ["deepseek-chat", "org/model name:q4", MODEL])
 def test_one_model_can_be_asked_for(id: str) -> None:
     with client_of(make_service(aliases=("deepseek-chat", "org/model name:q4"))) as client:

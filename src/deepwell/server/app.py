@@ -26,7 +26,7 @@ from deepwell.server.replies import Capability, ModelCard, ModelList
 from deepwell.server.request_log import ID_HEADER, RecordRequests
 from deepwell.server.service import Service
 from deepwell.server.site import Site
-from deepwell.server.tokens import detokenize, tokenize
+from deepwell.server.tokens import detokenize, tokenize, tokenizer_info
 
 PREFIXES = ("", "/v1", "/beta")
 """DeepSeek's base addresses; all three lead to the same endpoints."""
@@ -54,6 +54,7 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None) 
         *(Route(f"{prefix}/models/{{id:path}}", model) for prefix in PREFIXES),
         *(Route(f"{prefix}/tokenize", tokenize, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/detokenize", detokenize, methods=["POST"]) for prefix in PREFIXES),
+        *(Route(f"{prefix}/tokenizer_info", tokenizer_info) for prefix in PREFIXES),
         *(Route(f"{prefix}/infill", infill, methods=["POST"]) for prefix in PREFIXES),
         Route("/health", health),
         Route("/metrics", metrics),

@@ -11,7 +11,7 @@ from deepwell.server.errors import ErrorBody
 from deepwell.server.infill import Infilled, InfillRequest
 from deepwell.server.protocol import ChatRequest, CompletionRequest
 from deepwell.server.replies import ChatChunk, ChatCompletion, ModelCard, ModelList, TextCompletion
-from deepwell.server.tokens import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
+from deepwell.server.tokens import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest, TokenizerInfo
 
 ERRORS = {
     "400": "The request is malformed or a field has a value that is not allowed; the message names it.",
@@ -25,7 +25,17 @@ ERRORS = {
 def openapi() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
     asked = (ChatRequest, CompletionRequest, InfillRequest, TokenizeRequest, DetokenizeRequest)
-    answers = (ChatCompletion, ChatChunk, TextCompletion, Infilled, Tokenized, Detokenized, ModelList, ErrorBody)
+    answers = (
+        ChatCompletion,
+        ChatChunk,
+        TextCompletion,
+        Infilled,
+        Tokenized,
+        Detokenized,
+        TokenizerInfo,
+        ModelList,
+        ErrorBody,
+    )
     types = (*asked, *answers)
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     return {
@@ -39,6 +49,7 @@ def openapi() -> dict[str, Any]:
             "/infill": _post("Fill a gap, in llama.cpp's words.", InfillRequest, Infilled, Infilled),
             "/tokenize": _post("The token ids of a text or a conversation.", TokenizeRequest, Tokenized),
             "/detokenize": _post("The text of token ids.", DetokenizeRequest, Detokenized),
+            "/tokenizer_info": _get("The tokens that open and end a text, and the template.", _json(TokenizerInfo)),
             "/v1/models": _get("The model names that requests may use.", _json(ModelList)),
             "/v1/models/{id}": _get("One of them.", _json(ModelCard)),
             "/health": _get("Whether the server takes requests.", {"application/json": {}}),

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: the token ids of a text or a conversation, and the text of token ids.
+"""/tokenize, /detokenize and /tokenizer_info: the token ids of a text or a conversation, and the text of token ids.
 
 Bodies and answers are vLLM's, and llama.cpp's, which calls a prompt `content`.
 """
@@ -70,6 +70,17 @@ class Detokenized(msgspec.Struct, frozen=True):
     content: str
 
 
+class TokenizerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer of GET /tokenizer_info: what programs need that lay out prompts themselves, as vLLM has it."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+    model_max_length: int
+
+
 async def tokenize(request: Request) -> Response:
     """The token ids of a text, or of the prompt that a conversation makes."""
     service: Service = request.app.state.service
@@ -101,6 +112,23 @@ async def detokenize(request: Request) -> Response:
         raise RequestError(f"tokens has token id {highest}; ids go from 0 to {vocabulary - 1}", "tokens")
     text = service.tokenizer.decode(asked.tokens)
     return JsonResponse(Detokenized(prompt=text, content=text))
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """The tokens that open and end a text, and the template of conversations."""
+    service: Service = request.app.state.service
+    tokenizer = service.tokenizer
+    named = tokenizer.named
+    return JsonResponse(
+        TokenizerInfo(
+            bos_token=None if tokenizer.bos is None else tokenizer.decode([tokenizer.bos]),
+            eos_token=named.get("eos_token") or tokenizer.decode(tokenizer.eos[:1]) or None,
+            pad_token=named.get("pad_token"),
+            unk_token=named.get("unk_token"),
+            chat_template=tokenizer.template,
+            model_max_length=service.context,
+        )
+    )
 
 
 async def _ids(request: Request, asked: TokenizeRequest, service: Service) -> tuple[int, ...]:
