@@ -24,6 +24,7 @@ from deepwell.cli import questions
 from deepwell.cli.answering import sampling_of
 from deepwell.cli.chat import Conversation, _obey
 from deepwell.cli.questions import messages
+from deepwell.cli.terminal import visible
 from deepwell.engine import EngineConfig, EngineCore, Request, SamplingParams
 from deepwell.engine.types import Delta
 from deepwell.errors import RequestError
@@ -213,7 +214,7 @@ def test_ctrl_c_and_ctrl_d_at_the_prompt(terminal: Terminal) -> None:
 
 
 def test_commands(terminal: Terminal, model: LoadedModel) -> None:
-    said = answer(model, Message.of("user", "Hi")).split()[0]
+    said = visible(answer(model, Message.of("user", "Hi"))).split()[0]
     for typed, shown in (
         ("Hi", said),
         ("/nonsense", "/nonsense is not a command; /help lists them"),
