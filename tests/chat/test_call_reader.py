@@ -137,11 +137,10 @@ def test_what_follows_the_arguments_is_content(call: list[str], content: str, to
         [CALL, "two words", SEP, END_CALL],
         [CALL, "w", '{"a": 1}', END_CALL],
         [CALL, "function", SEP, END_CALL],
-        [CALL, "function", SEP, "wea"],
         [CALL, END_CALL],
         [CALL, "w", END_CALL],
-        [CALL, "w"],
-        [CALL],
+        [CALL, "w", SEP, "[1]"],
+        [CALL, "two words"],
     ],
 )
 @pytest.mark.parametrize("tokenizer", [T, NONE])
@@ -151,6 +150,12 @@ def test_the_texts_of_what_is_no_call_are_content(call: list[str], tokenizer: ob
     assert reads("So: ", *call, tokenizer=tokenizer) == ("", "So: " + said, [])
     if call[-1] == END_CALL:
         assert reads(*NEW, *call, *NEW, tokenizer=tokenizer) == ("", said, [("w", '{"a": 1}')] * 2)
+
+
+@pytest.mark.parametrize("cut", [[CALL], [CALL, "we"], [CALL, "function", SEP], [CALL, "function", SEP, "we"]])
+@pytest.mark.parametrize("tokenizer", [T, NONE])
+def test_half_a_name_does_not_show(cut: list[str], tokenizer: object) -> None:
+    assert reads("So: ", *cut, tokenizer=tokenizer) == ("", "So: ", [])
 
 
 def test_long_arguments_are_given_as_they_come() -> None:

@@ -34,6 +34,7 @@ TWO_CALLS = (
     "</tool_call>",
     EOS,
 )
+THINK, DO_NOT = ({"thinking": {"type": kind}} for kind in ("enabled", "disabled"))
 CALLED = [("weather", '{ "city":"Köln" }'), ("clock", "{}")]
 
 
@@ -95,10 +96,10 @@ def test_a_tool_loop_in_qwens_words(kind: str, streamed: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("wish", [{}, {"thinking": {"type": "enabled"}}, {"thinking": {"type": "disabled"}}])
+@pytest.mark.parametrize("wish", [{}, THINK, DO_NOT, {"chat_template_kwargs": {"enable_thinking": False}}])
 def test_a_thought_and_a_call_of_a_thinking_template(kind: str, wish: dict[str, Any]) -> None:
     tokenizer = KINDS[kind](QWEN3)
-    thought = () if wish == {"thinking": {"type": "disabled"}} else ("<think>", "\nHm.\n", "</think>", "\n\n")
+    thought = () if wish not in ({}, THINK) else ("<think>", "\nHm.\n", "</think>", "\n\n")
     answer = ids(tokenizer, *thought, *TWO_CALLS[1:4], EOS)
     service, script = scripted(answer, format="jinja", tokenizer=tokenizer)
     with client_of(service) as client:

@@ -59,6 +59,7 @@ def jinja_format(tokenizer: Tokenizer) -> Format:
         thinks=stranger.thinks,
         tools=stranger.shape is not None,
         developers=True,
+        efforts="reasoning_effort" in source,
     )
 
 

@@ -99,12 +99,13 @@ class _Call:
         """The call is over, ended `by` a token or the end of the answer."""
         if self._content or self._arguments is not None:
             return
-        name = _named(self._head, self._body, cut=not by)
-        if name is None:
-            yield from [Content(self._written)] if self._written else []
-            return
-        yield CallBegin(name)
-        yield from [CallArguments("{}")] if by else []
+        words = _words(self._head, self._body)
+        known = len(words) == 1 and bool(self._body is not None and _NAME.match(words[0]))
+        if known and (by or _is_whole(self._head, self._body)):
+            yield CallBegin(words[0])
+            yield from [CallArguments("{}")] if by else []
+        elif self._written and (by or len(words) > 1):  # what else is cut off is half a name
+            yield Content(self._written)
 
     def _decide(self, more: str) -> Iterator[Piece]:
         """See whether this can be a call; the answer depends on its first characters alone."""
@@ -144,10 +145,12 @@ def _begun(head: str, body: str) -> tuple[str, str] | None:
     return (name, arguments) if arguments.startswith("{") and _NAME.match(name) else None
 
 
-def _named(head: str, body: str | None, cut: bool) -> str | None:
-    """The name of a call that has nothing else; of one that was `cut`, if the name is seen to be complete."""
-    words = [head.strip(), *_FENCE.sub("", body or "").split()]
-    if words[0] == "function" and not (cut and "\n" not in (body or "")):
-        words = words[1:]
-    known = body is not None and len(words) == 1 and words[0] != "function" and _NAME.match(words[0])
-    return words[0] if known else None
+def _words(head: str, body: str | None) -> list[str]:
+    """What a call says whose arguments did not begin: nothing but its name, if it is one."""
+    words = [*head.split(), *_FENCE.sub("", body or "").split()]
+    return words[1:] if words[:1] == ["function"] else words
+
+
+def _is_whole(head: str, body: str | None) -> bool:
+    """Whether a name that the end of the answer follows is complete."""
+    return head.strip() != "function" or "\n" in (body or "")
