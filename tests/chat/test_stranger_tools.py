@@ -193,3 +193,13 @@ def test_a_template_of_another_shape_takes_no_tools() -> None:
     assert not find_format("jinja", other).tools
     with pytest.raises(RequestError, match="has no tools; leave tools out"):
         rendered(Conversation(messages=(user("x"),), tools=TOOLS), other, "jinja")
+
+
+def test_a_model_may_bring_a_template_of_its_own_for_tools() -> None:
+    """Hermes and others do; it is used where tools are offered, as transformers does."""
+    tokenizer = stranger_tokenizer(QWEN3)
+    named = type(tokenizer)(tokenizer)
+    named.template, named.tool_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}", tokenizer.template
+    assert named.decode(rendered(Conversation(messages=(user("x"),)), named, "jinja")) == "[x]"
+    asked = Conversation(messages=(user("x"),), tools=TOOLS)
+    assert rendered(asked, named, "jinja") == rendered(asked, tokenizer, "jinja")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -149,11 +150,16 @@ def test_config_and_layout_come_back(config: ModelConfig, tmp_path_factory: pyte
 def test_a_tokenizer_comes_back(vocab: int, specials: int, text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
     write_tiny_tokenizer(folder, vocab, SPECIALS[:specials])
+    named = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    templates = [{"name": "default", "template": "{{ a }}"}, {"name": "tool_use", "template": "{{ tools }}"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(named | {"chat_template": templates}), "utf-8")
     wanted, file = Tokenizer.load(folder), folder / "tokenizer.gguf"
     metadata = tokenizer_metadata(folder, wanted.vocab_size + 3)
     write_gguf(file, {"general.architecture": "llama"} | metadata, [], silent, lambda: None)
     got = tokenizer_from(GgufFile(file))
     assert (got.bos, got.eos, got.template) == (wanted.bos, wanted.eos, wanted.template)
+    assert (got.template, got.tool_template, wanted.tool_template) == ("{{ a }}", "{{ tools }}", "{{ tools }}")
+    assert Tokenizer.restore(wanted.state()).tool_template == "{{ tools }}"
     assert got.encode(text) == wanted.encode(text)
     assert list(map(got.token_bytes, range(wanted.vocab_size))) == list(
         map(wanted.token_bytes, range(wanted.vocab_size))

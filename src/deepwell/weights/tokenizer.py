@@ -40,6 +40,7 @@ class TokenizerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tags: dict[str, int] = {}
     named: dict[str, str] = {}
     opens: bool = True
+    tool_template: str | None = None
 
 
 class Tokenizer:
@@ -48,9 +49,10 @@ class Tokenizer:
     `vocab_size` is one more than the largest token id. `bos` is the token that opens a sequence, None if the model
     has none; `opens` says whether the tokenizer puts it in front of texts. `eos` are the tokens that the model's files
     name as ends of an answer. Ids that the vocabulary leaves out have no bytes. `template` is the Jinja text that came
-    with the model for conversations, untrusted; None if there is none or a blank one. `named` are the spellings of
-    `NAMED` tokens, as the model's files have them. `notes` are sentences about what had to be assumed and what the
-    vocabulary cannot say, for whoever loads the model.
+    with the model for conversations, untrusted; None if there is none or a blank one. `tool_template` is the one for
+    conversations with tools, where that is another. `named` are the spellings of `NAMED` tokens, as the model's files
+    have them. `notes` are sentences about what had to be assumed and what the vocabulary cannot say, for whoever loads
+    the model.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Tokenizer:
         tags: Mapping[str, int] | None = None,
         named: Mapping[str, str] | None = None,
         opens: bool = True,
+        tool_template: str | None = None,
     ) -> None:
         """`plain` encodes text alone; `special` and `tags` are the added tokens; `spelled` are ids kept as written.
 
@@ -87,6 +90,7 @@ class Tokenizer:
         self.bos = bos
         self.eos = tuple(eos)
         self.template = template if template and template.strip() else None
+        self.tool_template = tool_template if tool_template and tool_template.strip() else None
         self.notes = tuple(notes)
         self._opens = opens
 
@@ -108,17 +112,19 @@ class Tokenizer:
         bos, eos = _boundaries(folder, named, added)
         opens = bos is not None and _opens(folder, document, bos)
         notes = losses(unencodable(plain.get_vocab(), pieces=plain.model.byte_fallback))
+        template, tool_template = _templates(folder)
         return cls(
             plain,
             special,
             {id: text for text, id in added.items()},
             bos=bos,
             eos=eos,
-            template=_template(folder),
+            template=template,
             tags=tags,
             named={name: text for name in NAMED if (text := _spelling(named.get(name)))},
             notes=notes,
             opens=opens,
+            tool_template=tool_template,
         )
 
     @classmethod
@@ -145,6 +151,7 @@ class Tokenizer:
             tags=state.tags,
             named=state.named,
             opens=state.opens,
+            tool_template=state.tool_template,
         )
 
     def state(self) -> TokenizerState:
@@ -161,6 +168,7 @@ class Tokenizer:
             self._tags,
             self.named,
             self._opens,
+            self.tool_template,
         )
 
     @property
@@ -403,13 +411,14 @@ def _puts_in_front(processor: Any, bos: int) -> bool:
         return isinstance(cls := processor.get("cls"), list) and bos in cls  # as BERT's are written
 
 
-def _template(folder: Path) -> str | None:
-    """The template of chat_template.jinja, or else of tokenizer_config.json; of several, the one called default."""
+def _templates(folder: Path) -> tuple[str | None, str | None]:
+    """The template of chat_template.jinja, or else of tokenizer_config.json; of several, the one called default, and
+    the one for tools."""
     path = folder / "chat_template.jinja"
     try:
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             raise CheckpointError(f"{path}: more than the {MAX_TEMPLATE_BYTES} bytes allowed")
-        return path.read_text("utf-8")
+        return path.read_text("utf-8"), None
     except FileNotFoundError:
         pass
     except (OSError, UnicodeDecodeError) as error:
@@ -417,8 +426,12 @@ def _template(folder: Path) -> str | None:
     found = (_read_json(folder / "tokenizer_config.json", MAX_CONFIG_BYTES) or {}).get("chat_template")
     if isinstance(found, list):
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+        return _text(named.get("default")), _text(named.get("tool_use"))
+    return _text(found), None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _spelling(value: Any) -> str | None:

@@ -7,7 +7,8 @@ whole is its own; the marks leave before anything is encoded.
 So a template does not see a think token that a client left in an earlier answer. Where it knows of thoughts, such an
 answer is given to it in two parts, as `reasoning_content` and `content`.
 
-Tools are for the template to list, where it knows of them and teaches one of the shapes of calls that we read.
+Tools are for the template to list, where it knows of them and teaches one of the shapes of calls that we read; some
+models bring a template of their own for conversations with tools.
 """
 
 from __future__ import annotations
@@ -36,21 +37,9 @@ _DEPTH = 64
 @lru_cache(maxsize=8)
 def jinja_format(tokenizer: Tokenizer) -> Format:
     """The format that runs the template of `tokenizer`. CheckpointError if there is none or it cannot be used."""
-    import jinja2
-
-    from deepwell.chat.formats.sandbox import ChatTemplate, Limit
-
-    source = tokenizer.template
-    if source is None:
+    if tokenizer.template is None:
         raise CheckpointError("this model brings no chat template; choose a prompt format by name")
-    try:
-        template = ChatTemplate(source)
-    except jinja2.TemplateError as error:
-        line = getattr(error, "lineno", None)
-        raise CheckpointError(f"chat template{f', line {line}' if line else ''}: {error}; {_CHOOSE}") from None
-    except Limit as error:
-        raise CheckpointError(f"chat template: {error}; {_CHOOSE}") from None
-    stranger = _Stranger(template, source, tokenizer)
+    stranger = _Stranger(tokenizer.template, tokenizer.tool_template, tokenizer)
     return Format(
         name="jinja",
         marks=(),
@@ -59,8 +48,22 @@ def jinja_format(tokenizer: Tokenizer) -> Format:
         thinks=stranger.thinks,
         tools=stranger.shape is not None,
         developers=True,
-        efforts="reasoning_effort" in source,
+        efforts="reasoning_effort" in tokenizer.template,
     )
+
+
+def _compiled(source: str) -> Any:
+    import jinja2
+
+    from deepwell.chat.formats.sandbox import ChatTemplate, Limit
+
+    try:
+        return ChatTemplate(source)
+    except jinja2.TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise CheckpointError(f"chat template{f', line {line}' if line else ''}: {error}; {_CHOOSE}") from None
+    except Limit as error:
+        raise CheckpointError(f"chat template: {error}; {_CHOOSE}") from None
 
 
 _CHOOSE = "choose a prompt format by name (--chat-format)"
@@ -80,15 +83,17 @@ def shape_of(source: str) -> Shape | None:
 
 
 class _Stranger:
-    """A template, and the tokens it may write."""
+    """A template, perhaps another one for conversations with tools, and the tokens they may write."""
 
-    def __init__(self, template: Any, source: str, tokenizer: Tokenizer) -> None:
-        self._template, self._source = template, source
+    def __init__(self, template: str, tool_template: str | None, tokenizer: Tokenizer) -> None:
+        self._template = _compiled(template)
+        self._tool_template = self._template if tool_template is None else _compiled(tool_template)
+        self._source = source = template + (tool_template or "")
         self._tokens = re.compile(any_of(tokenizer.specials))
         self._marks = Marking(tokenizer.specials)
         bos = "" if tokenizer.bos is None else tokenizer.decode([tokenizer.bos])
         self._named = {"bos_token": bos, "eos_token": tokenizer.decode(tokenizer.eos[:1])} | tokenizer.named
-        self.shape = shape_of(source)
+        self.shape = shape_of(tool_template or template)
         self.thinks = "never"
         if "</think>" in source:
             self.thinks = "choice" if "enable_thinking" in source or "thinking" in source else "always"
@@ -207,8 +212,9 @@ class _Stranger:
         from deepwell.chat.formats.sandbox import Budget, Limit, Refusal
 
         steps = _STEPS + _STEPS_PER_MESSAGE * messages + characters
+        template = self._tool_template if values["tools"] else self._template
         try:
-            return str(self._template.render(values, Budget(steps, _CHARACTERS + 4 * characters)))
+            return str(template.render(values, Budget(steps, _CHARACTERS + 4 * characters)))
         except Refusal as error:
             raise RequestError(f"the template of this model refuses these messages: {error}", "messages") from None
         except Limit as error:

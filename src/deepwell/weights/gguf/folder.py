@@ -45,7 +45,7 @@ def _spelling(source: GgufCheckpoint, id: int | None) -> str | None:
 
 def _tokenizer_config(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any]:
     padding = source.metadata.get(TokenizerKey.PADDING)
-    named = {
+    named: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": _spelling(source, tokenizer.bos),
         "eos_token": _spelling(source, tokenizer.eos[0] if tokenizer.eos else None),
@@ -54,6 +54,9 @@ def _tokenizer_config(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str,
         "model_max_length": source.config.context,
         "chat_template": tokenizer.template,
     }
+    if tokenizer.tool_template is not None:
+        both = {"default": tokenizer.template, "tool_use": tokenizer.tool_template}
+        named["chat_template"] = [{"name": name, "template": text} for name, text in both.items() if text is not None]
     # no opening token is said as null, which `Tokenizer.load` understands
     return {key: value for key, value in named.items() if value is not None or key == "bos_token"}
 

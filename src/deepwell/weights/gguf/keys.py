@@ -82,6 +82,7 @@ class TokenizerKey:
     SEPARATOR = "tokenizer.ggml.seperator_token_id"
     PADDING = "tokenizer.ggml.padding_token_id"
     TEMPLATE = "tokenizer.chat_template"
+    TOOL_TEMPLATE = "tokenizer.chat_template.tool_use"
     ENDS = (EOS, EOT, EOM)
     """Tokens that end an answer; the first is the one that the tokenizer names."""
     GAP_ENDS = tuple(f"tokenizer.ggml.fim_{name}_token_id" for name in ("pad", "rep", "sep"))

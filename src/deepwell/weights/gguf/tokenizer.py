@@ -47,7 +47,7 @@ def tokenizer_from(file: GgufFile) -> Tokenizer:
     plain, opens, notes = _of_bytes(vocab, merges, keys) if model == "gpt2" else _of_pieces(vocab, keys)
     for text in added.keys() - apart.keys():
         plain.add_tokens([tokenizers.AddedToken(text, normalized=False)])
-    template = file.metadata.get(TokenizerKey.TEMPLATE)
+    template, tool_template = map(file.metadata.get, (TokenizerKey.TEMPLATE, TokenizerKey.TOOL_TEMPLATE))
     return Tokenizer(
         plain,
         {text: id for text, id in apart.items() if types[id] != Kind.ADDED},
@@ -59,6 +59,7 @@ def tokenizer_from(file: GgufFile) -> Tokenizer:
         notes=notes,
         tags={text: id for text, id in apart.items() if types[id] == Kind.ADDED},
         named=keys.named(spellings),
+        tool_template=tool_template if isinstance(tool_template, str) else None,
     )
 
 

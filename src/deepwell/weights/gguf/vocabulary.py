@@ -76,6 +76,8 @@ def tokenizer_metadata(folder: Path, vocab: int) -> dict[str, Any]:
         keys[TokenizerKey.PADDING] = padding
     if tokenizer.template is not None:
         keys[TokenizerKey.TEMPLATE] = tokenizer.template
+    if tokenizer.tool_template is not None:
+        keys[TokenizerKey.TOOL_TEMPLATE] = tokenizer.tool_template
     return keys
 
 
