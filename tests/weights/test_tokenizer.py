@@ -1,5 +1,6 @@
 """The tokenizer keeps its promises: text round-trips, never turns into special tokens, and bad files say why."""
 
+import copy
 import functools
 import json
 import tempfile
@@ -216,6 +217,41 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"generation_config\.json: is no valid JSON"):
         Tokenizer.load(tmp_path)
+
+
+class PanicException(BaseException):
+    """As the library raises it, under this name."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [
+        (PanicException("index out of bounds"), RequestError),
+        (Exception("no"), RequestError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+@pytest.mark.parametrize("text", ["a", "a" * 2 * LONG_CHARACTERS])
+def test_a_fault_of_the_library_is_a_sentence(fault: BaseException, raised: type[BaseException], text: str) -> None:
+    """A panic is no Exception, and would end the thread that it comes out of."""
+
+    class Broken:
+        def encode(self, *_: object, **__: object) -> None:
+            raise fault
+
+        encode_batch_fast = encode
+
+    tokenizer = copy.copy(tiny_tokenizer())
+    tokenizer._plain = Broken()  # type: ignore[assignment]
+    with pytest.raises(raised):
+        tokenizer.encode(text)
+
+
+@given(anything)
+def test_the_fewest_tokens_of_a_text_are_no_more_than_it_has(text: str) -> None:
+    tokenizer = tiny_tokenizer()
+    assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text))
+    assert tokenizer.fewest_tokens("x" * 1000) > 10
 
 
 @functools.cache

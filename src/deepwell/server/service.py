@@ -148,7 +148,7 @@ class Service:
         characters = sum(map(len, texts))
         if characters + len(texts) * CHARACTERS_PER_TEXT <= IN_LOOP_CHARACTERS:
             return render()
-        least = characters // self._longest_token
+        least = sum(await asyncio.to_thread(lambda: [self.tokenizer.fewest_tokens(text) for text in texts]))
         if least > self.context:
             raise ContextExceeded(self.context, least, 1, param, at_least=True)
 
@@ -164,11 +164,6 @@ class Service:
     def _encoders(self) -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
         """For long texts and for very long ones, a thread each: the processor belongs to the streams that run."""
         return ThreadPoolExecutor(1, "deepwell-encode"), ThreadPoolExecutor(1, "deepwell-encode")
-
-    @cached_property
-    def _longest_token(self) -> int:
-        """Characters in the longest token of the vocabulary, at most."""
-        return max(1, *(len(self.tokenizer.token_bytes(id)) for id in range(self.tokenizer.vocab_size)))
 
     def submit(self, place: Place, id: str, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
         """Fill a place. Raises EngineStopped or RequestError at once."""

@@ -15,7 +15,7 @@ import tokenizers
 
 from deepwell.errors import CheckpointError, shown
 
-MAX_ADDED_CHARACTERS = 1024
+MAX_ADDED_CHARACTERS, MAX_ADDED_IN_ALL = 1024, 1 << 20
 """Of one added token. Those of published models have a few dozen, and conversations are searched for all of them."""
 
 _TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>", "[EOS]", "<EOT>", "_<EOT>")
@@ -78,8 +78,12 @@ def named_ends(added: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def check_lengths(added: Iterable[str]) -> None:
-    """CheckpointError for an added token that is longer than one can be."""
+    """CheckpointError for an added token that is longer than one can be, or for more of them than there can be."""
+    total = 0
     for text in added:
+        total += len(text)
+        if total > MAX_ADDED_IN_ALL:
+            raise CheckpointError(f"the tokenizer's added tokens have more than {MAX_ADDED_IN_ALL} characters in all")
         if len(text) > MAX_ADDED_CHARACTERS:
             raise CheckpointError(
                 f"the tokenizer's added token {shown(text)} has {len(text)} characters; allowed are "

@@ -15,6 +15,7 @@ from deepwell.errors import CheckpointError, RequestError
 from deepwell.weights.added_tokens import Finder, Tag, check_lengths, is_control, is_text, named_ends
 from deepwell.weights.added_tokens import Marked as Marked
 from deepwell.weights.json_files import read_object
+from deepwell.weights.tokenizer_json import Pipeline, check_pipeline, faults, made, shrinkage
 
 MAX_TOKENIZER_BYTES = 64 << 20
 MAX_CONFIG_BYTES = 4 << 20
@@ -135,8 +136,9 @@ class Tokenizer:
         if min(ids, default=0) < 0:
             raise CheckpointError(f"token {min(ids)} is below 0")
         try:
-            plain = tokenizers.Tokenizer.from_buffer(bytes(state.plain))
-        except Exception as error:  # the library raises bare Exception
+            check_pipeline(msgspec.json.decode(state.plain, type=Pipeline))
+            plain = made(bytes(state.plain).decode())
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"not a tokenizer: {error}") from error
         if not (plain.get_vocab_size() or ids):
             raise CheckpointError("the vocabulary is empty")
@@ -192,20 +194,39 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise RequestError(f"text holds a lone surrogate at character {error.start}; send valid Unicode") from None
         finder = self._every_token if controls else self._words
-        ids: list[int] = []
-        at = 0
-        for begin, end, id in finder.find(text):
-            ids += self._encode(text[at:begin])
+        found = finder.find(text)
+        ends = [0, *(end for _, end, _ in found)]
+        between = [text[at:begin] for at, begin in zip(ends, [*(begin for begin, _, _ in found), None], strict=True)]
+        with faults(RequestError, "this model's tokenizer fails on the text"):
+            if len(text) <= LONG_CHARACTERS:
+                encoded = [self._plain.encode(piece, add_special_tokens=False).ids for piece in between]
+            else:
+                # Of the library's ways to encode, only the one for many texts lets go of the lock.
+                encoded = [e.ids for e in self._plain.encode_batch_fast(between, add_special_tokens=False)]
+        ids = list(encoded[0])
+        for (_, _, id), more in zip(found, encoded[1:], strict=True):
             ids.append(id)
-            at = end
-        return ids + self._encode(text[at:])
+            ids += more
+        return ids
 
-    def _encode(self, text: str) -> list[int]:
-        if len(text) <= LONG_CHARACTERS:
-            return list(self._plain.encode(text, add_special_tokens=False).ids) if text else []
-        # Of the library's ways to encode, only the one for many texts lets go of the lock.
-        (encoding,) = self._plain.encode_batch_fast([text], add_special_tokens=False)
-        return list(encoding.ids)
+    def fewest_tokens(self, text: str) -> int:
+        """How many tokens a text has at least, told from its length: nothing is encoded."""
+        share = shrinkage(self._plain.normalizer)
+        told = text.encode("utf-8", "replace").translate(None, self._lost)
+        return len(told) // (share * self._longest) if share else 0
+
+    @cached_property
+    def _lost(self) -> bytes:
+        """Bytes that no token stands for."""
+        vocab = self._plain.get_vocab(with_added_tokens=True)
+        return bytes(unencodable(vocab, pieces=self._plain.model.byte_fallback))
+
+    @cached_property
+    def _longest(self) -> int:
+        """Bytes of text that the longest token can stand for."""
+        spells = str.encode if self._plain.model.byte_fallback else _unmapped
+        learned = (len(spells(spelling)) for spelling in self._plain.get_vocab(with_added_tokens=True))
+        return max(1, *learned, *map(len, self._bytes.values()))
 
     @cached_property
     def _every_token(self) -> Finder:
@@ -328,7 +349,8 @@ def _kinds(document: Mapping[str, Any], added: Mapping[str, int]) -> tuple[dict[
 
 def _without_special(document: dict[str, Any], added: Mapping[str, int], path: Path) -> tokenizers.Tokenizer:
     """The tokenizer that knows text alone: special tokens, templates, truncation and padding taken out."""
-    if not _mentions_byte_level(document) and not _falls_back_to_bytes(document):
+    bytewise = _mentions_byte_level(document) or _falls_back_to_bytes(document)
+    if not bytewise or not _is_bpe(document.get("model")):
         raise CheckpointError(
             f"{path}: neither a byte-level BPE tokenizer nor one that falls back to bytes; no others are supported"
         )
@@ -346,15 +368,25 @@ def _without_special(document: dict[str, Any], added: Mapping[str, int], path: P
     vocab = {token["content"]: token["id"] for token in kept} | vocab
     plain = document | {
         "added_tokens": kept,
-        "model": document["model"] | {"vocab": vocab, "unk_token": None},
+        "model": document["model"] | {"vocab": vocab, "unk_token": None, "dropout": None},  # chance is for training
         "post_processor": None,
         "truncation": None,
         "padding": None,
     }
     try:
-        return tokenizers.Tokenizer.from_str(msgspec.json.encode(plain).decode())
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path}: not a tokenizer: {error}") from error
+        check_lengths(added)
+        check_pipeline(Pipeline(document.get("normalizer"), document.get("pre_tokenizer")))
+        return made(msgspec.json.encode(plain).decode())
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _is_bpe(model: Any) -> bool:
+    """Whether a model that is an object is a BPE of bytes, whose pieces are written alike wherever they stand."""
+    if not isinstance(model, dict):
+        return True
+    affixed = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    return model.get("type", "BPE") == "BPE" and not affixed
 
 
 def _falls_back_to_bytes(document: Mapping[str, Any]) -> bool:

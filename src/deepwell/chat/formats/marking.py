@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise, product
 from typing import Any
@@ -42,8 +43,8 @@ class Marking:
         self._spellings = [re.sub(r"\s", "", spelling) for spelling in spellings]
         self._firsts = re.compile(f"[{''.join({re.escape(s[:1]) for s in self._spellings})}]") if spellings else None
         self._whole = re.compile(f"(?={any_of(self._spellings)})")
-        self._begins = {spelling[:n] for spelling in self._spellings for n in range(1, len(spelling))}
-        self._ends = {spelling[-n:] for spelling in self._spellings for n in range(1, len(spelling))}
+        self._forward = sorted(self._spellings)
+        self._backward = sorted(spelling[::-1] for spelling in self._spellings)
         self._longest = max(map(len, self._spellings), default=0)
 
     def put(self, text: str, mark: str, borders: bool = True) -> str:
@@ -51,7 +52,7 @@ class Marking:
         compact = "".join(text.split())
         found = [match.start() for match in self._inside(compact)]
         begin = borders and self._could_end(compact)
-        end = borders and any(compact[-n:] in self._begins for n in range(1, self._longest))
+        end = borders and any(_begins_one(compact[-n:], self._forward) for n in range(1, self._longest))
         if not (found or begin or end):
             return text
         visible = [at for at, char in enumerate(text) if not char.isspace()]
@@ -78,7 +79,13 @@ class Marking:
         if not compact:
             return False
         within = len(compact) < self._longest and any(compact in spelling for spelling in self._spellings)
-        return within or any(compact[:n] in self._ends for n in range(1, self._longest))
+        return within or any(_begins_one(compact[:n][::-1], self._backward) for n in range(1, self._longest))
+
+
+def _begins_one(text: str, ordered: Sequence[str]) -> bool:
+    """Whether `text` begins one of the `ordered` texts, short of all of it."""
+    after = bisect_right(ordered, text)
+    return bool(text) and after < len(ordered) and ordered[after].startswith(text)
 
 
 def any_of(spellings: Sequence[str]) -> str:
