@@ -22,6 +22,7 @@ from deepwell.errors import ConfigError
 
 ENV_PREFIX = "DEEPWELL_"
 DEFAULT_CONFIG = "deepwell.toml"
+MAX_CONFIG_BYTES = 1 << 20
 
 Dtype = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 ConvertDtype = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4", "q8_0", "q6_k", "q5_0", "q4_k", "q4_0"]
@@ -570,7 +571,11 @@ def read_config(groups: Groups, path: Path | None) -> ConfigFile:
     if path is None and not chosen.is_file():
         return ConfigFile(chosen)
     try:
-        content = tomllib.loads(chosen.read_text(encoding="utf-8"))
+        with chosen.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
+        if len(raw) > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{chosen} has more than the {MAX_CONFIG_BYTES >> 10} KiB allowed")
+        content = tomllib.loads(raw.decode())
     except OSError as error:
         raise ConfigError(f"cannot read {chosen}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -44,11 +44,17 @@ def test_doctor_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n{name} " in "\n" + shown
 
 
-def test_doctor_names_missing_packages_and_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_missing_packages_and_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     installed = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "torch" else installed(name))
     found = doctor.examine({}).extras
     assert found["train"].missing == ["torch"]
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "extra train     missing torch" in shown
+    assert f"\n! For extra train: {sys.executable} -m pip install 'deepwell[train]'\n" in shown, "in one line"
 
 
 @pytest.mark.parametrize(

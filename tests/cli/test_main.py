@@ -112,6 +112,19 @@ def test_arguments_and_flags_in_any_order(monkeypatch: pytest.MonkeyPatch) -> No
     assert (seen[-1].model, seen[-1].prompt, seen[-1].stop) == (None, "-", ("a", "b"))
 
 
+def test_kernels_that_do_not_load_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> object:
+        raise ImportError("cannot import name '_native' from 'deepwell'")
+
+    monkeypatch.setattr("deepwell.cli.main.import_module", missing)
+    assert main(["serve"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("deepwell: the kernels do not load: cannot import name '_native'")
+    assert error.endswith("; `deepwell doctor` says what to do\n")
+
+
 def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(name: str) -> object:
         raise KeyboardInterrupt

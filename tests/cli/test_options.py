@@ -122,6 +122,11 @@ def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
         resolve(GROUPS, "serve", {}, {}, tmp_path / "none.toml")
 
 
+def test_a_config_file_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero has more than the 1024 KiB allowed"):
+        resolve(GROUPS, "serve", {}, {}, Path("/dev/zero"))
+
+
 def test_a_config_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(b"host = '\xff'")

@@ -174,8 +174,9 @@ def _show(report: Report) -> None:
         table.add_row(name, value)
     console = Console(highlight=False, markup=False)
     console.print(table)
-    for line in report.advice:
-        console.print(f"\n! {line}")
+    wanting = [f"For extra {name}: {extra.install}" for name, extra in report.extras.items() if extra.missing]
+    for line in (*report.advice, *wanting):
+        console.print(f"\n! {line}", soft_wrap=True)  # a command is copied whole
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
@@ -205,7 +206,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     for name in report.ignored_settings:
         yield name, "ignored: no command has this option"
     for name, extra in report.extras.items():
-        yield f"extra {name}", f"missing {', '.join(extra.missing)}: {extra.install}" if extra.missing else "installed"
+        yield f"extra {name}", f"missing {', '.join(extra.missing)}" if extra.missing else "installed"
 
 
 def _limit_rows(limits: Limits) -> Iterator[tuple[str, str]]:

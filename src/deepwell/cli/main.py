@@ -25,6 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DeepwellError as error:
         print(f"deepwell: {visible(str(error))}", file=sys.stderr)
         return EXIT_USAGE
+    except ImportError as error:
+        if "_native" not in str(error):
+            raise
+        print(f"deepwell: the kernels do not load: {error}; `deepwell doctor` says what to do", file=sys.stderr)
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
