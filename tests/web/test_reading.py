@@ -79,6 +79,8 @@ def test_maths_is_typeset_and_money_is_not(page: Page) -> None:
     expect(last(page).locator("math mtable mtd")).to_have_text(["1", "2", "3", "4"])
     assert "costs $5 or $6, for" in text
     assert last(page).locator("math").first.evaluate("e => e.getBoundingClientRect().height") > 10
+    index = "e => e.children[1].getBoundingClientRect().bottom - e.children[0].getBoundingClientRect().bottom"
+    assert last(page).locator("msub").first.evaluate(index) > 1
     assert last(page).locator("mfrac").evaluate("e => e.getBoundingClientRect().height") > 25
 
 

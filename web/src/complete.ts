@@ -116,7 +116,8 @@ export class Complete {
     this.show(outcome);
     this.middle.hidden = !outcome.text;
     // What did not fit does not fit a second time.
-    const remedy = outcome.end === "full" ? { label: "Shorten the text", run: () => this.prefix.focus() } : { label: "Try again", run: () => void this.complete() };
+    const shorten = { label: "Shorten the text", run: () => this.prefix.focus() };
+    const remedy = outcome.end === "full" ? shorten : { label: "Try again", run: () => void this.complete() };
     if (outcome.error) this.below.append(notice("error", sentence(outcome.error), remedy));
     else if (!outcome.text) this.below.append(notice("info", "The model added nothing here."));
     if (outcome.error && outcome.error.kind !== "refused") void this.app.connection.check();

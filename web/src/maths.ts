@@ -7,11 +7,20 @@ import { h } from "./dom";
 
 const MATHML = "http://www.w3.org/1998/Math/MathML";
 const ELEMENTS = new Set(
-  "math mrow mi mo mn ms mtext mspace mfrac msqrt mroot mstyle merror mpadded mphantom menclose msub msup msubsup munder mover munderover mmultiscripts mprescripts mtable mtr mtd mlabeledtr none semantics".split(" "),
+  [
+    "math mrow mi mo mn ms mtext mspace mfrac msqrt mroot mstyle merror mpadded mphantom menclose msub",
+    "msup msubsup munder mover munderover mmultiscripts mprescripts mtable mtr mtd mlabeledtr none",
+    "semantics",
+  ].flatMap((line) => line.split(" ")),
 );
 /** Attributes that only say how something looks; none that loads, links or runs. */
 const ATTRIBUTES = new Set(
-  "accent accentunder class columnalign columnlines columnspacing dir display displaystyle depth fence form frame height largeop lspace mathbackground mathcolor mathsize mathvariant maxsize minsize movablelimits notation rowalign rowlines rowspacing rspace scriptlevel separator side stretchy symmetric voffset width linethickness".split(" "),
+  [
+    "accent accentunder class columnalign columnlines columnspacing dir display displaystyle depth fence",
+    "form frame height largeop lspace mathbackground mathcolor mathsize mathvariant maxsize minsize",
+    "movablelimits notation rowalign rowlines rowspacing rspace scriptlevel separator side stretchy",
+    "symmetric voffset width linethickness",
+  ].flatMap((line) => line.split(" ")),
 );
 /** Style values: lengths, colours and keywords, but no address. */
 const PLAIN = /^(?!.*url\()[\w\s#.,:;%()+*/-]*$/;
@@ -59,3 +68,14 @@ function build(tree: Tree, budget: { left: number }): Node {
 }
 
 const kebab = (name: string): string => name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+
+/** Whether an index stands lower than its letter: with fonts that are not made for maths it stays on the line. */
+function lowersIndices(): boolean {
+  const probe = h("span", { class: "copied math" }, typeset("x_1", false));
+  document.body.append(probe);
+  const [letter, index] = [...probe.querySelectorAll("mi, mn")].map((each) => each.getBoundingClientRect().bottom);
+  probe.remove();
+  return letter !== undefined && index !== undefined && index > letter + 1;
+}
+
+document.documentElement.classList.toggle("flat-indices", !lowersIndices());

@@ -173,7 +173,8 @@ class AssistantView implements MessageView {
   private finish(message: Message, place: Place, stats: HTMLElement | null): void {
     const again = (): void => this.actions.regenerate(message);
     const ending = message.error ?? ENDINGS[message.end ?? ""];
-    if (ending) this.foot.before(notice(message.end === "error" || message.end === "cut" || message.error ? "error" : "info", ending, ...this.remedies(message)));
+    const tone = message.error || message.end === "cut" ? "error" : "info";
+    if (ending) this.foot.before(notice(tone, ending, ...this.remedies(message)));
     const copy = message.text ? copyButton("Copy answer", () => message.text) : null;
     // What did not fit does not fit a second time.
     const fits = !(message.end === "full" && message.text === "");
