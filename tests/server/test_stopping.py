@@ -126,13 +126,14 @@ def test_an_answer_cut_by_the_end_keeps_its_usage() -> None:
 
 
 LOADING = """
-import time
+import sys, time
 from deepwell.cli import main, serve
 def load(options):
     print("loading", flush=True)
     time.sleep(60)
 serve.load = load
-raise SystemExit(main.main(["serve", "--port", "0"]))
+sys.argv = ["deepwell", "serve", "--port", "0"]
+raise SystemExit(main.main())
 """
 
 

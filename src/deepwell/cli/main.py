@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import FrameType
 
 from deepwell import __version__
 from deepwell.cli.interrupts import EXIT_INTERRUPTED
@@ -17,7 +19,11 @@ EXIT_BROKEN_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line. Exit codes: 0 done, 1 not well, 2 wrong use or input, 130 Ctrl-C, 141 our reader left."""
+    """Run a command line. Exit codes: 0 done, 1 not well, 2 wrong use or input, 130 Ctrl-C, 141 our reader left,
+    143 a SIGTERM that the command does not handle."""
+    if argv is None:
+        # From the start: the first process of a container does not notice a signal that has no handler.
+        signal.signal(signal.SIGTERM, _leave)
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -36,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python flushes stdout once more at exit; give it a place to write to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _run(args: list[str]) -> int:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
-from types import FrameType
 
 from deepwell import __version__
 from deepwell.chat import trained_to_chat
@@ -27,8 +25,6 @@ _EVERYWHERE = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[
 
 def run(options: ServeOptions) -> int:
     with listen(options.host, options.port) as listener:
-        # Until the server listens to it; the first process of a container would not even notice it otherwise.
-        signal.signal(signal.SIGTERM, _leave)
         model = load(options)
         service = service_of(model, options)
 
@@ -41,10 +37,6 @@ def run(options: ServeOptions) -> int:
             serve(service, listener, announce, site_of(options))
     print("stopped", file=sys.stderr)
     return 0
-
-
-def _leave(number: int, _: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 def service_of(model: LoadedModel, options: ServeOptions) -> Service:
