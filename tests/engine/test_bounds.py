@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from deepwell import bounds
+from deepwell.bounds import holds as holds
 from deepwell.cli.commands import GROUPS
 from deepwell.engine.types import Request, SamplingParams
-from deepwell.engine.validate import _holds as holds
 from deepwell.engine.validate import check_request, words
 from deepwell.errors import ConfigError, RequestError
 from deepwell.options import resolve

@@ -365,7 +365,7 @@ def test_a_prompt_that_cannot_fit_is_refused(length: int, max_tokens: int, fits:
     if fits:
         assert run_one(core, r).finish_reason is not None
         return
-    with pytest.raises(RequestError, match="at most 99 fit") as caught:
+    with pytest.raises(RequestError, match="maximum context length is 100 tokens") as caught:
         core.add(r)
     assert caught.value.param == "prompt"
     assert not core.live
