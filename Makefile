@@ -24,7 +24,7 @@ SECONDS_SINCE = $$(( $$(date +%s) - start ))
 export CXX
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format types contract kernels arm pytest tsan fuzz web web-check bench bench-kernels dist docs clean
+.PHONY: help serve test lint format types contract kernels arm pytest real tsan fuzz web web-check bench bench-kernels dist docs clean
 
 define CHECK_COMPILER
 @command -v $(firstword $(CXX)) > /dev/null || { echo "Deepwell compiles its kernels, and there is no C++17 compiler here: install g++ (Debian: apt-get install g++) or name yours with CXX=..." >&2; exit 1; }
@@ -72,6 +72,9 @@ arm: ## the same for 64-bit ARM: cross-compiled, and run by an emulator as proce
 pytest: $(VENV)/.dev ## the tests alone (ARGS="tests/cli -k doctor")
 	@.ci/packages
 	@start=$$(date +%s); $(BIN)/python -m pytest $(ARGS) && echo "== tests: $(SECONDS_SINCE) s"
+
+real: $(VENV)/.dev ## tests of a real model, SmolLM2-135M, fetched once into the user's cache (93 MB; ARGS="-k chat")
+	@start=$$(date +%s); $(BIN)/python -m pytest tests/real $(ARGS) && echo "== real model: $(SECONDS_SINCE) s"
 
 web: web/node_modules/.ready ## build the page into the package
 	@$(NPM) run --silent check && npm run --silent build
