@@ -1,7 +1,7 @@
 """Conversations and texts as token ids, and token ids as answers: one renderer and one reader per prompt format."""
 
 from deepwell.chat.conversation import Call, Conversation, Message, Result, Role, Text, Thought, Tool
-from deepwell.chat.fim import fills_gaps, opening, render_fim, render_text, text_ends
+from deepwell.chat.fim import fills_gaps, opening, render_fim, render_text
 from deepwell.chat.formats import FORMATS, detect, find_format, trained_to_chat
 from deepwell.chat.render import end_ids, render_chat
 
@@ -23,6 +23,5 @@ __all__ = [
     "render_chat",
     "render_fim",
     "render_text",
-    "text_ends",
     "trained_to_chat",
 ]

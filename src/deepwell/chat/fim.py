@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deepwell.chat.formats.base import EOS
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -47,12 +46,6 @@ def around_gap(prefix: Sequence[int], suffix: Sequence[int], marks: tuple[int, i
     """Token ids before the middle, between the ids of `FIM_TOKENS`."""
     begin, hole, end = marks
     return (begin, *prefix, hole, *suffix, end)
-
-
-def text_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Tokens that end a text besides those the tokenizer names: Coder V1's instruct models name the end of a turn."""
-    end = tokenizer.special(EOS.spelling)
-    return () if end is None or end in tokenizer.eos else (end,)
 
 
 def fills_gaps(tokenizer: Tokenizer) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from deepwell.chat import render_fim, render_text, text_ends
+from deepwell.chat import render_fim, render_text
 from deepwell.cli.answering import answer, cut, sampling_of
 from deepwell.cli.hub import names_model
 from deepwell.cli.interrupts import EXIT_INTERRUPTED, Interrupts, Stopped
@@ -82,8 +82,7 @@ def _request(model: LoadedModel, prompt: str, options: GenerateOptions) -> Reque
     if room < 1:
         raise RequestError(f"the prompt has {len(tokens):,} tokens; at most {model.runner.context - 1:,} fit")
     sampling = sampling_of(options, model.advice, room)
-    ends = text_ends(model.tokenizer)
-    return Request(id="generate", prompt=tokens, sampling=msgspec.structs.replace(sampling, stop_token_ids=ends))
+    return Request(id="generate", prompt=tokens, sampling=sampling)
 
 
 def _end(last: Delta, options: GenerateOptions) -> None:

@@ -9,7 +9,6 @@ from msgspec import UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepwell.chat import text_ends
 from deepwell.engine.types import Delta, SamplingParams
 from deepwell.engine.types import Usage as TokenCounts
 from deepwell.server.answers import respond
@@ -67,7 +66,6 @@ def rules_of(asked: CompletionRequest, prompt: int, service: Service) -> Samplin
         max_tokens_of(asked, prompt, "prompt", service),
         asked.logprobs,
         prompt_logprobs=asked.logprobs if asked.echo else None,
-        ends=text_ends(service.tokenizer),
     )
 
 

@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepwell.chat import render_fim, text_ends
+from deepwell.chat import render_fim
 from deepwell.engine.types import Delta
 from deepwell.server.answers import respond
 from deepwell.server.protocol import SamplingFields, Tokens
@@ -76,7 +76,7 @@ async def infill(request: Request) -> Response:
             asked = msgspec.structs.replace(asked, max_tokens=asked.n_predict)
         max_tokens = max_tokens_of(asked, len(ids), "input_prefix", service)
         head = service.head(model)
-        sampling = sampling_of(asked, service.advice, max_tokens, None, ends=text_ends(tokenizer))
+        sampling = sampling_of(asked, service.advice, max_tokens, None)
         stream = service.submit(place, head.id, ids, sampling)
         return await respond(
             request, stream, InfillWriter(head), timer, bool(asked.stream), service.limits.keep_alive_seconds

@@ -17,6 +17,7 @@ from deepwell.weights.gguf.keys import Kind, TokenizerKey
 from deepwell.weights.gguf.splits import SPLITS, as_text, behaviour, splitter
 from deepwell.weights.json_files import read_object
 from deepwell.weights.tokenizer import Tokenizer
+from deepwell.weights.tokenizer_json import faults
 
 _PROBES = (
     "Hello World's  we'll DON'T x=12345+6.789; naïve Größe ελληνικά Привет 深度求索のモデル한국어 12三4\n\n"
@@ -100,7 +101,8 @@ def split_name(path: Path, tokenizer: Tokenizer) -> str:
     It makes the same tokens of all probes, some of them made of the vocabulary's own tokens, and cuts them alike if
     any name does. CheckpointError if there is none.
     """
-    whole = tokenizers.Tokenizer.from_file(str(path))
+    with faults(CheckpointError, str(path)):
+        whole = tokenizers.Tokenizer.from_file(str(path))
     probes = [*_PROBES, *_joined_tokens(whole)]
     cuts = _cut(whole.pre_tokenizer, probes)
     wanted = _ids(whole, probes)
