@@ -138,11 +138,11 @@ class _Stranger:
         Messages that it refuses are told in another way, if there is one.
         """
         told = conversation if "developer" in self._source else without_developers(conversation)
-        refusals: list[RequestError] = []
+        refusals: list[_Refused] = []
         for messages in _ways(told.messages):
             try:
                 return self._written(msgspec.structs.replace(told, messages=messages))
-            except RequestError as refusal:
+            except _Refused as refusal:
                 refusals.append(refusal)
         raise refusals[0]
 
@@ -216,12 +216,16 @@ class _Stranger:
         try:
             return str(template.render(values, Budget(steps, _CHARACTERS + 4 * characters)))
         except Refusal as error:
-            raise RequestError(f"the template of this model refuses these messages: {error}", "messages") from None
+            raise _Refused(f"the template of this model refuses these messages: {error}", "messages") from None
         except Limit as error:
             raise RequestError(f"the template of this model {error}; {_CHOOSE}", "messages") from None
         except Exception as error:  # whatever a stranger's code runs into is its own fault
             fault = f"{type(error).__name__}: {error}"
-            raise RequestError(f"the template of this model failed on these messages: {fault}", "messages") from None
+            raise _Refused(f"the template of this model failed on these messages: {fault}", "messages") from None
+
+
+class _Refused(RequestError):
+    """A template does not take these messages; it may take them told in another way."""
 
 
 def _listed(tool: Tool) -> dict[str, Any]:
