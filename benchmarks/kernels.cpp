@@ -69,7 +69,7 @@ double product_seconds(const uint8_t* weights, Storage storage, int cols, int ro
     const Tiles w{weights + m * (out / 16 * tile), tile, out, cols, storage};
     for (int t = 0; t < out / 16; t += 16)
       for (int r = 0; r < rows; r += 128)
-        table.linear_coded(w, t, t + 16, x.data() + r, y.data() + r, std::min(128, rows - r), nullptr);
+        table.linear_coded(w, t, t + 16, x.data() + r, y.data() + r, std::min(128, rows - r), nullptr, false);
   }
   bytes = static_cast<size_t>(run) * (out / 16) * tile;
   return now() - begun;

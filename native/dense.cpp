@@ -51,7 +51,7 @@ void run_unit(const LinearJob& j, const Unit& u, int rows) {
   float* const* y = j.y + u.row;
   if (!coded(j)) return k.linear(j.weight, u.first, u.last, reinterpret_cast<const float* const*>(x), y, rows, j.bias);
   const auto codes = reinterpret_cast<const uint8_t* const*>(x);
-  if (!j.gated) return k.linear_coded(j.weight, u.first, u.last, codes, y, rows, j.bias);
+  if (!j.gated) return k.linear_coded(j.weight, u.first, u.last, codes, y, rows, j.bias, j.fine);
   k.gated_coded(j.weight, u.first, u.last, codes, y, rows, j.bias);
   if (!j.codes) return;
   const int width = j.weight.rows / 2;
@@ -118,8 +118,20 @@ const float* values(const VectorPtr& v) { return v ? v->values.data() : nullptr;
 
 void Encode::run(Step& step) const {
   const Rows in = step.rows(x), y = step.rows(out);
-  const auto encode = kernels().encode;
-  each_row(in.count, x.width, [&](int t) { encode(in[t], x.width, 0, x.width, y.codes(t)); });
+  const Kernels& k = kernels();
+  each_row(in.count, x.width, [&](int t) {
+    if (fine) k.encode_fine(in[t], x.width, y.codes(t));
+    else k.encode(in[t], x.width, 0, x.width, y.codes(t));
+  });
+}
+
+void FineLinear::run(Step& step) const {
+  const Rows in = step.rows(x), y = step.rows(out);
+  const size_t half = CodedRow(weight->cols()).bytes;
+  std::vector<const void*> from(2 * in.count);
+  std::vector<float*> to(2 * in.count);
+  for (int i = 0; i < 2 * in.count; ++i) from[i] = in.codes(i / 2) + i % 2 * half, to[i] = y[i / 2];
+  run_jobs({{weight->tiles(0), from.data(), to.data(), 2 * in.count, nullptr, false, nullptr, true}});
 }
 
 void Linear::run(Step& step) const {

@@ -9,7 +9,8 @@
 namespace deepwell {
 
 // One matrix times some rows; lists of such jobs run as one parallel phase. Rows x are floats, or coded rows for a
-// quantised matrix. A gated job gives silu(gate) * up of a matrix of pairs, and also its codes where `codes` is set.
+// quantised matrix. A gated job gives silu(gate) * up of a matrix of pairs, and also its codes where `codes` is set. Of a
+// fine job, two rows each have one result, their sum: the halves of a fine row, y given twice; it has no bias.
 struct LinearJob {
   Tiles weight;
   const void* const* x;
@@ -18,6 +19,7 @@ struct LinearJob {
   const float* bias;
   bool gated = false;
   uint8_t* const* codes = nullptr;
+  bool fine = false;
 };
 void run_jobs(const std::vector<LinearJob>& jobs);
 
@@ -58,11 +60,22 @@ struct LayerNorm : Instruction {
   View out;
 };
 
-// Rows of floats as coded rows, for the quantised matrices that read them.
+// Rows of floats as coded rows, for the quantised matrices that read them; as fine ones, for the head.
 struct Encode : Instruction {
-  Encode(View i, View o) : x(i), out(o) {}
+  Encode(View i, bool f, View o) : x(i), fine(f), out(o) {}
   void run(Step& step) const override;
-  View x, out;
+  View x;
+  bool fine;
+  View out;
+};
+
+// A quantised matrix times fine rows.
+struct FineLinear : Instruction {
+  FineLinear(View i, MatrixPtr w, View o) : x(i), weight(std::move(w)), out(o) {}
+  void run(Step& step) const override;
+  View x;
+  MatrixPtr weight;
+  View out;
 };
 
 // x is coded if the weight is quantised.

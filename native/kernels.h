@@ -92,9 +92,12 @@ struct Kernels {
                  const float* bias);
   // Turns columns [first, last) of x, which has `cols`, into 8-bit codes (CodedRow); `first` is a multiple of 32.
   void (*encode)(const float* x, int cols, int first, int last, uint8_t* row);
-  // The same product with a quantised matrix and coded rows; kernels_coded.h states its rounding.
+  // The same as a fine row, two coded ones, of all columns.
+  void (*encode_fine)(const float* x, int cols, uint8_t* rows);
+  // The same product with a quantised matrix and coded rows; kernels_coded.h states its rounding. With `fine`, every
+  // second row's result is added to that of the row before, at the same y.
   void (*linear_coded)(const Tiles& w, int first, int last, const uint8_t* const* x, float* const* y, int rows,
-                       const float* bias);
+                       const float* bias, bool fine);
   // y = silu(gate) * up for tile pairs [first, last) of a matrix whose tiles alternate between gate and up.
   void (*gated_coded)(const Tiles& w, int first, int last, const uint8_t* const* x, float* const* y, int rows,
                       const float* bias);

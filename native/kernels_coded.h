@@ -16,29 +16,53 @@ namespace DEEPWELL_ISA {
 
 // ---- activations
 
-// Encodes columns [first, last) of x; `first` is a multiple of 32. A value that is not finite makes the scale NaN.
+struct Group {
+  Vec v[2];
+};
+
+// Columns [k, k + 32) of x; zero from `last` on.
+DW_INLINE Group group_at(const float* x, int k, int last) {
+  Group g;
+  for (int i = 0; i < 2; ++i) {
+    const int from = k + 16 * i, n = last - from;
+    g.v[i] = n >= 16 ? load(x + from) : n > 0 ? load_first(x + from, n) : zero();
+  }
+  return g;
+}
+
+// The codes of columns [k, k + 32). A value that is not finite makes the scale NaN. Gives the scale.
+DW_INLINE float encode_group(const Group& g, const CodedRow& at, int k, uint8_t* row) {
+  Vec peak = zero(), poison = zero();
+  for (const Vec& v : g.v) peak = max(peak, absolute(v)), poison = fma(v, zero(), poison);
+  const float top = largest(peak), scale = top / 127.0f + sum(poison);
+  const Vec inverse = fill(top > 0 ? 127.0f / top : 0.0f);
+  int32_t sums[2];
+  for (int i = 0; i < 2; ++i) {
+    const Word q = round(g.v[i] * inverse);
+    store_bytes(row + k + 16 * i, q);
+    sums[i] = -8 * sum_int(q);
+  }
+  const int32_t both = sums[0] + sums[1];
+  __builtin_memcpy(row + at.scales + k / 32 * 4, &scale, 4);
+  __builtin_memcpy(row + at.sums32 + k / 32 * 4, &both, 4);
+  __builtin_memcpy(row + at.sums16 + k / 16 * 4, sums, 8);
+  return scale;
+}
+
+// Encodes columns [first, last) of x; `first` is a multiple of 32.
 inline void encode(const float* x, int cols, int first, int last, uint8_t* row) {
   const CodedRow at(cols);
-  for (int k = first; k < last; k += kScaledCols) {
-    Vec v[2], peak = zero(), poison = zero();
-    for (int i = 0; i < 2; ++i) {
-      const int from = k + 16 * i, n = last - from;
-      v[i] = n >= 16 ? load(x + from) : n > 0 ? load_first(x + from, n) : zero();
-      peak = max(peak, absolute(v[i]));
-      poison = fma(v[i], zero(), poison);
-    }
-    const float top = largest(peak), scale = top / 127.0f + sum(poison);
-    const Vec inverse = fill(top > 0 ? 127.0f / top : 0.0f);
-    int32_t sums[2];
-    for (int i = 0; i < 2; ++i) {
-      const Word q = round(v[i] * inverse);
-      store_bytes(row + k + 16 * i, q);
-      sums[i] = -8 * sum_int(q);
-    }
-    const int32_t both = sums[0] + sums[1];
-    __builtin_memcpy(row + at.scales + k / 32 * 4, &scale, 4);
-    __builtin_memcpy(row + at.sums32 + k / 32 * 4, &both, 4);
-    __builtin_memcpy(row + at.sums16 + k / 16 * 4, sums, 8);
+  for (int k = first; k < last; k += kScaledCols) encode_group(group_at(x, k, last), at, k, row);
+}
+
+// All columns, and behind them what rounding left of each: x - code * scale.
+inline void encode_fine(const float* x, int cols, uint8_t* rows) {
+  const CodedRow at(cols);
+  for (int k = 0; k < cols; k += kScaledCols) {
+    Group g = group_at(x, k, cols);
+    const Vec scale = fill(-encode_group(g, at, k, rows));
+    for (int i = 0; i < 2; ++i) g.v[i] = fma(to_float(from_signed_bytes(rows + k + 16 * i)), scale, g.v[i]);
+    encode_group(g, at, k, rows + at.bytes);
   }
 }
 
@@ -397,12 +421,13 @@ DW_INLINE void each_total(const Tiles& w, int first, int last, const uint8_t* co
 }
 
 inline void linear_coded(const Tiles& w, int first, int last, const uint8_t* const* x, float* const* y, int rows,
-                         const float* bias) {
+                         const float* bias, bool fine) {
   each_total(w, first, last, x, rows, [&](int r, int tile, const float* totals, int tiles) {
     for (int t = 0; t < tiles; ++t) {
       const int row = (tile + t) * 16, left = w.rows - row < 16 ? w.rows - row : 16;
       Vec v = load(totals + t * 16);
       if (bias) v = v + load_some(bias + row, left);
+      if (fine && r % 2) v = load_some(y[r] + row, left) + v;
       store_some(y[r] + row, v, left);
     }
   });

@@ -15,7 +15,7 @@ namespace deepwell {
 namespace DEEPWELL_ISA {
 
 extern const Kernels table;
-const Kernels table = {DEEPWELL_NAME(DEEPWELL_ISA), linear, encode, linear_coded,
+const Kernels table = {DEEPWELL_NAME(DEEPWELL_ISA), linear, encode, encode_fine, linear_coded,
                        gated_coded, rms_norm, layer_norm, add, swiglu, softmax, sigmoid, exp_row, combine,
                        gqa, mla, to_bf16, gqa_cached, mla_cached, index_scores, index_scores_cached, chunk_peaks,
                        widen_chunk, chunk_peak, chunk_weights, chunk_sums, chunk_at_least};

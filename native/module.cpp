@@ -218,6 +218,7 @@ void bind_program(nb::module_& m) {
       .def("rms_norm", &Program::rms_norm, "x"_a, "weight"_a, "eps"_a, "heads"_a)
       .def("layer_norm", &Program::layer_norm, "x"_a, "weight"_a, "bias"_a, "eps"_a)
       .def("linear", &Program::linear, "x"_a, "weight"_a, "bias"_a.none())
+      .def("head", &Program::head, "x"_a, "weight"_a)
       .def("split", &Program::split, "x"_a, "widths"_a)
       .def("concat", &Program::concat, "xs"_a)
       .def("add", &Program::add, "x"_a, "y"_a)

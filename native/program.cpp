@@ -152,11 +152,22 @@ View Program::linear(View x, MatrixPtr weight, VectorPtr bias) {
   return out;
 }
 
+View Program::head(View x, MatrixPtr weight) {
+  if (!weight || !quantised(weight->storage())) return linear(x, weight, nullptr);
+  check_view(x, "the input of head");
+  check_shape(weight, 1, -1, x.width, "the weight of head");
+  require(!weight->pairs(), "a matrix of pairs is for gated, not for head");
+  const View codes = code_buffer(x.width, 2, x.selected), out = buffer(weight->rows(), x.selected);
+  record<Encode>({x, codes}, x, true, codes);
+  record<FineLinear>({codes, out}, codes, weight, out);
+  return out;
+}
+
 View Program::encoded(View x) {
   for (const Encoding& e : encodings_)
     if (e.x.buffer == x.buffer && e.x.offset == x.offset && e.x.width == x.width) return e.codes;
   const View codes = code_buffer(x.width, 1, x.selected);
-  record<Encode>({x, codes}, x, codes);
+  record<Encode>({x, codes}, x, false, codes);
   encodings_.push_back({x, codes});
   return codes;
 }

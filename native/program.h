@@ -97,6 +97,7 @@ class Program {
   View rms_norm(View x, VectorPtr weight, float eps, int heads);
   View layer_norm(View x, VectorPtr weight, VectorPtr bias, float eps);
   View linear(View x, MatrixPtr weight, VectorPtr bias);
+  View head(View x, MatrixPtr weight);
   // silu(gate) * up, where the weight's first half of rows is the gate's.
   View gated(View x, MatrixPtr weight, VectorPtr bias);
   std::vector<View> split(View x, const std::vector<int>& widths);

@@ -103,6 +103,7 @@ constexpr uint8_t kFp4Levels[16] = {128, 129, 130, 131, 132, 134, 136, 140, 128,
 
 // A row of activations in 8 bits: per 32 columns one float32 scale, max|x| / 127. Behind the codes lie the scales and,
 // as int32, -8 times the sum of the codes of each 32 and of each 16 columns. Missing columns are zero.
+// A fine row is two of them: the row's own codes, then those of what their rounding left over.
 constexpr int kScaledCols = 32;
 struct CodedRow {
   size_t scales, sums32, sums16, bytes;  // where each part begins; codes at 0

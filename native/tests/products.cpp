@@ -100,6 +100,21 @@ std::vector<double> decoded(const std::vector<uint8_t>& row, int cols) {
   return x;
 }
 
+// The codes of x and, behind them, of what they leave over.
+std::vector<uint8_t> fine(const std::vector<float>& x) {
+  const CodedRow at(x.size());
+  std::vector<uint8_t> row = coded(x);
+  std::vector<float> left(x.size());
+  for (size_t k = 0; k < x.size(); ++k) {
+    float scale;
+    std::memcpy(&scale, &row[at.scales + k / kScaledCols * 4], 4);
+    left[k] = std::fma(static_cast<float>(static_cast<int8_t>(row[k])), -scale, x[k]);
+  }
+  const std::vector<uint8_t> second = coded(left);
+  row.insert(row.end(), second.begin(), second.end());
+  return row;
+}
+
 Activations activations(int rows, int cols, bool in_codes, Fill fill, Random& random) {
   Activations a;
   for (int r = 0; r < rows; ++r) {
@@ -170,11 +185,32 @@ void check_linear(Checks& checks, const Matrix& w, int rows, const std::vector<f
     const auto x = pointers(a.x);
     const auto codes = pointers(a.codes);
     in_two_runs(static_cast<int>(ceil_div(w.rows(), kLanes)), [&](int first, int last) {
-      if (in_codes) k.linear_coded(w.tiles(0), first, last, codes.data(), y.data(), rows, b);
+      if (in_codes) k.linear_coded(w.tiles(0), first, last, codes.data(), y.data(), rows, b, false);
       else k.linear(w.tiles(0), first, last, x.data(), y.data(), rows, b);
     });
   };
   checks.check({describe("linear", w, rows, !bias.empty()), d.y.size(), run, d.y, d.size});
+}
+
+// Both halves of fine rows come to what the floats themselves give, but for a 60,000th.
+void check_fine(Checks& checks, const Matrix& w, int rows, Random& random) {
+  const Activations a = activations(rows, w.cols(), false, Fill::kRandom, random);
+  std::vector<std::vector<uint8_t>> codes;
+  for (const auto& x : a.x) codes.push_back(fine(x));
+  Dots d = dots(w, a);
+  for (double& size : d.size) size = 1e-6 + 1e-4 * size;
+  const auto run = [&](const Kernels& k, float* out) {
+    std::vector<float*> y;
+    std::vector<const uint8_t*> x;
+    for (int r = 0; r < 2 * rows; ++r) {
+      y.push_back(out + static_cast<size_t>(r / 2) * w.rows());
+      x.push_back(codes[r / 2].data() + r % 2 * CodedRow(w.cols()).bytes);
+    }
+    in_two_runs(static_cast<int>(ceil_div(w.rows(), kLanes)), [&](int first, int last) {
+      k.linear_coded(w.tiles(0), first, last, x.data(), y.data(), 2 * rows, nullptr, true);
+    });
+  };
+  checks.check({describe("fine linear", w, rows, false), d.y.size(), run, d.y, d.size});
 }
 
 void check_gated(Checks& checks, const Matrix& w, int rows, const std::vector<float>& bias, Random& random) {
@@ -227,6 +263,7 @@ void check_storage(Checks& checks, Storage s) {
   const Matrix small = random_matrix(s, 17, 256, false, Fill::kRandom, random);
   check_linear(checks, small, kManyRows, {}, Fill::kRandom, random);
   if (!quantised(s)) return;
+  for (int rows : {1, 2, 9}) check_fine(checks, small, rows, random);
   const Matrix pairs = random_matrix(s, 96, 256, true, Fill::kRandom, random);
   for (int rows : kRowCounts) check_gated(checks, pairs, rows, rows % 2 ? random.floats(96) : std::vector<float>(), random);
 }
@@ -243,6 +280,8 @@ void check_encode(Checks& checks) {
       if (cols > 32) k.encode(x.data(), cols, 32, cols, row);
     };
     checks.check_bytes("encode " + std::to_string(cols), coded(x), run);
+    checks.check_bytes("encode fine " + std::to_string(cols), fine(x),
+                       [&](const Kernels& k, uint8_t* row) { k.encode_fine(x.data(), cols, row); });
   }
 }
 

@@ -67,7 +67,7 @@ void record(Program& p, const Weights& w) {
   h = p.rms_norm(x, w.norm, 1e-6f, 1);
   const Routing routing{kExperts, 2, true, Method::kGreedy, 1, 1, true, 1.0f};
   x = p.add(x, p.moe(h, w.router, nullptr, w.gate_up, w.down, w.shared_gate_up, w.shared_down, routing));
-  p.finish(p.linear(p.select(p.rms_norm(x, w.norm, 1e-6f, 1)), w.head, nullptr));
+  p.finish(p.head(p.select(p.rms_norm(x, w.norm, 1e-6f, 1)), w.head));
 }
 
 // The logits of two sequences, a prompt and then token by token.

@@ -167,6 +167,10 @@ class RoundedOps(Float64Ops):
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         return super().linear(self._seen(x), weight, bias)
 
+    def head(self, x: Array, weight: Array) -> Array:
+        seen = self._seen(x)
+        return super().linear(seen + self._seen(x - seen), weight)
+
     def gqa(self, q: Array, k: Array, v: Array, layer: int, shape: GqaShape) -> Array:
         kept = self._keep(layer, self._kept(np.concatenate([k, v], axis=-1)))
         out, width = np.empty_like(q), shape.head_dim

@@ -166,6 +166,20 @@ def test_linear(storage: Storage) -> None:
 
 
 @each_storage
+def test_head(storage: Storage) -> None:
+    """What the codes of a row leave over is coded as well."""
+    t, x = kind(storage), of_outlier(130)
+    blocks = random_weights(t, N, K, 10)
+    matrix = filled(storage, blocks, K)
+    got = assert_same_bits_in_every_way(lambda ops, v: ops.head(v, matrix), x)
+    weights, first = t.float32(blocks).astype(np.float64).T, coded(x)
+    want = (first + coded(x - first)) @ weights
+    for row in range(130):
+        assert_close(got[row], want[row], BOUND)
+        assert np.abs(got[row] - x[row] @ weights).max() <= np.abs(first[row] @ weights - x[row] @ weights).max() / 50
+
+
+@each_storage
 @pytest.mark.parametrize("inter", [48, 40])
 def test_gated(storage: Storage, inter: int) -> None:
     """In pairs of tiles and, where the height allows none, by way of `linear`: the same bits."""

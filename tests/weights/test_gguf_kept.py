@@ -44,6 +44,9 @@ to 8 bits and the cache to bfloat16 does to these models, whose random weights p
 ROUNDED_BOUND = 1e-6
 """Of the median error against float64 with the same rounding, in standard deviations. A sum that falls on the other
 side of a border changes a code, and from there on the rest of a short sequence; most sequences meet none."""
+ROW_BOUND = 1e-4
+"""Of the largest error of a row that met no such border but the head's: a step of its second codes, a 32,000th of the
+largest input, moves a logit by some 1e-5, one of its first codes by 254 times as much."""
 
 
 def all_in(kind: str) -> Quantise:
@@ -109,7 +112,7 @@ def test_logits_are_those_of_the_documented_rounding(name: str, kind: str, tmp_p
     wanted = decoder.logits(ops, decoder.hidden(ops))
     error = np.abs(got - wanted) / wanted.std()
     assert np.median(error) < ROUNDED_BOUND
-    assert (error.max(1) < 10 * ROUNDED_BOUND).mean() > 0.75
+    assert (error.max(1) < ROW_BOUND).mean() > 0.75
 
 
 @pytest.mark.parametrize("kind", KINDS)

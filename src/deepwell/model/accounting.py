@@ -88,7 +88,7 @@ def activation_bytes(
     specs = param_specs(config, mtp=mtp)
     quantised = {p.key: BITS[_stored(p, dtype, kept)] < 16 for p in specs}
     widest = 2 * _pad(config.hidden) + max(_attention_floats(config), _feed_forward_floats(specs, quantised, config))
-    head = 2 * _pad(config.hidden) + _coded(config.hidden) + config.vocab
+    head = 2 * _pad(config.hidden) + 2 * _coded(config.hidden) + config.vocab
     plans = 1
     if mtp:
         widest, plans = widest + 4 * _pad(config.hidden), 3

@@ -85,7 +85,7 @@ class Decoder:
         return x, self._head(ops, ops.rms_norm(ops.select(x), w["norm"], eps))
 
     def _head(self, ops: Ops[A], h: A) -> A:
-        return ops.linear(h, self.weights["embed" if self.config.tied else "head"])
+        return ops.head(h, self.weights["embed" if self.config.tied else "head"])
 
     def _layer(self, ops: Ops[A], x: A, w: Weights, layer: int, is_moe: bool) -> A:
         h = ops.rms_norm(x, w["attn_norm"], self.config.eps)

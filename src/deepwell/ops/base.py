@@ -9,10 +9,11 @@ Every operation works row by row in float32: row t of the result depends on row 
 the earlier tokens of the same sequence). The order of every reduction depends on shapes of the model only, never on
 T, S or the place of a row in the batch. That is what makes a request's bytes independent of its neighbours.
 
-A matrix may be kept quantised. Its inputs are then rounded to 8 bits first: per row and 32 columns, scale =
-max|x| / 127 and code = rint(x · 127 / max|x|). Sums of products of codes are exact integers; native/kernels_coded.h has
-the rest. The KV cache may be kept in bfloat16: keys, values, queries and each page's weights are then rounded to it,
-and products are added up in float32; an indexer's keys and queries likewise.
+A matrix may be kept quantised. Its inputs are then rounded to 8 bits first: per row and 32 columns, scale = max|x| /
+127 and code = rint(x · 127 / max|x|). The head, which nothing follows that could forgive an error, gets what the codes
+leave over too, coded in the same way. Sums of products of codes are exact integers; native/kernels_coded.h has the
+rest. The KV cache may be kept in bfloat16: keys, values, queries and each page's weights are then rounded to it, and
+products are added up in float32; an indexer's keys and queries likewise.
 """
 
 from __future__ import annotations
@@ -168,6 +169,10 @@ class Ops(Protocol[A]):
 
     def linear(self, x: A, weight: Any, bias: Any | None = None) -> A:
         """y_TN = x_TK · weight_NKᵀ (+ bias_N)."""
+        ...
+
+    def head(self, x: A, weight: Any) -> A:
+        """logits_LV = x_LD · weight_VDᵀ. What rounding x to 8 bits leaves over is rounded and multiplied as well."""
         ...
 
     def split(self, x: A, widths: Sequence[int]) -> tuple[A, ...]:

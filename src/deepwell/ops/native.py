@@ -51,7 +51,7 @@ __all__ = [
 
 MOST_CACHED_WIDTH = 1024
 """Values of a head, at most, in a bfloat16 cache."""
-KERNELS = 2
+KERNELS = 3
 """Version of the results: raise it with any change, here or in native/, that alters a bit of a key, a value or a logit.
 Cached keys and values, and seeds, of other versions are then no longer taken for this one's."""
 Vector = _native.Vector
@@ -255,6 +255,9 @@ class Recorder:
 
     def linear(self, x: View, weight: Matrix, bias: Vector | None = None) -> View:
         return self._program.linear(x, weight, bias)
+
+    def head(self, x: View, weight: Matrix) -> View:
+        return self._program.head(x, weight)
 
     def split(self, x: View, widths: Sequence[int]) -> tuple[View, ...]:
         return tuple(self._program.split(x, list(widths)))

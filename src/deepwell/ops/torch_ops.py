@@ -85,6 +85,9 @@ class TorchOps:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
 
+    def head(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.linear(x, weight)
+
     def split(self, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
         return tuple(x.split(list(widths), dim=-1))
 
