@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,6 +33,19 @@ def everything(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return bytes(said)
+
+
+def one_answer(connection: socket.socket) -> bytes:
+    """One answer that tells its length; the connection goes on."""
+    said = b""
+    while True:
+        fields, end, body = said.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", fields)
+        if end and length and len(body) >= int(length[1]):
+            return said
+        more = connection.recv(1 << 16)
+        assert more, said
+        said += more
 
 
 def post(path: str, body: dict[str, Any], *headers: str, version: str = "1.1", method: str = "POST") -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from raw import body_of, connect, everything, exchange, head, post, status_of
+from raw import body_of, connect, everything, exchange, head, one_answer, post, status_of
 from serving import CONTEXT, chat, live, make_service, prompt, says, wait_idle
 from test_live import slow
 
@@ -62,7 +62,7 @@ def test_an_offer_to_upgrade_loses_no_body(address: str, offer: tuple[str, ...],
                 connection.sendall(body)
             else:
                 connection.sendall(start + body)
-            answer = connection.recv(1 << 16)
+            answer = one_answer(connection)
             assert b"connection: close" not in answer
             assert said(answer) == ANSWER
 

@@ -352,10 +352,13 @@ class Connection(asyncio.Protocol):
         self._stop_timer()
         if self._transport.is_closing():
             return
-        if self._ended or not self._transport.can_write_eof():
+        try:
+            if self._ended or not self._transport.can_write_eof():
+                raise OSError
+            self._transport.write_eof()
+        except OSError:  # nobody listens any more
             self._transport.close()
             return
-        self._transport.write_eof()
         self._transport.resume_reading()
         self._timer = self._loop.call_later(LINGER_SECONDS, self._transport.close)
 

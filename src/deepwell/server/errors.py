@@ -46,7 +46,7 @@ class BodyTooLarge(Exception):
     """The request's body is longer than the server reads."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"the request body is larger than the {limit} bytes this server accepts")
+        super().__init__(f"the request body is larger than the {limit} bytes this server accepts (--max-body-mb)")
 
 
 class BodyTooSlow(Exception):

@@ -108,6 +108,6 @@ class RecordRequests:
         failed = record.status >= 400
         if path in WATCHERS and not failed:
             return
-        client = scope["client"][0] if scope.get("client") else "-"
+        client = ascii(scope["client"][0])[1:-1] if scope.get("client") else "-"  # a proxy's header may have named it
         raw = scope.get("raw_path", b"").decode("ascii", "backslashreplace")
         logger.log(logging.WARNING if failed else logging.INFO, "%s", record.line(client, scope["method"], raw))
