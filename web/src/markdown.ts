@@ -3,48 +3,37 @@
  * made here. Raw HTML in the text is shown as text, and nothing is loaded from elsewhere.
  */
 
-import { type MarkedToken, type Token, type Tokens, Marked } from "marked";
+import type { MarkedToken, Token, Tokens } from "marked";
 
-import { BoundedLexer } from "./bounded-lexer";
 import { copyButton, h } from "./dom";
+import { GrowingText } from "./growing-text";
 import { lazy } from "./lazy";
-import { type Formula, MATH_BLOCK, MATH_INLINE, maskMath } from "./math-syntax";
+import type { Formula } from "./math-syntax";
 
 const colours = lazy(() => import("./highlight"));
 const formulas = lazy(() => import("./maths"));
 
-const { defaults } = new Marked({ extensions: [MATH_BLOCK, MATH_INLINE], hooks: { emStrongMask: maskMath } });
-/** Longer texts are shown as they are: marking them up would hold up the page. */
-const MAX_CHARS = 400_000;
 /** Larger tables are shown as text. */
 const MAX_CELLS = 20_000;
 
 /** Shows a growing text: only the blocks that changed since the last call are built again. */
 export class MarkdownView {
   readonly element = h("div", { class: "markdown" });
+  private readonly growing = new GrowingText();
   private text = "";
   private shown: string[] = [];
 
   update(text: string): void {
     if (text === this.text) return;
     this.text = text;
-    const blocks = cut(text);
+    const { definitions } = this.growing;
+    const blocks = this.growing.cut(text);
+    if (definitions !== this.growing.definitions) this.shown = [];
     let same = 0;
     while (same < this.shown.length && this.shown[same] === blocks[same]?.raw) same += 1;
     while (this.element.childNodes.length > same) this.element.lastChild?.remove();
     for (const block of blocks.slice(same)) this.element.append(wrap(render(block)));
     this.shown = blocks.map((block) => block.raw);
-  }
-}
-
-/** The blocks of a text; what cannot be cut, however it is written, is one block of plain text. */
-function cut(text: string): Token[] {
-  const plain = [{ type: "html", raw: text, text } as Token];
-  if (text.length > MAX_CHARS) return plain;
-  try {
-    return new BoundedLexer(defaults).lex(text).filter((token) => token.type !== "space" && token.type !== "def");
-  } catch {
-    return plain;
   }
 }
 

@@ -1,5 +1,6 @@
 import { beforeAll, describe, expect, test } from "vitest";
 
+import { GrowingText } from "../src/growing-text";
 import { MarkdownView } from "../src/markdown";
 import { maskMath, readMath } from "../src/math-syntax";
 
@@ -46,6 +47,23 @@ describe("markdown", () => {
     const grown = render(...Array.from({ length: text.length }, (_, i) => text.slice(0, i + 1)));
     expect(grown.innerHTML).toBe(html(text));
   });
+});
+
+test("a long text ends up the same when it grows, and what is done is not cut again", () => {
+  const part = [
+    "# A", "text **b**\nmore", "- one\n\n- two\n\n  three", "1. x\n\n       code", "```py\nx = 1\n\n\ny = 2\n```", "> q\n\n> r", "|a|\n|-|\n|b|",
+    "$$\nx\n\n+ y\n$$", "\\[ a", "\\] or so", "Title\n---", "    indented\n\n    code", "<div>\n\nx\n\n</div>", "\\(a", "b\\)", "last\n\n\n\nlines",
+  ];
+  const text = [...part, ...[...part].reverse(), ...part, "see [this] and", ...part].join("\n\n");
+  for (const end of ["", "\n\n[this]: https://elsewhere.example"]) {
+    const whole = text + end;
+    const sizes = Array.from({ length: Math.ceil(whole.length / 5) }, (_, at) => whole.slice(0, 5 * (at + 1)));
+    expect(render(...sizes, whole).innerHTML).toBe(html(whole));
+  }
+  const growing = new GrowingText();
+  const before = growing.cut(text);
+  const after = growing.cut(`${text} more`);
+  expect(after.filter((token, at) => token === before[at]).length).toBeGreaterThan(before.length - 12);
 });
 
 describe("maths", () => {
