@@ -20,6 +20,11 @@ def deepwell(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *args], capture_output=True, text=True, timeout=120, **options)
 
 
+def _take_ctrl_c() -> None:
+    """Scripts start what they put into the background with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A command on a pseudo-terminal, killed at the end."""
 
@@ -27,7 +32,13 @@ class Terminal:
         self.screen, other = pty.openpty()
         environment = {**os.environ, "TERM": term, "COLUMNS": "200"}
         self.process = subprocess.Popen(
-            [*command, *args], stdin=other, stdout=other, stderr=other, start_new_session=True, env=environment
+            [*command, *args],
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            start_new_session=True,
+            env=environment,
+            preexec_fn=_take_ctrl_c,
         )
         os.close(other)
         self.seen = ""
