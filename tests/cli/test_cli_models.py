@@ -95,6 +95,18 @@ def test_a_folder_needs_its_config_alone(tmp_path: Path, capsys: Capture) -> Non
     assert all(one["context"] == 1024 for one in told["precisions"])
 
 
+def test_names_of_files_do_not_steer_a_terminal(tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "a\x1b[2Jb"
+    folder.mkdir()
+    assert main(["models", str(folder)]) == 2
+    assert main(["generate", str(folder), "x"]) == 2
+    shutil.copy(embedded_path() / "config.json", folder)
+    assert main(["models", str(folder)]) == 0
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert shown.out.startswith("model       a�[2Jb")
+
+
 def test_a_file_says_how_it_is_kept(tmp_path: Path, capsys: Capture) -> None:
     packed = str(tmp_path / "m.deepwell")
     assert main(["convert", str(embedded_path()), packed, "--dtype", "int8"]) == 0
