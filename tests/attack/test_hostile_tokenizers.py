@@ -161,6 +161,7 @@ def test_what_published_tokenizers_do_is_allowed() -> None:
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}]*[\p{Ll}\p{M}]+(?i:'s|'t)?|\p{N}{1,3}|\s+(?!\S)|\s+",
         r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
         r"(?=(\d{3})+(?!\d))|\s+$",
+        r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}",
     ):
         check_pipeline(Pipeline(None, split(expression)))
     check_pipeline(Pipeline(sequence(), sequence({"type": "Digits", "individual_digits": True}, dict(LEVEL))))
