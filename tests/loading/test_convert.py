@@ -300,6 +300,35 @@ def test_ways_of_splitting_are_told_apart(name: str, tmp_path: Path) -> None:
     assert found == {"qwen2": "deepseek-r1-qwen"}.get(name, name)
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+QWEN = {"type": "Split", "pattern": {"Regex": SPLITS["qwen2"][0]}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("parts", "normalizer", "name"),
+    [
+        ([DIGITS, BYTES | {"use_regex": True}], None, "smollm"),
+        ([BYTES | {"use_regex": True}], None, "gpt-2"),
+        ([QWEN, BYTES | {"use_regex": False}], {"type": "NFC"}, "qwen2"),
+    ],
+)
+def test_tokenizers_as_their_makers_write_them(
+    parts: list[dict[str, Any]], normalizer: dict[str, str] | None, name: str, tmp_path: Path
+) -> None:
+    """SmolLM2's, GPT-2's and Qwen2.5's, which put nothing in front of a text."""
+    path = write_tiny_tokenizer(tmp_path, specials=["<|endoftext|>", "<|im_start|>", "<|im_end|>"]) / "tokenizer.json"
+    document = json.loads(path.read_text("utf-8")) | {"normalizer": normalizer, "post_processor": None}
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+    path.write_text(json.dumps(document), "utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+    )
+    keys = tokenizer_metadata(tmp_path, 320)
+    assert (keys["tokenizer.ggml.pre"], keys["tokenizer.ggml.add_bos_token"]) == (name, False)
+    assert (keys["tokenizer.ggml.bos_token_id"], keys["tokenizer.ggml.eos_token_id"]) == (1, 2)
+
+
 def test_an_unknown_way_of_splitting(tmp_path: Path) -> None:
     path = write_tiny_tokenizer(tmp_path) / "tokenizer.json"
     document = json.loads(path.read_text("utf-8"))

@@ -186,6 +186,18 @@ def test_the_nearest_kind_cuts_no_token_of_the_vocabulary(own: list[str], wanted
     assert nearest([*BYTES, *own]) == wanted
 
 
+def test_every_name_loads_without_a_word(tmp_path: Path) -> None:
+    """The 87 names of llama.cpp for vocabularies of bytes, among them those of models whose shape runs here."""
+    runs_here = "kimi-k2 joyai-llm glm4 youtu kanana2 gigachat smollm tekken llama3 llama-v3 falcon3 pixtral midm-2.0"
+    more = "seed-coder megrez mellum trillion kormo a.x-4.0"
+    assert set(f"{runs_here} {more}".split()) <= SPLITS.keys()
+    assert len(SPLITS) == 87
+    for name in SPLITS:
+        t = write(tmp_path / "x.gguf", name)
+        assert t.notes == ()
+        assert t.decode(t.encode("Hi 12 é\n")) == "Hi 12 é\n"
+
+
 def test_vocabularies_that_are_not_of_bytes(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer.ggml.pre is 'gemma4', whose tokens are not made of bytes"):
         write(tmp_path / "x.gguf", "gemma4")
