@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-QUESTIONS = ("Explain photosynthesis to a child in two sentences.", "What is the capital of France?")
+QUESTIONS = ("Name the capital of France.", "What is a prime number? Answer in one sentence.")
 ADDRESS = sys.argv[1] if sys.argv[1:] else "http://127.0.0.1:8000/"
 
 with sync_playwright() as playwright:
@@ -21,7 +22,7 @@ with sync_playwright() as playwright:
     for number, question in enumerate(QUESTIONS, 1):
         page.fill("#composer-text", question)
         page.keyboard.press("Enter")
-        page.get_by_text("first after").nth(number - 1).wait_for()
+        page.get_by_text(re.compile(r"prompt \d")).nth(number - 1).wait_for()
     page.mouse.move(700, 500)
     page.wait_for_timeout(500)
     page.screenshot(path=Path(__file__).with_name("page.png"))
