@@ -1,26 +1,45 @@
-"""Files that are whole or absent, whatever kills their writer, and however many processes write in one folder.
+"""Files read within bounds, and written so that they are whole or absent, whatever kills their writer, and however many
+processes write in one folder.
 
 A file grows under a name of its own beside its place, `.NAME.wXXXXXXXXXXXX.part`, and is renamed when it is on the
 disk. Its writer holds a lock on it, so that what a killed one has left is told apart from what is still being written:
-the next writer of NAME removes it. Where a file system knows no locks, such leftovers stay.
+the next writer in the folder removes it. Where a file system knows no locks, such leftovers stay.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from deepwell.errors import DeepwellError
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, opened to be read: a device has no end, and a pipe may never begin. Raises OSError."""
+    return open(path, "rb", opener=_open_regular)
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises OSError."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        raw = b"" if size > limit else file.read(limit + 1)
+    if max(size, len(raw)) > limit:
+        raise OSError(errno.EFBIG, f"is larger than the {limit:,} bytes allowed", str(path))
+    return raw
+
+
 def write_whole(path: Path, data: bytes) -> None:
-    """Make `path` hold `data`, or leave what was there. Raises OSError."""
+    """Make `path` hold `data`, or leave what was there, as `replacing` does. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         part.write_bytes(data)
@@ -29,13 +48,22 @@ def write_whole(path: Path, data: bytes) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """An empty file beside `path` to be written by its name. It takes `path`'s place in the end, on the disk; after an
-    error it is removed, and `path` is as it was."""
-    remove_leftovers(path)
+    error it is removed, and `path` is as it was.
+
+    Of a link, the file that it names is replaced. Who may read a file that is replaced stays as it was. Raises OSError,
+    also if something else than a regular file is there.
+    """
+    path = Path(os.path.realpath(path))
+    before = _regular(path)
+    remove_leftovers(path.with_name("*"))
     part, lock = _begin(path)
     try:
         yield part
         _sync(part)
+        if before is not None:
+            part.chmod(stat.S_IMODE(before.st_mode))
         os.replace(part, path)
+        _sync_folder(path.parent)
     except BaseException:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -48,7 +76,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """As `replacing`, an empty folder to be filled. The folder at `path` is moved aside, to a name ending in .before,
     until the new one has its place, and removed then; a process killed between the two leaves it there."""
-    remove_leftovers(path)
+    remove_leftovers(path.with_name("*"))
     part, lock = _begin(path, folder=True)
     try:
         yield part
@@ -56,6 +84,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _sync(file)
         _swap(part, path)
+        _sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -79,13 +108,15 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed writers of `path` have left beside it; of every file in its folder, if it is called *."""
+    """Remove what killed writers of `path` have left beside it; of every file in its folder, if it is called *.
+
+    What is being written, here or by a host that shares the folder, is locked."""
     name = ".+" if path.name == "*" else re.escape(path.name)
-    named = re.compile(rf"\.{name}\.w[0-9a-f]{{12}}\.part")
+    named = re.compile(rf"\.{name}\.w[0-9a-f]{{12}}\.part", re.DOTALL)
     found = [entry for entry in _entries(path.parent) if named.fullmatch(entry.name)]
     for part in found:
         with suppress(OSError):
-            lock = os.open(part, os.O_RDONLY)
+            lock = os.open(part, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
@@ -98,10 +129,15 @@ def locked(path: Path, refusal: str = "") -> Iterator[None]:
     """Hold the lock file `path` (made if need be, and left there) against all other processes and threads.
 
     Waits for whoever holds it, or raises DeepwellError with `refusal`, if that is given. The end of a process, however
-    it comes, lets go. Where a file system knows no locks, nobody is kept out.
+    it comes, lets go. Where a file system knows no locks, nobody is kept out. A lock that may only be read locks too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not path.exists():
+            raise
+        lock = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
@@ -128,6 +164,39 @@ def _begin(path: Path, *, folder: bool = False) -> tuple[Path, int]:
         if part.exists():
             return part, lock
         os.close(lock)  # taken for a leftover before it was locked
+
+
+def _regular(path: Path) -> os.stat_result | None:
+    """What is known of a file that may be replaced; None if there is none. OSError if it is no regular one."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    _check_regular(path, found)
+    return found
+
+
+def _open_regular(name: str, flags: int) -> int:
+    descriptor = os.open(name, flags | os.O_NONBLOCK)
+    try:
+        _check_regular(Path(name), os.fstat(descriptor))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a new name on the disk too; some file systems cannot be told to."""
+    with suppress(OSError):
+        _sync(folder)
 
 
 def _sync(file: Path) -> None:

@@ -162,6 +162,19 @@ def test_only_a_model_folder_is_replaced(
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.parametrize("target", ["packed", "gguf", "safetensors"])
+def test_devices_and_pipes_are_never_replaced(
+    target: str, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for out in (tmp_path / "pipe", tmp_path / "link", Path("/dev/null")):
+        before = out.stat()
+        assert main(["convert", str(model_folder), str(out), "--force", "--to", target]) == 2
+        assert "is a device, a pipe or a socket, which is never replaced" in capsys.readouterr().err
+        assert (out.stat().st_mode, out.stat().st_ino) == (before.st_mode, before.st_ino)
+
+
 def test_a_source_that_lacks_a_tensor(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "model"
     shutil.copytree(model_folder, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deepwell.errors import DeepwellError
-from deepwell.files import locked, remove_leftovers, replacing, replacing_folder, write_whole
+from deepwell.files import locked, read_bounded, remove_leftovers, replacing, replacing_folder, write_whole
 
 WAITS = """
 import sys, time
@@ -179,3 +180,86 @@ def test_the_folder_before_comes_back_when_the_new_one_cannot_take_its_place(
         (part / "new").write_text("new")
     assert [file.name for file in out.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_next_writer_in_a_folder_removes_what_killed_ones_left_there(tmp_path: Path) -> None:
+    killed = [start(WAITS, tmp_path / kind, kind) for kind in ("file", "folder")]
+    living = start(WAITS, tmp_path / "living", "file")
+    for process in killed:
+        kill(process)
+    try:
+        write_whole(tmp_path / "another", b"new")
+        assert len(names(tmp_path)) == 2, "the new file, and the part of the one that lives"
+    finally:
+        kill(living)
+
+
+def test_a_link_stays_and_so_does_who_may_read(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    target, link = tmp_path / "real" / "file", tmp_path / "link"
+    target.write_bytes(b"old")
+    target.chmod(0o604)
+    link.symlink_to(Path("real") / "file")
+    write_whole(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o604
+    assert names(tmp_path) == {"real", "link"}
+    assert names(tmp_path / "real") == {"file"}
+
+
+def test_pipes_and_devices_are_neither_replaced_nor_read(tmp_path: Path) -> None:
+    pipe, device = tmp_path / "pipe", tmp_path / "device"
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    for path in (pipe, device, Path("/dev/null"), Path("/dev/full")):
+        with pytest.raises(OSError, match="is no regular file"):
+            write_whole(path, b"gone")
+        with pytest.raises(OSError, match="is no regular file"):
+            read_bounded(path, 10)
+        assert not path.is_file()
+    with pytest.raises(IsADirectoryError):
+        read_bounded(tmp_path, 10)
+    assert names(tmp_path) == {"pipe", "device"}
+
+
+def test_reading_is_bounded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    assert read_bounded(tmp_path / "file", 10) == b"0123456789"
+    with pytest.raises(OSError, match="is larger than the 9 bytes allowed"):
+        read_bounded(tmp_path / "file", 9)
+    with pytest.raises(OSError, match="is larger than the 0 bytes allowed"):
+        read_bounded(Path("/proc/self/status"), 0)  # its size is said to be 0
+
+
+def test_a_new_name_is_put_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_whole(tmp_path / "file", b"new")
+    assert synced[-1] == str(tmp_path)
+    with replacing_folder(tmp_path / "folder"):
+        pass
+    assert synced[-1] == str(tmp_path)
+
+
+def test_a_lock_that_may_only_be_read_locks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    opened = os.open
+
+    def read_only(name: Path, flags: int, *more: int) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", str(name))
+        return opened(name, flags, *more)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(PermissionError), locked(path):
+        pass
+    path.touch()
+    with locked(path), pytest.raises(DeepwellError, match="taken"), locked(path, "taken"):
+        pass

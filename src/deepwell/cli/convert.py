@@ -58,6 +58,8 @@ def _check_place(options: ConvertOptions, target: Target) -> None:
         raise ConfigError(f"{out}: the folder {out.absolute().parent} does not exist")
     if out.exists() and out.samefile(options.source):
         raise ConfigError(f"{out} is the source itself")
+    if out.exists() and not out.is_file() and not out.is_dir():
+        raise ConfigError(f"{out} is a device, a pipe or a socket, which is never replaced; name a file")
     if out.is_dir() and target != "safetensors":
         raise ConfigError(f"{out} is a folder; name the file to write")
     if out.is_file() and target == "safetensors":
