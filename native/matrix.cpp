@@ -6,48 +6,18 @@
 #include <cstring>
 
 #include "blocks.h"
+#include "halves.h"
 #include "pool.h"
 
 namespace deepwell {
 
 namespace {
 
-uint32_t float_bits(float x) {
-  uint32_t u;
-  std::memcpy(&u, &x, 4);
-  return u;
-}
-
-float bits_float(uint32_t u) {
-  float x;
-  std::memcpy(&x, &u, 4);
-  return x;
-}
-
 uint16_t to_bfloat16(float x) {
   const uint32_t u = float_bits(x);
   if ((u & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(u >> 16 | 0x40);
   return static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
-
-// To nearest, ties to even. Adding a power of two whose last place is the half's lets the hardware do the rounding.
-uint16_t to_float16(float x) {
-  const uint16_t sign = float_bits(x) >> 16 & 0x8000;
-  const float a = std::fabs(x);
-  if (a >= 65520.0f) return sign | 0x7c00;
-  if (a < 0x1p-14f) return static_cast<uint16_t>(sign | (float_bits(a + 0.5f) - float_bits(0.5f)));
-  const uint32_t u = float_bits(a);
-  return static_cast<uint16_t>(sign | (((u + 0xfff + (u >> 13 & 1)) >> 13) - (112 << 10)));
-}
-
-float from_float16(uint16_t h) {
-  const uint32_t rest = h & 0x7fff;
-  const float a = rest >= 0x7c00 ? INFINITY : bits_float(rest << 13) * 0x1p112f;
-  return h & 0x8000 ? -a : a;
-}
-
-// To nearest, ties to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no place for a fraction.
-float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
 // The group's scale and integers; false if the values are not finite or too large for a float16 scale.
 bool quantise(const float* w, int n, Storage storage, uint16_t* scale, int8_t* q) {

@@ -11,6 +11,7 @@
 #include "isa.h"
 #include "limits.h"
 #include "module_sampling.h"
+#include "module_search.h"
 #include "pool.h"
 #include "program.h"
 
@@ -299,4 +300,5 @@ NB_MODULE(_native, m) {
   bind_data(m);
   bind_program(m);
   bind_sampling(m);
+  bind_search(m);
 }

@@ -207,15 +207,30 @@ def test_the_gguf_package_reads_the_file(tmp_path: Path) -> None:
     assert shapes["blk.0.attn_k_b.weight"] == [4, 32, 16]
 
 
-def test_quantised_values_are_those_of_the_gguf_package(tmp_path: Path) -> None:
+def test_quantised_values_are_those_of_the_gguf_package_or_nearer(tmp_path: Path) -> None:
     folder = saved("qwen2", tmp_path / "model", torch.float32)
     tensors = tensors_of(folder)
-    for dtype in ("q8_0", "q5_0"):
-        made = GgufCheckpoint(convert(folder, tmp_path / f"{dtype}.gguf", dtype)).tensors
-        for ours, theirs in (("blk.2.ffn_up", "model.layers.2.mlp.up_proj"), ("token_embd", "model.embed_tokens")):
-            weight = tensors[f"{theirs}.weight"].numpy()
-            wanted = gguf.quants.quantize(weight, GGMLQuantizationType[dtype.upper()])
-            np.testing.assert_array_equal(made[f"{ours}.weight"].blocks(), wanted)
+    eight, five = (
+        GgufCheckpoint(convert(folder, tmp_path / f"{kind}.gguf", kind)).tensors for kind in ("q8_0", "q5_0")
+    )
+    for ours, theirs in (("blk.2.ffn_up", "model.layers.2.mlp.up_proj"), ("token_embd", "model.embed_tokens")):
+        weight = tensors[f"{theirs}.weight"].numpy()
+        wanted = gguf.quants.quantize(weight, GGMLQuantizationType.Q8_0)
+        np.testing.assert_array_equal(eight[f"{ours}.weight"].blocks(), wanted)
+    weight, kind = tensors["model.layers.2.mlp.up_proj.weight"].numpy(), GGMLQuantizationType.Q5_0
+    plain = gguf.quants.dequantize(gguf.quants.quantize(weight, kind), kind)
+    searched = gguf.quants.dequantize(five["blk.2.ffn_up.weight"].blocks(), kind)
+    assert np.square(searched - weight).sum() < 0.98 * np.square(plain - weight).sum()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_has_more_bits_and_a_tied_embedding_is_the_head(tied: bool, tmp_path: Path) -> None:
+    folder = saved("llama-tied-bias" if tied else "llama", tmp_path / "model", torch.float32)
+    made = GgufCheckpoint(convert(folder, tmp_path / "x.gguf", "q4_0")).tensors
+    types = {name: tensor.dtype for name, tensor in made.items()}
+    assert ("output.weight" in types) != tied
+    assert types["token_embd.weight" if tied else "output.weight"] == "q8_0"  # rows of 64 hold no q6_k
+    assert types["blk.0.ffn_up.weight"] == "q4_0"
 
 
 @pytest.mark.parametrize("dtype", ["q8_0", "q6_k", "q5_0", "q4_k", "q4_0"])

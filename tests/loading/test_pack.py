@@ -13,6 +13,7 @@ from deepwell.loading.load import load_model
 from deepwell.loading.pack import pack, storages
 from deepwell.model.params import Param
 from deepwell.ops.base import MlaShape
+from deepwell.ops.native import Matrix
 from deepwell.weights import embedded_path
 from deepwell.weights.importance import QUERY, importance_shapes
 from deepwell.weights.quantize import dequantise_int4, quantise_int4
@@ -62,4 +63,23 @@ def test_an_importance_file_is_used_by_int4_alone(tmp_path: Path) -> None:
 def test_routers_and_vectors_are_never_quantised() -> None:
     kept = storages(SOURCE, "int4")
     assert {kept[p.key] for p in SOURCE.params if p.kind in ("router", "vector")} == {"float32"}
-    assert {kept[p.key] for p in SOURCE.params if p.kind not in ("router", "vector")} == {"int4"}
+    matrices = [p.key for p in SOURCE.params if p.kind not in ("router", "vector")]
+    assert {kept[key] for key in matrices if key not in ("embed", "head")} == {"int4"}
+
+
+def test_embedding_and_head_keep_more_bits_than_int4() -> None:
+    kept = storages(SOURCE, "int4")
+    assert kept["embed"] == "int8"
+    assert kept.get("head", "int8") == "int8"
+    assert storages(SOURCE, "int8")["embed"] == "int8"
+
+
+def test_int4_is_searched() -> None:
+    param = next(p for p in SOURCE.params if p.key.endswith("down"))
+    whole = SOURCE.whole(param)
+    w = whole if whole.ndim == 2 else whole[0]
+    rounded = Matrix(1, *w.shape, "int4")
+    rounded.fill(0, 0, w)
+    made = pack(SOURCE, param, "int4").dequantize(0)
+    assert np.array_equal(made, dequantise_int4(*quantise_int4(w)))
+    assert np.square(w - made).sum() < 0.98 * np.square(w - rounded.dequantize(0)).sum()

@@ -17,16 +17,28 @@ ROWS[7, ::3] = np.rint(ROWS[7, ::3] * 100) / 2
 ROWS[8, 100] = -3.0
 
 
-@pytest.mark.parametrize("name", ["f32", "f16", "bf16", "q8_0", "q5_0", "q4_0"])
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16", "q8_0"])
 def test_bytes_are_those_of_the_gguf_package(name: str) -> None:
     kind = GGMLQuantizationType[name.upper()]
     wanted = gguf.quants.quantize(ROWS, kind).view(np.uint8).reshape(-1)
     np.testing.assert_array_equal(encode(name, ROWS), wanted)
 
 
-@pytest.mark.parametrize(("name", "bound"), [("q6_k", 0.0185), ("q4_k", 0.072)])
+@pytest.mark.parametrize(("name", "gain"), [("q5_0", 0.98), ("q4_0", 0.95)])
+def test_searched_blocks_err_less_than_those_of_the_gguf_package(name: str, gain: float) -> None:
+    kind = GGMLQuantizationType[name.upper()]
+    theirs = gguf.quants.dequantize(gguf.quants.quantize(ROWS, kind), kind).reshape(-1, 32)
+    ours = gguf.quants.dequantize(encode(name, ROWS).reshape(len(ROWS), -1), kind).reshape(-1, 32)
+    x = ROWS.reshape(-1, 32).astype(np.float64)
+    weight = np.sqrt(np.square(x).mean(-1, keepdims=True) + np.square(x))
+    errors = [(weight * np.square(x - back)).sum(-1) for back in (ours, theirs)]
+    assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
+    assert errors[0].sum() < gain * errors[1].sum()
+
+
+@pytest.mark.parametrize(("name", "bound"), [("q6_k", 0.0174), ("q4_k", 0.0708)])
 def test_the_error_of_super_blocks(name: str, bound: float) -> None:
-    """Root mean square over the spread of normal values; llama-quantize, which searches longer, has 0.018 and 0.071."""
+    """Root mean square over the spread of normal values; llama-quantize has 0.0177 and 0.0715."""
     rows = np.random.default_rng(1).standard_normal((64, 1024), np.float32)
     raw = encode(name, rows).reshape(64, -1)
     back = gguf.quants.dequantize(raw, GGMLQuantizationType[name.upper()])

@@ -130,7 +130,8 @@ def _gguf(source: Checkpoint | GgufCheckpoint, kind: str) -> Prepared:
         name = source.path.resolve().name
     advice = {GGUF_KEYS[key]: value for key, value in source.advice.given.items()}
     tensors = as_gguf(source.config, as_hugging_face(source), rope_freqs(source.config))
-    planned = [(tensor, gguf_type(tensor, kind)) for tensor in tensors]
+    head = "token_embd.weight" if source.config.tied else "output.weight"
+    planned = [(tensor, gguf_type(tensor, kind, head)) for tensor in tensors]
     values: Counter[str] = Counter()
     for tensor, written in planned:
         values[written] += tensor.count * tensor.width

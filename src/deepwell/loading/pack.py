@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deepwell.errors import CheckpointError, ConfigError
 from deepwell.loading.identity import Contents
+from deepwell.model.accounting import kept_as
 from deepwell.model.params import Param
 from deepwell.ops import native
 from deepwell.ops.base import MlaShape
@@ -77,7 +78,9 @@ def _storage_of(source: Source, param: Param, dtype: DType, most: native.Storage
     stored = source.source_dtype(param) if dtype == "auto" else None
     if stored is not None:
         return _kept_of(stored)
-    return "float32" if dtype == "auto" and source.is_blocks else most  # exact, where a parameter has several types
+    if dtype == "auto" and source.is_blocks:
+        return "float32"  # exact, where a parameter has several types
+    return cast(native.Storage, kept_as(param, most))
 
 
 def _kept_of(ggml_type: str) -> native.Storage:
@@ -144,7 +147,8 @@ def pack(source: Source, param: Param, kept: native.Storage, importance: Importa
         return matrix
     weight = importance.get(param.key) if importance and kept == "int4" else None
     for number, (row, values) in enumerate(source.pieces(param), 1):
-        _fill(matrix, row // rows, row % rows, values, weight if weight is None or not count else weight[row // rows])
+        used = weight if weight is None or not count else weight[row // rows]
+        _fill(matrix, row // rows, row % rows, values, used)
         del values  # before the next one is read
         if number % RELEASE_EVERY == 0:
             source.release()
@@ -170,12 +174,16 @@ def _named(source: Source, name: str) -> Iterator[None]:
 
 
 def _fill(
-    matrix: native.Matrix, index: int, row: int, values: NDArray[np.float32], importance: NDArray[np.float32] | None
+    matrix: native.Matrix,
+    index: int,
+    row: int,
+    values: NDArray[np.float32],
+    importance: NDArray[np.float32] | None,
 ) -> None:
-    if importance is None:
-        matrix.fill(index, row, np.ascontiguousarray(values))
+    if matrix.storage == "int4":
+        matrix.fill_coded(index, row, *quantise_int4(values, importance))
     else:
-        matrix.fill_coded(index, row, *quantise_int4(np.ascontiguousarray(values), importance))
+        matrix.fill(index, row, np.ascontiguousarray(values))
 
 
 def _pack_kv_b(source: Source, param: Param, kept: native.Storage, importance: Importance | None) -> native.KvB:
@@ -202,13 +210,11 @@ def _pack_kv_b(source: Source, param: Param, kept: native.Storage, importance: I
                 packed.k_b.fill(head, 0, np.ascontiguousarray(BY_NAME[stored].float32(blocks[: shape.nope]).T))
         return packed
     packed = native.KvB(*sizes, kept)
+    weights = importance if importance and kept == "int4" and param.key in importance else None  # modules have none
     for head, w in enumerate(_heads(source.pieces(param), shape.nope + shape.value)):
-        if kept != "int4" or not importance or param.key not in importance:  # of prediction modules there is none
-            packed.fill(head, w)
-            continue
-        transposed = np.ascontiguousarray(w[: shape.nope].T)
-        packed.k_b.fill_coded(head, 0, *quantise_int4(transposed, importance[param.key + QUERY][head]))
-        packed.v_b.fill_coded(head, 0, *quantise_int4(w[shape.nope :], importance[param.key]))
+        keys, values = (weights[param.key + QUERY][head], weights[param.key]) if weights else (None, None)
+        _fill(packed.k_b, head, 0, w[: shape.nope].T, keys)
+        _fill(packed.v_b, head, 0, w[shape.nope :], values)
     return packed
 
 

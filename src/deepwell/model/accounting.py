@@ -125,7 +125,17 @@ def _bits(param: Param, dtype: str, kept: Mapping[str, str] | None) -> float:
 def _stored(param: Param, dtype: str, kept: Mapping[str, str] | None) -> str:
     if kept is not None and param.key in kept:
         return kept[param.key]
-    return dtype if param.kind in _QUANTISED else "float32"
+    return kept_as(param, dtype)
+
+
+def kept_as(param: Param, dtype: str) -> str:
+    """How a parameter is kept where most matrices are kept as `dtype`.
+
+    Embedding and head stay at 8 bits beside int4: their errors reach every logit.
+    """
+    if param.kind not in _QUANTISED:
+        return "float32"
+    return "int8" if dtype == "int4" and param.key in ("embed", "head") else dtype
 
 
 def _pad(width: int) -> int:

@@ -1,9 +1,8 @@
 """float32 rows to the bytes of a ggml type: the way back of `ggml_types`, for the types that files are written in.
 
-Floats round to nearest, ties to even. q8_0, q5_0 and q4_0 take the scale from a block's largest value, as ggml's
-reference code does, bit for bit. q4_k and q6_k do the same in two steps (a scale of scales), and then refit once;
-llama-quantize searches longer, and its files of these two types are slightly better. Names: N blocks, G groups of a
-block, I values.
+Floats round to nearest, ties to even, and q8_0 takes the scale from a block's largest value, as ggml's reference code
+does, bit for bit. Types of fewer bits have their scales searched (native/search.h): the bytes differ from ggml's, the
+errors are smaller. Names: N blocks, G groups of a block, I values.
 """
 
 from __future__ import annotations
@@ -14,12 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepwell import _native
 from deepwell.weights.gguf.ggml_types import BY_NAME
 
 F32 = NDArray[np.float32]
 Raw = NDArray[np.uint8]
 _CACHED_VALUES = 1 << 16
 """Values encoded at once: their copies stay in the processor's cache."""
+_SEARCHED_VALUES = 1 << 22
+"""The same where threads search scales."""
 
 
 def encode(name: str, rows: F32) -> Raw:
@@ -28,7 +30,8 @@ def encode(name: str, rows: F32) -> Raw:
     if rows.shape[-1] % kind.width:
         raise ValueError(f"has rows of {rows.shape[-1]} values; {name} needs a multiple of {kind.width}")
     rows = np.ascontiguousarray(rows, dtype=np.float32)
-    step = max(1, _CACHED_VALUES // max(1, rows.shape[-1]))
+    at_once = _SEARCHED_VALUES if name in SEARCHED else _CACHED_VALUES
+    step = max(1, at_once // max(1, rows.shape[-1]))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         parts = [ENCODERS[name](rows[at : at + step]).reshape(-1).view(np.uint8) for at in range(0, len(rows), step)]
     return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])
@@ -96,43 +99,32 @@ def _q8_0(rows: F32) -> NDArray[Any]:
     return _blocks("q8_0", rows, d=d_N, qs=q_NI.astype(np.int8))
 
 
-def _extreme(x: F32) -> F32:
-    """Of the last axis, the value of the largest size, with its sign."""
-    at = np.abs(x).argmax(axis=-1)[..., None]
-    found: F32 = np.take_along_axis(x, at, axis=-1)[..., 0]
-    return found
-
-
 def _q4_0(rows: F32) -> NDArray[Any]:
-    x_NI = rows.reshape(-1, 32)
-    d_N = _extreme(x_NI) / np.float32(-8)
-    q_NI = np.trunc(x_NI * _inverse(d_N)[:, None] + np.float32(8.5)).clip(0, 15).astype(np.uint8)
+    q_NI, d_N = _symmetric(rows, 4)
     return _blocks("q4_0", rows, d=d_N, qs=_packed(q_NI, 16, 4))
 
 
 def _q5_0(rows: F32) -> NDArray[Any]:
-    x_NI = rows.reshape(-1, 32)
-    d_N = _extreme(x_NI) / np.float32(-16)
-    q_NI = np.trunc(x_NI * _inverse(d_N)[:, None] + np.float32(16.5)).clip(0, 31).astype(np.uint8)
+    q_NI, d_N = _symmetric(rows, 5)
     high_N = ((q_NI >> np.uint8(4)).astype(np.uint32) << np.arange(32, dtype=np.uint32)).sum(axis=1, dtype=np.uint32)
     return _blocks("q5_0", rows, d=d_N, qs=_packed(q_NI & np.uint8(15), 16, 4), qh=high_N)
 
 
+def _symmetric(rows: F32, bits: int) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """Codes from 0 on, by block, and its scale."""
+    q, d = _native.search_scales(rows, bits)
+    return (q.reshape(-1, 32) + np.int8(1 << bits - 1)).view(np.uint8), d.reshape(-1).view(np.float16)
+
+
 def _q6_k(rows: F32) -> NDArray[Any]:
     """Sixteen groups of 16 with a signed 8-bit scale each; quants are -32 to 31."""
-    x_NGI = rows.reshape(-1, 16, 16)
-    wanted_NG = _extreme(x_NGI) / np.float32(-32)
-    q = np.rint(x_NGI * _inverse(wanted_NG)[..., None]).clip(-32, 31)
-    wanted_NG = _quotient((x_NGI * q).sum(-1), (q * q).sum(-1))
-    d_N = (_extreme(wanted_NG) / np.float32(-128)).astype("<f2").astype(np.float32)
-    scales_NG = np.rint(wanted_NG * _inverse(d_N)[:, None]).clip(-128, 127)
-    q_NV = np.rint(x_NGI * _inverse(d_N[:, None] * scales_NG)[..., None]).clip(-32, 31).reshape(-1, 256)
-    codes = (q_NV + 32).astype(np.uint8)
+    q_NV, scales_NG, d = _native.search_q6_k(rows)
+    codes = (q_NV + np.int8(32)).view(np.uint8)
     return _blocks(
         "q6_k",
         rows,
-        d=d_N,
-        scales=scales_NG.astype(np.int8),
+        d=d.reshape(-1).view(np.float16),
+        scales=scales_NG,
         ql=_packed(codes & np.uint8(15), 64, 4),
         qh=_packed(codes >> np.uint8(4), 32, 2),
     )
@@ -140,44 +132,15 @@ def _q6_k(rows: F32) -> NDArray[Any]:
 
 def _q4_k(rows: F32) -> NDArray[Any]:
     """Eight groups of 32 with a 6-bit scale and minimum each: a value is d · scale · q - dmin · minimum."""
-    x_NGI = rows.reshape(-1, 8, 32)
-    minimum_NG, scale_NG = _fitted(x_NGI)
-    d_N, dmin_N = ((x.max(axis=1) / np.float32(63)).astype("<f2").astype(np.float32) for x in (scale_NG, minimum_NG))
-    scales = np.rint(scale_NG * _inverse(d_N)[:, None]).clip(0, 63)
-    minimums = np.rint(minimum_NG * _inverse(dmin_N)[:, None]).clip(0, 63)
-    shifted = x_NGI + (dmin_N[:, None] * minimums)[..., None]
-    q_NV = np.rint(shifted * _inverse(d_N[:, None] * scales)[..., None]).clip(0, 15).reshape(-1, 256)
+    q_NV, scales_NG, minimums_NG, d, dmin = _native.search_q4_k(rows)
     return _blocks(
         "q4_k",
         rows,
-        d=d_N,
-        dmin=dmin_N,
-        scales=_six_bits(scales.astype(np.uint8), minimums.astype(np.uint8)),
-        qs=_packed(q_NV.astype(np.uint8), 32, 4),
+        d=d.reshape(-1).view(np.float16),
+        dmin=dmin.reshape(-1).view(np.float16),
+        scales=_six_bits(scales_NG, minimums_NG),
+        qs=_packed(q_NV, 32, 4),
     )
-
-
-def _fitted(x_NGI: F32) -> tuple[F32, F32]:
-    """Minimum (as a size below 0) and scale of each group: of some ranges tried, least squares takes the best."""
-    low_NG = np.minimum(x_NGI.min(-1), 0)
-    span_NG = x_NGI.max(-1) - low_NG
-    best: F32 = np.full(low_NG.shape, np.inf, np.float32)
-    minimum, scale = -low_NG, span_NG / np.float32(15)
-    for levels in (15.0, 14.6, 14.2, 15.4, 15.8):
-        q = np.rint((x_NGI - low_NG[..., None]) * (np.float32(levels) * _inverse(span_NG))[..., None]).clip(0, 15)
-        mean_q, mean_x = q.mean(-1), x_NGI.mean(-1)
-        off = q - mean_q[..., None]
-        s = _quotient((off * x_NGI).sum(-1), (off * off).sum(-1))
-        m = s * mean_q - mean_x
-        m = np.maximum(m, 0)
-        error = np.square(s[..., None] * q - m[..., None] - x_NGI).sum(-1)
-        better = (error < best) & (s > 0)
-        best[better], minimum[better], scale[better] = error[better], m[better], s[better]
-    return minimum, scale
-
-
-def _quotient(top: F32, bottom: F32) -> F32:
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
 
 def _six_bits(scales: NDArray[np.uint8], minimums: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -200,3 +163,5 @@ ENCODERS: Mapping[str, Callable[[F32], NDArray[Any]]] = {
     "q4_0": _q4_0,
 }
 """Types that files can be written in, the largest first."""
+SEARCHED = frozenset(("q6_k", "q5_0", "q4_k", "q4_0"))
+"""Those of them whose scales are searched."""

@@ -22,7 +22,7 @@ from deepwell.weights.tensor_stream import Rows, TensorStream
 
 _Q_OR_K = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_proj\.(weight|bias)")
 _FALLBACK = {"q4_k": "q5_0", "q6_k": "q8_0"}
-_SENSITIVE = {"q4_k": "q6_k", "q4_0": "q6_k"}
+_SENSITIVE = {"q5_0": "q6_k", "q4_k": "q6_k", "q4_0": "q6_k"}
 """Types of the head, whose errors reach every logit, beside matrices of few bits."""
 
 
@@ -63,8 +63,9 @@ def renamed(tensor: TensorStream, name: str) -> TensorStream:
     return TensorStream(name, tensor.shape, tensor.dtype, tensor.read, tensor.unit)
 
 
-def gguf_type(tensor: TensorStream, wanted: str) -> str:
+def gguf_type(tensor: TensorStream, wanted: str, head: str) -> str:
     """The type to store a tensor in: vectors and routers in float32, and what has no whole blocks in the next best.
+    The one called `head`, which a tied embedding is too, gets more bits.
 
     `wanted` may be `auto`: the type that the tensor has now, bfloat16 for what is neither float nor a ggml type.
     """
@@ -72,7 +73,7 @@ def gguf_type(tensor: TensorStream, wanted: str) -> str:
         return "f32"
     now = "bf16" if tensor.dtype == "float8" else tensor.dtype
     kind = now if wanted == "auto" else wanted
-    if tensor.name == "output.weight":
+    if tensor.name == head:
         kind = _SENSITIVE.get(kind, kind)
     if kind in _FALLBACK and tensor.width % 256:
         kind = _FALLBACK[kind]
