@@ -17,13 +17,13 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from deepwell.errors import DeepwellError
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """A regular file, opened to be read: a device has no end, and a pipe may never begin. Raises OSError."""
     return open(path, "rb", opener=_open_regular)
 

@@ -15,16 +15,19 @@ from typing import TypeVar
 import msgspec
 
 from deepwell.errors import DeepwellError
+from deepwell.files import read_bounded
 
 Record = TypeVar("Record")
 
+MAX_BYTES = 1 << 30
+"""The longest file that is read whole."""
 _CHUNK = 1 << 16
 
 
 def read_lines(path: Path, kind: type[Record]) -> list[Record]:
     """The records of a file, oldest first; none if there is no file. DeepwellError names a line that is no `kind`."""
     try:
-        raw = path.read_bytes()
+        raw = read_bounded(path, MAX_BYTES)
     except FileNotFoundError:
         return []
     except OSError as error:

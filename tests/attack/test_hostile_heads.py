@@ -1,6 +1,6 @@
 """Heads and bodies made to take memory, time or the event loop: each is refused, and others are served meanwhile.
 
-DEEPWELL_SEED chooses the noise; it is fresh where none is given, and is printed with a failure.
+DEEPWELL_SEED chooses the noise.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 from raw import connect, everything, exchange, head, post, status_of
+from seeds import SEED
 from serving import CONTEXT, MODEL, chat, live, make_service, says
 
 from deepwell.server import ServerLimits, body, connection
@@ -26,7 +27,6 @@ from fakes import FakeRunner
 CHAT = "/v1/chat/completions"
 JSON = ("Host: localhost", "Content-Type: application/json")
 MIB = 1 << 20
-SEED = int(os.environ.get("DEEPWELL_SEED") or random.SystemRandom().randrange(1 << 32))
 
 
 @pytest.fixture(scope="module")

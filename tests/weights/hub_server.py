@@ -12,6 +12,7 @@ import json
 import socket
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -33,7 +34,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 class Fault(msgspec.Struct, frozen=True):
     """What goes wrong once: a status, or a body that is cut, silent after some bytes, changed, whole again, or `short`:
-    of so many bytes, and no more announced."""
+    of so many bytes, and no more announced. `length` is announced instead, or `begin` as the offset of a part."""
 
     status: int = 0
     headers: dict[str, str] = {}
@@ -42,6 +43,8 @@ class Fault(msgspec.Struct, frozen=True):
     flip: bool = False
     whole: bool = False
     short: int | None = None
+    length: str | None = None
+    begin: str | None = None
 
 
 class FakeHub:
@@ -54,6 +57,8 @@ class FakeHub:
         self.asked: list[Asked] = []
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.needs_token: str | None = None
+        self.lie: Callable[[dict[str, object]], object] = lambda info: info
+        """What is told of a repository instead of the truth: bytes are sent as they are."""
         self.range_limit: int | None = None
         """The most bytes that an answer to a range holds."""
         self.released = threading.Event()
@@ -132,7 +137,8 @@ class FakeHub:
                 siblings = [hub.sibling(name, content) for name, content in hub.repos[repo].items()]
                 siblings += [hub.sibling(name, b"?") for name in hub.extra.get(repo, [])]
                 info = {"id": repo, "sha": hub.commits[repo], "siblings": siblings, "gated": False}
-                return self.content(json.dumps(info).encode(), fault)
+                told = hub.lie(info)
+                return self.content(told if isinstance(told, bytes) else json.dumps(told).encode(), fault)
 
             def resolve(self, path: str, fault: Fault) -> None:
                 repo, _, rest = path[1:].partition("/resolve/")
@@ -161,8 +167,8 @@ class FakeHub:
                 for name, value in (headers or {}).items():
                     self.send_header(name, value)
                 if start:
-                    self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
-                self.send_header("Content-Length", str(len(body)))
+                    self.send_header("Content-Range", f"bytes {fault.begin or start}-{end - 1}/{len(content)}")
+                self.send_header("Content-Length", str(len(body)) if fault.length is None else fault.length)
                 self.end_headers()
                 if self.command == "HEAD":
                     return

@@ -16,6 +16,7 @@ from deepwell.bench.cells import SHORT_PROMPT, Cell, Plan
 from deepwell.bench.measure import Report
 from deepwell.bench.process import Finished, RunFailed
 from deepwell.errors import ConfigError
+from deepwell.files import open_regular
 
 SAME_EXPERTS = (
     "its batched bench feeds the same token to every stream, so all streams choose the same experts and fewer weights "
@@ -151,7 +152,7 @@ def architecture(model: Path) -> str | None:
     """The architecture a GGUF file names, if it is one and says so near its beginning."""
     key = b"general.architecture"
     try:
-        with model.open("rb") as file:
+        with open_regular(model) as file:
             head = file.read(4096)
     except OSError:
         return None

@@ -15,6 +15,7 @@ already.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import threading
@@ -28,7 +29,7 @@ from typing import Any
 import msgspec
 
 from deepwell.errors import CheckpointError
-from deepwell.files import remove_leftovers, replacing
+from deepwell.files import open_regular, remove_leftovers, replacing
 from deepwell.loading.convert import packed_size
 from deepwell.loading.pack import DType, Packed, label, pack, storages
 from deepwell.weights.importance import read_importance
@@ -67,7 +68,8 @@ class Wanted(msgspec.Struct, frozen=True, dict=True):
         kept = f"{label(source, self.dtype)} {sorted(_kept(self).items())}"
         name.update(f"{VERSION} {_HELD} {kept} {stats}".encode())
         if self.importance is not None:
-            name.update(self.importance.read_bytes())
+            with open_regular(self.importance) as file:
+                name.update(hashlib.file_digest(file, "blake2b").digest())
         return name.hexdigest()
 
 

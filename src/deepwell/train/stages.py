@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from deepwell.errors import CheckpointError
+from deepwell.files import open_regular
 from deepwell.json_lines import append_line, read_lines
 
 NAME = "stages.jsonl"
@@ -60,5 +61,5 @@ def check_recorded(folder: Path, name: str) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

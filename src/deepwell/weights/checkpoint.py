@@ -26,7 +26,7 @@ from deepwell.weights.explain import AGAIN, decided_by, no_config, no_weights, s
 from deepwell.weights.json_files import read_json, read_object
 from deepwell.weights.mapping import maps_behind, release
 from deepwell.weights.safetensors import TYPES, Tensor, read
-from deepwell.weights.tokenizer import MAX_CONFIG_BYTES, Tokenizer
+from deepwell.weights.tokenizer import MAX_CONFIG_BYTES, TOOL_TEMPLATE_FILE, Tokenizer
 
 _OF_MODULE = re.compile(r"model\.layers\.(\d+)\.(?:enorm|hnorm|eh_proj|shared_head)\.")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -69,7 +69,11 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """All that may decide what the model is: configs, tokenizer, chat template and shards."""
-        return [found for kind in ("*.json", "*.jinja", "*.safetensors") for found in self.folder.glob(kind)]
+        return [
+            found
+            for kind in ("*.json", "*.jinja", TOOL_TEMPLATE_FILE, "*.safetensors")
+            for found in self.folder.glob(kind)
+        ]
 
     @property
     def stored(self) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from deepwell.errors import CheckpointError
+from deepwell.files import read_bounded
 
 MAX_JSON_BYTES = 64 << 20
 
@@ -16,13 +16,9 @@ MAX_JSON_BYTES = 64 << 20
 def read_json(file: Path, limit: int = MAX_JSON_BYTES) -> Any:
     """A parsed JSON file. CheckpointError if it is missing, larger than `limit` bytes, or broken."""
     try:
-        with file.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            raw = b"" if size > limit else stream.read(limit + 1)
+        raw = read_bounded(file, limit)
     except OSError as e:
         raise CheckpointError(f"{file}: cannot be read: {e.strerror or e}") from e
-    if max(size, len(raw)) > limit:
-        raise CheckpointError(f"{file}: is larger than the {limit} bytes allowed")
     try:
         return msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from deepwell import _native
 from deepwell.errors import CheckpointError, DeepwellError
+from deepwell.files import open_regular
 from deepwell.model.config import ModelConfig, check_config
 from deepwell.model.params import Param, param_specs
 from deepwell.ops import native
@@ -334,7 +335,7 @@ def is_packed(path: Path) -> bool:
         return False
     if path.suffix == ".deepwell":
         return True
-    with suppress(OSError), path.open("rb") as stream:
+    with suppress(OSError), open_regular(path) as stream:
         return stream.read(len(_MAGIC)) == _MAGIC
     return False
 

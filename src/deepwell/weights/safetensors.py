@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.errors import CheckpointError
+from deepwell.files import open_regular
 from deepwell.weights.explain import AGAIN, pointer
 from deepwell.weights.values import all_finite
 
@@ -113,7 +114,8 @@ class _Entry(msgspec.Struct):
 def read(file: Path) -> dict[str, Tensor]:
     """Map `file`. CheckpointError names the file, the tensor and what is wrong with it."""
     try:
-        mapped = np.memmap(file, dtype=np.uint8, mode="r")
+        with open_regular(file) as opened:
+            mapped = np.memmap(opened, dtype=np.uint8, mode="r")
     except (OSError, ValueError) as e:
         what = "is empty" if file.is_file() and not file.stat().st_size else f"cannot be mapped: {e}"
         raise CheckpointError(f"{file}: {what}; {AGAIN}") from e

@@ -12,6 +12,7 @@ import msgspec
 import tokenizers
 
 from deepwell.errors import CheckpointError, RequestError
+from deepwell.files import read_bounded
 from deepwell.weights.added_tokens import Finder, Tag, check_lengths, is_control, is_text, named_ends
 from deepwell.weights.added_tokens import Marked as Marked
 from deepwell.weights.json_files import read_object
@@ -20,6 +21,8 @@ from deepwell.weights.tokenizer_json import Pipeline, check_pipeline, faults, ma
 MAX_TOKENIZER_BYTES = 64 << 20
 MAX_CONFIG_BYTES = 4 << 20
 MAX_TEMPLATE_BYTES = 1 << 18
+TOOL_TEMPLATE_FILE = "additional_chat_templates/tool_use.jinja"
+"""Where newer folders have the template for conversations with tools."""
 
 LONG_CHARACTERS = 16_384
 """Texts longer than this are encoded without the interpreter's lock, so that other threads go on meanwhile."""
@@ -446,20 +449,25 @@ def _puts_in_front(processor: Any, bos: int) -> bool:
 def _templates(folder: Path) -> tuple[str | None, str | None]:
     """The template of chat_template.jinja, or else of tokenizer_config.json; of several, the one called default, and
     the one for tools."""
-    path = folder / "chat_template.jinja"
-    try:
-        if path.stat().st_size > MAX_TEMPLATE_BYTES:
-            raise CheckpointError(f"{path}: more than the {MAX_TEMPLATE_BYTES} bytes allowed")
-        return path.read_text("utf-8"), None
-    except FileNotFoundError:
-        pass
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    tools = _template(folder / TOOL_TEMPLATE_FILE)
+    if (template := _template(folder / "chat_template.jinja")) is not None:
+        return template, tools
     found = (_read_json(folder / "tokenizer_config.json", MAX_CONFIG_BYTES) or {}).get("chat_template")
     if isinstance(found, list):
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-        return _text(named.get("default")), _text(named.get("tool_use"))
-    return _text(found), None
+        return _text(named.get("default")), tools if tools is not None else _text(named.get("tool_use"))
+    return _text(found), tools
+
+
+def _template(path: Path) -> str | None:
+    try:
+        return read_bounded(path, MAX_TEMPLATE_BYTES).decode()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
 def _text(value: Any) -> str | None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwell.errors import CheckpointError
+from deepwell.files import open_regular
 from deepwell.weights.explain import pointer
 from deepwell.weights.gguf.ggml_types import BY_CODE, NAMES, GgmlType, values_in
 from deepwell.weights.gguf.keys import General
@@ -137,7 +138,7 @@ def is_gguf(path: Path) -> bool:
     if path.suffix == ".gguf":
         return True
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return stream.read(4) == _MAGIC
     except OSError:
         return False
@@ -221,7 +222,8 @@ class _Cursor:
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     try:
-        data: NDArray[np.uint8] = np.memmap(file, dtype=np.uint8, mode="r")
+        with open_regular(file) as opened:
+            data: NDArray[np.uint8] = np.memmap(opened, dtype=np.uint8, mode="r")
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{file}: cannot be mapped: {e}") from e
     if other := pointer(bytes(data[:64])):

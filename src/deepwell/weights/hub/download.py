@@ -20,14 +20,26 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from deepwell.errors import DeepwellError, HubError
-from deepwell.files import write_whole
+from deepwell.files import read_bounded, write_whole
 from deepwell.model.config import from_hugging_face
-from deepwell.weights.hub.files import CONFIG, INDEX, Reference, check_name, choose, is_commit, parse, placed, shards
+from deepwell.weights.hub.files import (
+    CONFIG,
+    INDEX,
+    MAX_LISTING_BYTES,
+    Reference,
+    check_name,
+    choose,
+    is_commit,
+    parse,
+    placed,
+    shards,
+)
 from deepwell.weights.json_files import read_json, read_object
 
 if TYPE_CHECKING:
     from deepwell.weights.hub.http import Entry, Listing, Remote
 
+MAX_REF_BYTES = 1024
 WORKERS = 4
 """Files fetched at a time."""
 _SPARE_BYTES = 64 << 20
@@ -125,7 +137,7 @@ class _Store:
         if self.reference.pinned:
             return self.reference.revision
         try:
-            text = self._ref.read_text(encoding="ascii").strip()
+            text = read_bounded(self._ref, MAX_REF_BYTES).decode("ascii").strip()
         except (OSError, UnicodeDecodeError):
             return ""
         return text if is_commit(text) else ""
@@ -148,7 +160,7 @@ class _Store:
                 files += placed(read_json(folder / INDEX), self.reference)
         except DeepwellError:  # whatever is wrong with it, the hub has it whole
             return None, []
-        missing = [name for name in files if name not in there or there[name] != promised.get(name)]
+        missing = [name for name in files if name not in there or promised.get(name, -2) not in (there[name], -1)]
         if missing:
             return None, missing
         return folder / wanted.entry if wanted.entry else folder, []
@@ -171,9 +183,9 @@ class _Store:
                 raise
 
     def _listed(self, commit: str) -> dict[str, int]:
-        """Names and sizes of what the hub has at a commit; empty if that is not known."""
+        """Names and sizes (-1 where the hub does not say) of what it has at a commit; empty if that is not known."""
         try:
-            return msgspec.json.decode(self._listing(commit).read_bytes(), type=dict[str, int])
+            return msgspec.json.decode(read_bounded(self._listing(commit), MAX_LISTING_BYTES), type=dict[str, int])
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return {}
 
@@ -260,7 +272,7 @@ class _Download:
     def _fetch(self, names: list[str]) -> None:
         """All of these, several at a time; the first failure ends it."""
         listed = [self._listing.entries[check_name(name, self._reference)] for name in names]
-        entries = [entry.checked(self._reference) for entry in listed]
+        entries = [self._sized(entry).checked(self._reference) for entry in listed]
         absent = [entry for entry in entries if not self._store.has(self._commit, entry)]
         if absent:
             self._check_room(absent)
@@ -270,6 +282,9 @@ class _Download:
             self._in_parallel(absent)
         for entry in entries:
             self._store.link(self._commit, entry)
+
+    def _sized(self, entry: Entry) -> Entry:
+        return self._remote.sized(self._reference, self._commit, entry)
 
     def _in_parallel(self, entries: list[Entry]) -> None:
         """Daemon threads, so that Ctrl-C need not wait for a silent hub."""

@@ -15,11 +15,20 @@ from typing import Any
 
 import msgspec
 
-from deepwell.errors import HubError
+from deepwell.errors import HubError, shown
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_OPTIONAL = ("generation_config.json", "tokenizer_config.json", "chat_template.jinja")
+_OPTIONAL = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
+)
+MAX_LISTING_BYTES = 64 << 20
+MAX_NAME_BYTES = 1024
+MAX_BYTES = 1 << 44
+"""Of a file; what a hub says beyond it is not believed."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NOT_MODELS = re.compile(r"(^|[-._/])(mmproj|imatrix)([-._]|$)", re.IGNORECASE)
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -109,9 +118,13 @@ def placed(index: Any, reference: Reference) -> tuple[str, ...]:
 def check_name(name: str, reference: Reference) -> str:
     """A file's name if it stays inside the folder it is put in. Raises HubError."""
     parts = name.split("/")
+    if len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES or any(len(part.encode()) > 255 for part in parts):
+        raise HubError(f"{reference}: the hub names a file {shown(name)}, longer than a file's name may be")
     odd = "\\" in name or any(unicodedata.category(c) == "Cc" for c in name)
     if odd or any(part in ("", ".", "..") for part in parts) or PurePosixPath(name).is_absolute():
-        raise HubError(f"{reference}: the hub names a file {name!r}, which could lie outside of its folder; refused")
+        raise HubError(
+            f"{reference}: the hub names a file {shown(name)}, which could lie outside of its folder; refused"
+        )
     return name
 
 

@@ -22,9 +22,8 @@ from huggingface_hub.utils import get_session, httpx, parse_ratelimit_headers
 
 from deepwell import __version__
 from deepwell.errors import HubError
-from deepwell.weights.hub.files import Reference, is_commit
+from deepwell.weights.hub.files import MAX_BYTES, MAX_LISTING_BYTES, Reference, is_commit
 
-MAX_LISTING_BYTES = 64 << 20
 MAX_WAIT = 120
 """The longest that a hub may ask us to wait, in seconds."""
 _PROGRESS_BYTES = 1 << 20
@@ -37,7 +36,8 @@ Advance = Callable[[int], None]
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A file of a repository. `digest` is the sha256 of a large file, or git's sha1 of a small one."""
+    """A file of a repository. `digest` is the sha256 of a large file, or git's sha1 of a small one; `size` is -1 where
+    the list does not say it."""
 
     name: str
     size: int
@@ -45,7 +45,7 @@ class Entry(msgspec.Struct, frozen=True):
 
     def checked(self, reference: Reference) -> Entry:
         """Itself, if what arrives can be checked against it. Raises HubError."""
-        if self.size < 0 or not _DIGEST.fullmatch(self.digest):
+        if not 0 <= self.size <= MAX_BYTES or not _DIGEST.fullmatch(self.digest):
             raise HubError(f"{reference}: the hub lists {self.name} without its size or checksum; it cannot be trusted")
         return self
 
@@ -86,6 +86,14 @@ class Remote(msgspec.Struct, frozen=True):
         if not is_commit(info.sha):
             raise HubError(f"{self.endpoint} names the commit of {reference} {info.sha!r}; it must be 40 hex digits")
         return Listing(info.sha, {file.name: _entry(file) for file in info.files})
+
+    def sized(self, reference: Reference, commit: str, entry: Entry) -> Entry:
+        """The same with its size, asked for where the list does not say it. Raises HubError."""
+        if entry.size >= 0:
+            return entry
+        url = hf_hub_url(reference.repo, entry.name, revision=commit, endpoint=self.endpoint)
+        told = self._persist(lambda: self._length(url, reference, entry.name), self.asked)
+        return Entry(entry.name, told, entry.digest)
 
     def fetch(
         self, reference: Reference, commit: str, entry: Entry, part: Path, advance: Callable[[int], None]
@@ -135,6 +143,12 @@ class Remote(msgspec.Struct, frozen=True):
                 if len(raw) > MAX_LISTING_BYTES:
                     raise HubError(f"{self.endpoint}: its list of {reference} is longer than {MAX_LISTING_BYTES} bytes")
         return bytes(raw)
+
+    def _length(self, url: str, reference: Reference, name: str) -> int:
+        """What the answer to a request for a file says its length is; -1 if nothing. It is not read."""
+        with self._get(url, reference, name=name) as response:
+            length = response.headers.get("content-length", "")
+        return int(length) if re.fullmatch("[0-9]{1,15}", length) else -1
 
     def _receive(self, url: str, reference: Reference, file: _Part) -> None:
         """The rest of a file: one connection after another while each brings the part that its hub gives at a time."""
@@ -285,7 +299,7 @@ class _Part:
 
 class _Lfs(msgspec.Struct):
     sha256: str
-    size: int
+    size: int | None = None
 
 
 class _File(msgspec.Struct, rename={"name": "rfilename", "blob": "blobId"}):
@@ -315,6 +329,7 @@ _MEANINGS |= {500: "an error of its own", 502: "a bad gateway", 503: "overloaded
 
 def _entry(file: _File) -> Entry:
     size, digest = (file.lfs.size, file.lfs.sha256) if file.lfs else (file.size, file.blob)
+    size = file.size if size is None else size
     return Entry(file.name, -1 if size is None else size, digest or "")
 
 
@@ -322,7 +337,7 @@ def _start_of(response: Any) -> int:
     """The offset that a response begins at: 0 for a whole file."""
     if response.status_code != 206:
         return 0
-    match = re.match(r"bytes (\d+)-", response.headers.get("content-range", ""))
+    match = re.match(r"bytes ([0-9]{1,15})-", response.headers.get("content-range", ""))
     return int(match[1]) if match else 0
 
 
