@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from deepwell.cli.main import EXIT_INTERRUPTED, main
 from deepwell.errors import CheckpointError
 from deepwell.loading import convert
+from deepwell.weights import embedded_path
 from deepwell.weights.source import open_source
 
 Progress = Callable[[int, int], None]
@@ -242,3 +243,31 @@ def test_a_file_size_limit_is_met_while_writing(model_folder: Path, tmp_path: Pa
     assert done.returncode == 2
     assert f"deepwell: cannot write {tmp_path / 'x.gguf'}: File too large" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_licences_and_the_template_for_tools_go_with_a_folder_and_modules_are_missed(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(embedded_path(), source)
+    beside = (
+        "LICENSE",
+        "LICENSE-CODE",
+        "MODEL_LICENSE.txt",
+        "license.md",
+        "NOTICE",
+        "additional_chat_templates/tool_use.jinja",
+    )
+    (source / "additional_chat_templates").mkdir()
+    for name in beside:
+        (source / name).write_text(name)
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert main(["convert", str(source), str(out), "--force"]) == 0
+        assert [(out / name).read_text() for name in beside] == list(beside)
+    assert "left out" not in capsys.readouterr().err
+    (out / "additional_chat_templates" / "thesis").mkdir()
+    assert main(["convert", str(source), str(out), "--force"]) == 2
+    assert "holds additional_chat_templates/thesis, which" in capsys.readouterr().err
+    assert main(["convert", str(source), str(tmp_path / "x.gguf")]) == 0
+    assert "the multi-token prediction module is left out" in capsys.readouterr().err

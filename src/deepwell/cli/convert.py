@@ -12,14 +12,18 @@ from pathlib import Path
 import msgspec
 
 from deepwell.cli.hub import located
+from deepwell.cli.terminal import visible
 from deepwell.cli.waiting import Wait, sized
 from deepwell.errors import ConfigError
 from deepwell.files import replacing, replacing_folder
-from deepwell.loading.convert import Prepared, Target, prepare, target_of
+from deepwell.loading.convert import BESIDE, Prepared, Target, prepare, target_of
 from deepwell.options import ConvertOptions
 
-_OURS = ("*.json", "*.jinja", "*.safetensors", "LICENSE*", "merges.txt")
+_OURS = (*BESIDE, "*.safetensors")
 """Files that a folder which may be replaced can hold."""
+
+
+_FOLDERS = tuple(kind.rpartition("/")[0] for kind in BESIDE if "/" in kind)
 
 
 def run(options: ConvertOptions) -> int:
@@ -28,7 +32,7 @@ def run(options: ConvertOptions) -> int:
     _check_place(options, target)
     prepared = prepare(options.source, target, options.dtype, options.importance, int(options.shard_gb * 1e9))
     for note in prepared.notes:
-        print(f"deepwell: warning: {note}", file=sys.stderr)
+        print(f"deepwell: warning: {visible(note)}", file=sys.stderr)
     _check_room(options.out, prepared)
     out = options.out.absolute()
     try:
@@ -74,9 +78,12 @@ def _check_replaceable(folder: Path) -> None:
     """Only what a convert may have written is ever removed."""
     if folder.is_symlink():
         raise ConfigError(f"{folder} is a link to a folder; name the folder itself")
-    for entry in folder.iterdir():
-        if entry.is_symlink() or not entry.is_file() or not any(fnmatch(entry.name, kind) for kind in _OURS):
-            raise ConfigError(f"{folder} holds {entry.name}, which a model folder does not; name another folder")
+    for entry in folder.rglob("*"):
+        name = entry.relative_to(folder).as_posix()
+        if name in _FOLDERS and entry.is_dir() and not entry.is_symlink():
+            continue
+        if entry.is_symlink() or not entry.is_file() or not any(fnmatch(name, kind) for kind in _OURS):
+            raise ConfigError(f"{folder} holds {name}, which a model folder does not; name another folder")
 
 
 def _check_room(out: Path, prepared: Prepared) -> None:
@@ -99,4 +106,4 @@ def _reason(error: OSError, out: Path, prepared: Prepared, unfinished: Path) -> 
 
 
 def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size

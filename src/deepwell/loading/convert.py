@@ -30,6 +30,7 @@ from deepwell.weights.packed import PackedWriter, Progress
 from deepwell.weights.safetensors_writer import safetensors_size, write_safetensors
 from deepwell.weights.source import Source, open_source
 from deepwell.weights.tensor_stream import TensorStream, as_stored
+from deepwell.weights.tokenizer import TOOL_TEMPLATE_FILE
 
 Target = Literal["packed", "gguf", "safetensors"]
 
@@ -41,8 +42,9 @@ ALLOWED: Mapping[Target, tuple[str, ...]] = {
     "safetensors": ("auto", *_FLOATS),
 }
 """How weights may be held, by what is written."""
-_BESIDE = ("*.json", "*.jinja", "LICENSE*", "merges.txt")
+BESIDE = ("*.json", "*.jinja", TOOL_TEMPLATE_FILE, "*LICEN[SC]E*", "*licen[sc]e*", "NOTICE*", "merges.txt")
 """Files of a folder that go with the weights, but for those that describe them."""
+_NO_MODULES = "the multi-token prediction module is left out: GGUF files are written without"
 _MOST_BESIDE = 256 << 20
 _MARGIN = 1 << 20
 """Headers, and what the file system needs for itself."""
@@ -87,7 +89,7 @@ def prepare(
         raise ConfigError(f"{path} is a packed file; convert what it was made of instead")
     kind = _FLOATS.get(dtype, dtype)
     made = _gguf(source, kind) if target == "gguf" else _folder(source, kind, shard_bytes)
-    return msgspec.structs.replace(made, notes=source.notes)
+    return msgspec.structs.replace(made, notes=[*source.notes, *made.notes])
 
 
 def packed_size(source: Source, dtype: DType) -> int:
@@ -141,7 +143,8 @@ def _gguf(source: Checkpoint | GgufCheckpoint, kind: str) -> Prepared:
     def write(out: Path, progress: Progress) -> None:
         write_gguf(out, metadata | advice | tokenizer, planned, progress, source.release)
 
-    return Prepared(gguf_size(metadata | advice | tokenizer, planned), write)
+    left_out = [_NO_MODULES] if source.mtp_params else []
+    return Prepared(gguf_size(metadata | advice | tokenizer, planned), write, left_out)
 
 
 def _folder(source: Checkpoint | GgufCheckpoint, kind: str, shard_bytes: int) -> Prepared:
@@ -162,7 +165,9 @@ def _folder(source: Checkpoint | GgufCheckpoint, kind: str, shard_bytes: int) ->
         out.mkdir(exist_ok=True)
         write_safetensors(out, planned, shard_bytes, progress, source.release)
         for file in copied:
-            shutil.copyfile(file, out / file.name)
+            place = out / file.relative_to(source.path)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, place)
         for name, content in files.items():
             (out / name).write_bytes(content)
 
@@ -201,7 +206,7 @@ def _rewritten(source: Checkpoint, dtype: str) -> dict[str, bytes]:
 
 def _copied(folder: Path) -> list[Path]:
     """Tokenizer, template, generation defaults and licence, as they are."""
-    found = {file for pattern in _BESIDE for file in folder.glob(pattern) if file.is_file()}
+    found = {file for pattern in BESIDE for file in folder.glob(pattern) if file.is_file()}
     keep = [file for file in sorted(found) if file.name != "config.json" and not file.name.endswith(".index.json")]
     if sum(file.stat().st_size for file in keep) > _MOST_BESIDE:
         raise ConfigError(f"{folder}: its JSON files exceed {_MOST_BESIDE} bytes; this is no model folder")
