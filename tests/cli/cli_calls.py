@@ -20,11 +20,6 @@ def deepwell(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *args], capture_output=True, text=True, timeout=120, **options)
 
 
-def _take_ctrl_c() -> None:
-    """Scripts start what they put into the background with SIGINT ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Terminal:
     """A command on a pseudo-terminal, killed at the end."""
 
@@ -38,7 +33,6 @@ class Terminal:
             stderr=other,
             start_new_session=True,
             env=environment,
-            preexec_fn=_take_ctrl_c,
         )
         os.close(other)
         self.seen = ""

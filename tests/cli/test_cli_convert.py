@@ -239,7 +239,7 @@ def test_a_file_size_limit_is_met_while_writing(model_folder: Path, tmp_path: Pa
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000));" + SLOW_WRITE
     limited = limited.replace("time.sleep(0.2)", "pass")
     command = [sys.executable, "-c", limited, "convert", str(model_folder), str(tmp_path / "x.gguf")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
     assert f"deepwell: cannot write {tmp_path / 'x.gguf'}: File too large" in done.stderr
     assert list(tmp_path.iterdir()) == []

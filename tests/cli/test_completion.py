@@ -25,7 +25,7 @@ def complete(*words: str) -> list[str]:
 
 
 def test_bash_parses() -> None:
-    subprocess.run(["bash", "-n"], input=completion.bash(), text=True, check=True)
+    subprocess.run(["bash", "-n"], input=completion.bash(), text=True, check=True, timeout=60)
 
 
 @pytest.mark.parametrize(

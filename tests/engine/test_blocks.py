@@ -25,7 +25,9 @@ def test_keys_are_the_documented_hash_chain() -> None:
 def test_keys_are_stable_across_processes() -> None:
     code = "from deepwell.engine.blocks import *; print(block_key(root_key(b'm'), list(range(64))).hex())"
     environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7"}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True, timeout=60
+    )
     assert out.stdout.strip() == block_key(root_key(b"m"), TOKENS).hex()
 
 

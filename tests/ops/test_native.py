@@ -292,7 +292,9 @@ def test_unknown_instruction_sets_are_refused_and_known_ones_named() -> None:
 
 
 def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], env=os.environ | env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | env, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_the_environment_forces_an_instruction_set() -> None:

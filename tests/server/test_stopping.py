@@ -33,16 +33,9 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.p
 
 @contextmanager
 def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A Python process, and the first line that it prints. It hears both signals, whatever its parent ignores."""
-
-    def hear() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-
+    """A Python process, and the first line that it prints."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, *command], stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT, preexec_fn=hear
-    ) as started:
+    with subprocess.Popen([sys.executable, *command], stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT) as started:
         assert started.stdout is not None
         try:
             yield started, started.stdout.readline().strip()

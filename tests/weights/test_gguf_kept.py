@@ -291,7 +291,11 @@ def test_peak_memory_of_loading(dtype: str, tmp_path: Path) -> None:
     params = (p for p in checkpoint.params if p.kind != "vector")
     result = sum(p.size * (34 if runner.kept[p.key] == "int8" else 18) // 32 for p in params)
     run = subprocess.run(
-        [sys.executable, "-c", LOAD, tmp_path / "big.gguf", dtype], capture_output=True, text=True, check=True
+        [sys.executable, "-c", LOAD, tmp_path / "big.gguf", dtype],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
     )
     peak, after = (int(n) for n in run.stdout.split())
     # gate and up make one parameter, and pages are let go of after each parameter

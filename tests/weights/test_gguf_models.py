@@ -400,7 +400,9 @@ def test_generate(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deepwell.cli.main", "generate"]
     rest = ["The quick", "--max-tokens", "12", "--temperature", "0", "--json"]
     answers = [
-        json.loads(subprocess.run([*command, path, *rest], capture_output=True, text=True, check=True).stdout)
+        json.loads(
+            subprocess.run([*command, path, *rest], capture_output=True, text=True, check=True, timeout=120).stdout
+        )
         for path in (str(file), str(tmp_path))
     ]
     assert answers[0].pop("model") == "v3"
