@@ -32,7 +32,9 @@ def read_bounded(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises OSError."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        raw = b"" if size > limit else file.read(limit + 1)
+        raw = b"" if size > limit else file.read(size + 1)  # what is asked for is taken from memory first
+        if size < len(raw) <= limit:
+            raw += file.read(limit + 1 - len(raw))
     if max(size, len(raw)) > limit:
         raise OSError(errno.EFBIG, f"is larger than the {limit:,} bytes allowed", str(path))
     return raw

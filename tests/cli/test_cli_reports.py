@@ -98,34 +98,10 @@ def test_doctor_tells_known_from_unknown_variables() -> None:
     ],
 )
 def test_advice(change: dict[str, object], found: doctor.Native, said: str) -> None:
-    here = msgspec.structs.replace(machine.inspect_machine(), cpu_limit=None, memory_limit=None)
+    here = msgspec.structs.replace(machine.inspect_machine(), cpu_limit=None, memory_limit=None, address_limit=None)
     changed = msgspec.structs.replace(here, **change)
     assert any(said in line for line in doctor._advice(changed, found, Path()))
     assert not any(said in line for line in doctor._advice(here, doctor.Native("avx512", ["avx512"]), Path()))
-
-
-@pytest.mark.parametrize(
-    ("files", "cpus", "memory"),
-    [
-        ({"cpu.max": "150000 100000\n", "memory.max": "1073741824\n"}, 1.5, 2**30),
-        ({"cpu.max": "max 100000\n", "memory.max": "max\n"}, None, None),
-        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2.0, None),
-        ({"cpu/cpu.cfs_quota_us": "-1", "memory/memory.limit_in_bytes": str(2**63 - 4096)}, None, None),
-        ({"memory/memory.limit_in_bytes": str(2**29)}, None, 2**29),
-        ({}, None, None),
-    ],
-)
-def test_limits_of_the_container(
-    files: dict[str, str], cpus: float | None, memory: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
-    found = machine.inspect_machine()
-    assert (found.cpu_limit, found.memory_limit) == (cpus, memory)
-    eight = msgspec.structs.replace(found, usable_cores=8)
-    assert machine.default_threads(eight) == (8 if cpus is None else 2)
 
 
 def test_bench(model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ def test_a_model_too_large_names_what_would_fit() -> None:
     with pytest.raises(ConfigError, match="no format that Deepwell keeps weights in would fit"):
         check_memory(config, "int4", 1000)
     with pytest.raises(ConfigError) as told:
-        check_memory(V3, "bfloat16", 800 * 10**9, container=True)
+        check_memory(V3, "bfloat16", 800 * 10**9, within="the limit of this container")
     assert str(told.value) == (
         "not enough memory: the model needs 1342.9 GB as bfloat16 (1342.3 GB of weights, 72.0 MB of KV cache for 512 "
         "tokens, 0.6 GB to read tensors and to compute 512 tokens at a time), and 800.0 GB are free within the limit "

@@ -156,7 +156,8 @@ def _advice(machine: Machine, native: Native, embedded: Path | None) -> Iterator
         yield f"{_ISA_ENV} holds {native.isa} although {native.available_isas[0]} is available and faster: unset it."
     if machine.cpu_limit is not None and machine.cpu_limit < machine.usable_cores:
         yield f"The container may use {machine.cpu_limit:g} of {machine.usable_cores} cores; more would be faster."
-    available = min(machine.memory_available or 2**63, machine.memory_limit or 2**63)
+    limits = machine.memory_available, machine.memory_limit, machine.address_limit
+    available = min((n for n in limits if n is not None), default=2**63)
     if available < _MIN_MEMORY:
         yield f"Only {available / 2**20:.0f} MiB of memory are free; models and their caches need more."
     if Path("/proc/driver/nvidia/version").exists():
@@ -190,7 +191,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     yield (
         "memory",
         f"{_gib(machine.memory_available)} free of {_gib(machine.memory)}, container limit "
-        + (_gib(machine.memory_limit) if machine.memory_limit else "none"),
+        + (_gib(machine.memory_limit) if machine.memory_limit else "none")
+        + (f", ulimit -v {_gib(machine.address_limit)}" if machine.address_limit else ""),
     )
     yield (
         "native",

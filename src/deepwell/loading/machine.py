@@ -8,15 +8,17 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-_CGROUP = Path("/sys/fs/cgroup")
+from deepwell.loading import cgroups
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """Sizes are bytes. `cpu_limit` (cores) and `memory_limit` are the container's (cgroup), None if unlimited."""
+    """Sizes are bytes. `cpu_limit` (cores) and `memory_limit` are the container's (cgroups.py), `address_limit` the
+    process's own for what it maps (`ulimit -v`); None if unlimited."""
 
     cpu: str
     architecture: str
@@ -26,6 +28,7 @@ class Machine(msgspec.Struct, frozen=True):
     memory: int | None
     memory_available: int | None
     memory_limit: int | None
+    address_limit: int | None
 
 
 def inspect_machine() -> Machine:
@@ -35,10 +38,11 @@ def inspect_machine() -> Machine:
         architecture=platform.machine(),
         cores=os.cpu_count() or 1,
         usable_cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
-        cpu_limit=_cpu_limit(),
+        cpu_limit=cgroups.cpu_limit(),
         memory=_kib(memory.get("MemTotal")),
         memory_available=_kib(memory.get("MemAvailable")),
-        memory_limit=_memory_limit(),
+        memory_limit=cgroups.memory_limit(),
+        address_limit=_address_limit(),
     )
 
 
@@ -48,19 +52,23 @@ def default_threads(machine: Machine) -> int:
 
 
 def free_memory(machine: Machine) -> int:
-    """Bytes this process may still take: what the system can give, within the container's limit."""
-    left = [machine.memory_available, _left_in_container(machine)]
-    return min((n for n in left if n is not None), default=os.sysconf("SC_AVPHYS_PAGES") * resource.getpagesize())
+    """Bytes this process may still take: what the system can give, within the limits on it."""
+    return min((left for left, _ in _left(machine)), default=os.sysconf("SC_AVPHYS_PAGES") * resource.getpagesize())
 
 
-def limited_by_container(machine: Machine) -> bool:
-    """Whether the container's limit, not the system's free memory, is what bounds `free_memory`."""
-    left = _left_in_container(machine)
-    return left is not None and (machine.memory_available is None or left < machine.memory_available)
+def what_limits(machine: Machine) -> str:
+    """Which limit, not the system's free memory, is what bounds `free_memory`; "" if none does."""
+    return min(_left(machine), default=(0, ""))[1]
 
 
-def _left_in_container(machine: Machine) -> int | None:
-    return None if machine.memory_limit is None else max(0, machine.memory_limit - resident_bytes())
+def _left(machine: Machine) -> Iterator[tuple[int, str]]:
+    """What there is left of everything that bounds memory, in bytes, and the name of the limit that says so."""
+    if machine.memory_available is not None:
+        yield machine.memory_available, ""
+    if machine.memory_limit is not None:
+        yield max(0, machine.memory_limit - resident_bytes()), "the limit of this container"
+    if machine.address_limit is not None:
+        yield max(0, machine.address_limit - mapped_bytes()), "the limit of this process (ulimit -v)"
 
 
 def resident_bytes() -> int:
@@ -70,6 +78,12 @@ def resident_bytes() -> int:
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def mapped_bytes() -> int:
+    """Addresses that this process has taken, in bytes; where /proc is missing, those of its resident memory."""
+    statm = _text(Path("/proc/self/statm"))
+    return int(statm.split()[0]) * resource.getpagesize() if statm else resident_bytes()
 
 
 def process_seconds() -> float:
@@ -82,18 +96,9 @@ def process_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _cpu_limit() -> float | None:
-    quota, period = (_text(_CGROUP / "cpu.max") or "max 100000").split()
-    if quota == "max":  # no limit, or cgroup v1
-        quota = _text(_CGROUP / "cpu/cpu.cfs_quota_us") or "-1"
-        period = _text(_CGROUP / "cpu/cpu.cfs_period_us") or "100000"
-    return int(quota) / int(period) if int(quota) > 0 else None
-
-
-def _memory_limit() -> int | None:
-    text = _text(_CGROUP / "memory.max") or _text(_CGROUP / "memory/memory.limit_in_bytes") or "max"
-    # cgroup v1 writes "no limit" as a number near 2^63.
-    return int(text) if text != "max" and int(text) < 2**60 else None
+def _address_limit() -> int | None:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _table(path: Path) -> dict[str, str]:

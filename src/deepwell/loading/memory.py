@@ -105,12 +105,12 @@ def check_memory(
     kept: Mapping[str, str] | None = None,
     rows: int = ROWS,
     scored: int = SCORED,
-    container: bool = False,
+    within: str = "",
 ) -> None:
     """Refuse what does not fit into the free memory, before the machine begins to swap.
 
-    ConfigError says what is needed, for what, and the same for every smaller format. `container` says that it is a
-    container's limit that leaves no more.
+    ConfigError says what is needed, for what, and the same for every smaller format. `within` names the
+    limit that leaves no more, where it is not the machine.
     """
 
     def need_of(as_dtype: str, stored: Mapping[str, str] | None = None) -> Need:
@@ -137,7 +137,7 @@ def check_memory(
         f"not enough memory: the model needs {_gb(need.total)} as {dtype} ({_gb(need.weights)} of weights, "
         f"{_gb(need.cache)} of KV cache for {need.tokens} tokens, {_gb(max(need.reading, need.activations))} to read "
         f"tensors and to compute {rows} tokens at a time), and {_gb(free_bytes)} are free"
-        f"{' within the limit of this container' * container}; "
+        f"{within and f' within {within}'}; "
         + (f"it would need {others}: " if others else "")
         + (f"use --dtype {fits[0]}" if fits else "no format that Deepwell keeps weights in would fit")
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deepwell.errors import ConfigError
 from deepwell.loading.identity import Identity
-from deepwell.loading.machine import free_memory, inspect_machine, limited_by_container
+from deepwell.loading.machine import free_memory, inspect_machine, what_limits
 from deepwell.loading.memory import ROWS, SCORED, check_memory, default_blocks, memory_need
 from deepwell.loading.pack import DType, Progress, is_quantised, label, pack_all, storages
 from deepwell.model.config import ModelConfig
@@ -69,7 +69,7 @@ class NativeRunner:
             kept=self.kept if source.is_blocks else None,
             rows=rows,
             scored=scored,
-            container=limited_by_container(machine),
+            within=what_limits(machine),
         )
         need = memory_need(config, self.dtype, mtp=mtp, kept=self.kept, rows=rows, scored=scored)
         left = free - need.weights - need.activations
