@@ -17,7 +17,7 @@ from deepwell.model.presets import preset
 from deepwell.train import run
 from deepwell.train.checkpoint import NAME, load_state
 from deepwell.train.config import TrainConfig
-from deepwell.train.loop import LOG, Metrics, Outcome, Pretraining
+from deepwell.train.loop import LOG, Metrics, Outcome, Pretraining, check_same
 from deepwell.train.picture import read_log
 from deepwell.train.trainee import Trainee
 
@@ -102,7 +102,25 @@ def test_another_recipe_is_refused_by_name(toy_config: TrainConfig) -> None:
     pretrain(toy_config, interrupt_at(2))
     with pytest.raises(CheckpointError, match=r"learning_rate was 0.004, is 0.1"):
         pretrain(msgspec.structs.replace(toy_config, learning_rate=0.1))
+    with pytest.raises(CheckpointError, match=r"tokens was 3072, is 6144\. Choose another folder or the old values"):
+        pretrain(msgspec.structs.replace(toy_config, tokens=6144))
     pretrain(msgspec.structs.replace(toy_config, save_minutes=9.0), interrupt_at(3))
+
+
+def test_another_recipe_is_refused_before_anything_is_read(
+    toy_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(toy_config, interrupt_at(2))
+    monkeypatch.setattr(run, "build_corpus", lambda: pytest.fail("read the corpus"))
+    with pytest.raises(CheckpointError, match="tokens was 3072, is 6144"):
+        run.train(msgspec.structs.replace(toy_config, tokens=6144))
+
+
+def test_other_tokens_are_refused_as_an_input(toy_config: TrainConfig) -> None:
+    pretrain(toy_config, interrupt_at(2))
+    state = load_state(toy_config.out) or pytest.fail("no run")
+    with pytest.raises(CheckpointError, match="cannot resume: the tokens it began with would be made otherwise"):
+        check_same(toy_config, state, {**state.inputs, "tokens": "others"})
 
 
 def test_a_broken_checkpoint_is_named(toy_config: TrainConfig) -> None:

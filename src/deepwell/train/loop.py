@@ -126,11 +126,7 @@ class Pretraining:
         if state is None:
             (self.config.out / LOG).unlink(missing_ok=True)
             return
-        ours = {**self.config.identity(), **self.inputs}
-        theirs = {**state.config, **state.inputs}
-        if odd := [key for key in ours if ours[key] != theirs.get(key)]:
-            told = "; ".join(f"{key} was {theirs.get(key)}, is {ours[key]}" for key in odd)
-            raise CheckpointError(f"{self.config.out}: cannot resume, {told}. Choose another folder or the old values")
+        check_same(self.config, state, self.inputs)
         load_run(self.config.out, self.trainee.weights, self.optimizer)
         self._step, self._cpu, self._wall = state.step, state.cpu_seconds, state.wall_seconds
         self._since = msgspec.convert(state.unlogged, list[StepRecord], strict=False)
@@ -224,6 +220,19 @@ class Pretraining:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def check_same(config: TrainConfig, state: RunState, inputs: dict[str, str] | None = None) -> None:
+    """CheckpointError unless the run of `state` can go on under this config, and with these inputs if they are made."""
+    recipe, odd = config.identity(), []
+    for key in dict.fromkeys([*recipe, *state.config]):
+        if recipe.get(key) != state.config.get(key):
+            odd.append(f"{key} was {state.config.get(key)}, is {recipe.get(key)}")
+    for key, made in (inputs or {}).items():
+        if made != state.inputs.get(key):
+            odd.append(f"the {key} it began with would be made otherwise")
+    if odd:
+        raise CheckpointError(f"{config.out}: cannot resume: {'; '.join(odd)}. Choose another folder or the old values")
 
 
 def make_optimizer(trainee: Trainee, config: TrainConfig) -> torch.optim.AdamW:

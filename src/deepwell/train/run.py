@@ -14,12 +14,13 @@ from deepwell.model.config import ModelConfig
 from deepwell.model.params import param_specs
 from deepwell.model.presets import preset
 from deepwell.train.cache import kept
+from deepwell.train.checkpoint import load_state
 from deepwell.train.config import TrainConfig
 from deepwell.train.corpus import Corpus, Document, build_corpus
 from deepwell.train.dataset import RowStream
 from deepwell.train.evaluate import bits_per_byte
 from deepwell.train.finish import MANIFEST, finish
-from deepwell.train.loop import Metrics, Outcome, Pretraining
+from deepwell.train.loop import Metrics, Outcome, Pretraining, check_same
 from deepwell.train.stages import sha256_of, stage
 from deepwell.train.tokenizer import SpecialIds, save_tokenizer, train_tokenizer
 from deepwell.train.trainee import Trainee
@@ -41,6 +42,10 @@ def train(config: TrainConfig, on_step: OnStep = lambda step, metrics: None) -> 
     shape = preset(config.size)
     busy = f"{config.out}: another run is at work in this folder; wait until it ends, or name another --out"
     with locked(config.out / LOCK, busy):
+        # What can fail at once is tried before the minute that the inputs take.
+        config.cache.mkdir(parents=True, exist_ok=True)
+        if (state := load_state(config.out)) is not None:
+            check_same(config, state)
         corpus = prepare_corpus(config)
         tokenizer = prepare_tokenizer(config, shape, corpus)
         outcome = pretrain(config, shape, corpus, tokenizer, on_step)
