@@ -53,6 +53,7 @@ def test_an_importance_file_is_used_by_int4_alone(tmp_path: Path) -> None:
     file = tmp_path / "importance.safetensors"
     save_file(IMPORTANCE, file)
     assert load_model(dtype="int4", importance=file, blocks=2).dtype == "int4"
+    assert load_model(dtype="int4", importance=file, blocks=2, speculate="mtp").dtype == "int4", "of it there are none"
     with pytest.raises(ConfigError, match="importance weighs what is quantised to int4, and dtype is int8"):
         load_model(dtype="int8", importance=file)
     file.write_bytes(b"nothing")
