@@ -66,9 +66,10 @@ def replacing(path: Path) -> Iterator[Path]:
             part.chmod(stat.S_IMODE(before.st_mode))
         os.replace(part, path)
         _sync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+        _name(error, path)
         raise
     finally:
         os.close(lock)
@@ -87,11 +88,18 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 _sync(file)
         _swap(part, path)
         _sync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        _name(error, path)
         raise
     finally:
         os.close(lock)
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """A full disk has no name of its own: let the error say which file was being written."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)
 
 
 def _swap(new: Path, path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_calls import deepwell
+from cli_calls import COMMAND, deepwell
 
 from deepwell import __version__
 from deepwell.cli import docs
@@ -140,6 +140,41 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         ["bash", "-c", f"{{ sleep 0.2; {script}; echo $? >&2; }} | true"], capture_output=True, text=True, timeout=60
     )
     assert done.stderr.strip() == "141"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("completion bash > /dev/full", "cannot read or write: No space left on device"),
+        ("--help > /dev/full", "cannot read or write: No space left on device"),
+        ("completion bash >&-", "standard output is closed; to drop what is printed, send it to /dev/null"),
+        ("completion bash >&- 2>&-", ""),
+        ("train --out /dev/null/run", "/dev/null/run: Not a directory"),
+        ("train --out {tmp}/run --cache /dev/null/cache", "/dev/null/cache: Not a directory"),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence(line: str, said: str, tmp_path: Path) -> None:
+    line = line.format(tmp=tmp_path)
+    done = subprocess.run(
+        ["bash", "-c", f"{' '.join(COMMAND)} {line}"], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (2, f"deepwell: {said}\n" if said else "")
+
+
+def test_closed_input_is_empty_input(tmp_path: Path) -> None:
+    line = f"{' '.join(COMMAND)} generate - <&-"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("deepwell: ")
+
+
+def test_too_little_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def greedy(name: str) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr("deepwell.cli.main.import_module", greedy)
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr().err == "deepwell: there is not enough memory; `deepwell doctor` shows the limits on it\n"
 
 
 def test_help_imports_nothing_heavy() -> None:

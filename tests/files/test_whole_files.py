@@ -263,3 +263,17 @@ def test_a_lock_that_may_only_be_read_locks_too(tmp_path: Path, monkeypatch: pyt
     path.touch()
     with locked(path), pytest.raises(DeepwellError, match="taken"), locked(path, "taken"):
         pass
+
+
+def test_a_full_disk_names_the_file_that_was_written(tmp_path: Path) -> None:
+    """What write(2) itself refuses has no name; nothing half written is left."""
+    path = tmp_path / "whole"
+
+    def fill() -> None:
+        with replacing(path), open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"a")
+
+    with pytest.raises(OSError, match="No space left on device") as refused:
+        fill()
+    assert refused.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []

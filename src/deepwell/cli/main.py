@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # From the start: the first process of a container does not notice a signal that has no handler.
         signal.signal(signal.SIGTERM, _leave)
     try:
+        _check_streams()
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
@@ -39,9 +41,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; give it a place to write to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        _drop_output()
+        place = error.filename if isinstance(error.filename, str) else "cannot read or write"
+        print(f"deepwell: {visible(place)}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_USAGE
+    except MemoryError:
+        print("deepwell: there is not enough memory; `deepwell doctor` shows the limits on it", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _check_streams() -> None:
+    """Open what the shell has closed: its number would be that of the next file, and what is printed would land there.
+
+    DeepwellError if there is no place for what is printed.
+    """
+    silent = sys.stdout is None
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if silent:
+        raise DeepwellError("standard output is closed; to drop what is printed, send it to /dev/null")
+
+
+def _drop_output() -> None:
+    """Python flushes stdout once more at exit; give it a place to write to."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave(number: int, _: FrameType | None) -> None:
