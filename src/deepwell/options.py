@@ -80,8 +80,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[
         Path | None,
         Meta(
-            description="Folder of a Hugging Face checkpoint, a GGUF or packed file, or ORG/NAME on a hub; the "
-            "embedded model if left out.",
+            description="Folder of a Hugging Face checkpoint, a GGUF or packed file, a short name of deepwell models, "
+            "or ORG/NAME on a hub; the embedded model if left out.",
             extra=ARGUMENT,
         ),
     ] = None
@@ -123,7 +123,8 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     Examples:
       deepwell serve                              the embedded model on 127.0.0.1:8000
       deepwell serve ./my-model --dtype int8      a checkpoint, held in 8 bits
-      deepwell serve ORG/NAME                     a model of a hub, fetched once
+      deepwell serve SmolLM2-135M-Instruct        a model that deepwell models lists, fetched once
+      deepwell serve ORG/NAME                     any other model of a hub
       deepwell serve ./r1 --chat-format deepseek-r1     a checkpoint that does not show its prompt format
       deepwell serve ./v3 --name deepseek-chat --name gpt-4o     under two names
       deepwell serve --host 0.0.0.0 --port 80     reachable from other machines
@@ -285,6 +286,7 @@ class PullOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Fetch a model from a hub and print where it lies.
 
     Examples:
+      deepwell pull SmolLM2-135M-Instruct         a short name: deepwell models lists them
       deepwell pull ORG/NAME                      its safetensors, or its only GGUF file
       deepwell pull ORG/NAME:Q4_K_M               the GGUF file of this quantisation
       deepwell pull ORG/NAME@v1.0                 a branch, tag or commit
@@ -295,7 +297,50 @@ class PullOptions(msgspec.Struct, frozen=True, kw_only=True):
     tells more.
     """
 
-    model: Annotated[str, Meta(description="ORG/NAME, ORG/NAME@REVISION or ORG/NAME:FILE.", extra=ARGUMENT | ONCE)]
+    model: Annotated[
+        str, Meta(description="A short name, ORG/NAME, ORG/NAME@REVISION or ORG/NAME:FILE.", extra=ARGUMENT | ONCE)
+    ]
+
+
+class ListOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """List the models on this disk: what hubs gave, packed copies, and the embedded one.
+
+    Examples:
+      deepwell list                               names, kinds, sizes, when they were last used
+      deepwell list --json | jq '.[] | select(.partial) | .name'
+
+    The names are those that every command takes for MODEL. What is partial is a download that was not finished: the
+    same name goes on with it. Packed copies are those that serve and chat write for a quick start; they are found by
+    themselves, and their names are for deepwell rm --packed. Nobody is asked, and nothing is changed.
+    """
+
+    json: Annotated[bool, Meta(description="Print a JSON list.", extra=ONCE)] = False
+    names: Annotated[
+        bool, Meta(description="Print the names that MODEL may be, known ones too, as completion does.", extra=ONCE)
+    ] = False
+
+
+class RmOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Remove a model that came from a hub from this disk, or packed copies.
+
+    Examples:
+      deepwell rm SmolLM2-135M-Instruct           a short name, as deepwell models lists it
+      deepwell rm ORG/NAME                        all of a repository, every revision and unfinished downloads
+      deepwell rm ORG/NAME:Q4_K_M                 one of its GGUF files
+      deepwell rm ORG/NAME@v1.0                   one revision; files that others share stay
+      deepwell rm --packed                        all packed copies
+      deepwell rm --packed NAME                   one, by its name in deepwell list
+
+    On a terminal it asks first. Only the caches of the hub and of packed copies are ever touched. A server that uses
+    the files goes on: what it has mapped stays valid until it ends, and the disk space comes free then.
+    """
+
+    model: Annotated[
+        str | None,
+        Meta(description="A name of deepwell list; all copies if left out with --packed.", extra=ARGUMENT | ONCE),
+    ] = None
+    packed: Annotated[bool, Meta(description="Remove packed copies instead of a hub's model.", extra=ONCE)] = False
+    yes: Annotated[bool, Meta(description="Do not ask.", extra=ONCE)] = False
 
 
 class BenchOptions(EngineOptions, frozen=True, kw_only=True):
@@ -368,7 +413,9 @@ class PerplexityOptions(EngineOptions, frozen=True, kw_only=True):
 
 
 class ModelsOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """List the released models, or tell what one costs: memory in each precision, cache, FLOPs, what fits here.
+    """List models by their short names, or tell what one costs: memory in each precision, cache, FLOPs, what fits here.
+
+    Every name that it lists can be served and pulled: deepwell serve DeepSeek-V2-Lite fetches it from a hub first.
 
     Examples:
       deepwell models                             all of them, and how each would fit into this machine's memory

@@ -28,6 +28,7 @@ class Shell:
     def __init__(self, hub: FakeHub, home: Path) -> None:
         self.hub, self.home = hub, home
         self.env = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+        self.env["XDG_CACHE_HOME"] = str(home.with_name("cache"))
         self.env.pop("HF_TOKEN", None)
 
     def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -63,7 +64,9 @@ def test_the_answer_is_that_of_the_local_folder(shell: Shell, model_folder: Path
     assert shell.hub.asked == []
     first = shell.run("generate", "org/tiny-v3", *ASK)
     assert answer(first) == local
-    assert first.stderr == "deepwell: fetching org/tiny-v3\n"
+    size = sum((model_folder / name).stat().st_size for name in os.listdir(model_folder)) / 1e6
+    place = shell.home / "hub" / "models--org--tiny-v3"
+    assert first.stderr == f"deepwell: fetching org/tiny-v3: {size:.1f} MB, no licence stated, into {place}\n"
     shell.hub.down()
     second = shell.run("generate", "org/tiny-v3", *ASK)
     assert answer(second) == local, "from then on it needs no hub"
@@ -134,7 +137,8 @@ def test_models_tells_of_what_was_fetched_and_asks_nobody(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("tests", "on this machine already"), ("nothing", "no name of a model on a")]
+    ("name", "said"),
+    [("tests", "on this machine already"), ("nothing", "is no file or folder here and no name of a model")],
 )
 def test_pull_of_what_is_no_hubs(shell: Shell, name: str, said: str) -> None:
     done = shell.run("pull", name)
@@ -239,3 +243,79 @@ def test_a_moved_home_keeps_working(shell: Shell) -> None:
     shutil.move(shell.home, moved)
     done = shell.run("generate", "org/tiny-v3", *ASK, HF_HOME=str(moved), HF_HUB_OFFLINE="1")
     assert answer(done)["model"] == "tiny-v3"
+
+
+def test_a_short_name_is_fetched_told_of_listed_and_removed(shell: Shell, tmp_path: Path) -> None:
+    _, file = gguf_files.save("v3", tmp_path / "saved")
+    repo, name = "bartowski/SmolLM2-135M-Instruct-GGUF", "SmolLM2-135M-Instruct-Q4_K_M.gguf"
+    shell.hub.put(repo, {name: file.read_bytes(), name.replace("Q4_K_M", "Q8_0"): b"another"})
+    done = shell.run("generate", "smollm2-135m-instruct", *ASK)
+    assert answer(done)["model"] == name.removesuffix(".gguf")
+    size = f"{file.stat().st_size / 1e6:.1f} MB"
+    where = shell.home / "hub" / f"models--{repo.replace('/', '--')}"
+    assert f"deepwell: fetching {repo}:Q4_K_M: {size}, Apache-2.0 licence, into {where}\n" in done.stderr
+    assert shell.hub.fetched() == [name]
+    [here, embedded] = json.loads(shell.run("list", "--json").stdout)
+    assert (here["name"], here["where"], here["kind"], here["partial"]) == (f"{repo}:Q4_K_M", "hub", "Q4_K_M", False)
+    assert (embedded["name"], embedded["where"]) == ("", "embedded")
+    assert f"{repo}:Q4_K_M" in shell.run("list").stdout
+    assert f"{repo}:Q4_K_M" in shell.run("list", "--names").stdout.split()
+    listed = [line.split() for line in shell.run("models").stdout.splitlines() if "SmolLM2-135M" in line]
+    assert listed == [["SmolLM2-135M-Instruct:Q4_K_M", "105.0", "MB", "Apache-2.0", "yes", "yes"]]
+    assert answer(shell.run("models", "SmolLM2-135M-Instruct", "--json"))["family"] == "deepseek_v3"
+    assert answer(shell.run("generate", f"{repo}:Q4_K_M", *ASK, HF_HUB_OFFLINE="1")) == json.loads(done.stdout)
+    unasked = shell.run("rm", "SmolLM2-135M-Instruct")
+    assert (unasked.returncode, where.exists()) == (2, True)
+    assert "say --yes" in unasked.stderr
+    removed = shell.run("rm", "SmolLM2-135M-Instruct", "--yes")
+    assert (removed.returncode, removed.stdout.split(";")[0]) == (0, f"freed {size}")
+    assert not where.exists()
+
+
+def test_a_path_of_that_name_comes_first(shell: Shell, model_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "DeepSeek-R1")
+    done = subprocess.run([*COMMAND, "generate", "DeepSeek-R1", *ASK], cwd=tmp_path, env=shell.env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert shell.hub.asked == []
+
+
+@pytest.mark.parametrize("command", ["serve", "chat", "bench", "pull", "rm"])
+def test_a_name_that_nothing_has_says_what_is_like_it(shell: Shell, command: str) -> None:
+    done = shell.run(command, "smollm2-135m")
+    assert done.returncode == 2
+    assert "did you mean SmolLM2-135M-Instruct:Q4_K_M? " in done.stderr
+    assert shell.hub.asked == []
+
+
+@pytest.mark.parametrize("name", ["org", "org/tiny", "org/tiny-v3:x.gguf", "../tiny-v3", "tests", "DeepSeek-R1"])
+def test_rm_takes_whole_names_of_what_is_here(shell: Shell, name: str) -> None:
+    assert shell.run("pull", "org/tiny-v3").returncode == 0
+    done = shell.run("rm", name, "--yes")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    if name == "org/tiny":
+        assert "did you mean org/tiny-v3?" in done.stderr
+    assert "org/tiny-v3" in shell.run("list").stdout
+
+
+def test_rm_of_packed_copies(shell: Shell, model_folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache" / "deepwell" / "packed"
+    cache.mkdir(parents=True)
+    packed = cache / f"{'a' * 32}.deepwell"
+    assert shell.run("convert", str(model_folder), str(packed), "--dtype", "int8").returncode == 0
+    (cache / f"{'b' * 32}.deepwell").write_bytes(b"broken")
+    mine = tmp_path / "mine.deepwell"
+    mine.write_bytes(b"mine")
+    (cache / "link.deepwell").symlink_to(mine)
+    kinds = {one["name"]: one["kind"] for one in json.loads(shell.run("list", "--json").stdout)}
+    assert kinds["a" * 32].startswith("int8 of a deepseek_v3 of ")
+    assert kinds["b" * 32] == "unreadable"
+    assert shell.run("rm", "--packed", "aaa", "--yes").returncode == 2
+    assert packed.exists()
+    assert shell.run("rm", "--packed", "a" * 32, "--yes").returncode == 0
+    assert not packed.exists()
+    done = shell.run("rm", "--packed", "--yes")
+    assert "freed 0.0 MB" in done.stdout
+    assert sorted(file.name for file in cache.iterdir()) == ["link.deepwell"]
+    assert mine.read_bytes() == b"mine"
+    assert "nothing was here" in shell.run("rm", "--packed", "--yes").stdout

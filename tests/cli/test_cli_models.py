@@ -32,13 +32,15 @@ def test_list(capsys: Capture) -> None:
     lines = {line.split()[0]: " ".join(line.split()) for line in shown.splitlines() if line}
     assert all(model.name in lines for model in published().values())
     assert lines["DeepSeek-V3"].startswith(
-        "DeepSeek-V3 671.0B 36.6B 163,840 1,342.3 GB 713.3 GB 377.8 GB 68.6 KiB 1.4% -"
+        "DeepSeek-V3 671.0B 36.6B 163,840 1,342.3 GB 713.3 GB 377.8 GB 68.6 KiB 1.4% DeepSeek -"
     )
     assert (
-        "DeepSeek-V2-Lite 15.7B 2.5B 163,840 31.4 GB 16.7 GB 8.8 GB 30.4 KiB 11.2% Q6_K, " in lines["DeepSeek-V2-Lite"]
+        "DeepSeek-V2-Lite 15.7B 2.5B 163,840 31.4 GB 16.7 GB 8.8 GB 30.4 KiB 11.2% DeepSeek Q6_K, "
+        in lines["DeepSeek-V2-Lite"]
     )
     assert "14.9 GiB of memory are free here." in shown
     assert "DeepSeek-Prover-V2-7B: not compared with the released config.json: rope_scaling" in shown
+    assert lines["SmolLM2-135M-Instruct:Q4_K_M"] == "SmolLM2-135M-Instruct:Q4_K_M 105.0 MB Apache-2.0 yes"
 
 
 @pytest.mark.parametrize("columns", [40, 60, 70, 80, 100, 120])
@@ -180,4 +182,3 @@ def test_unknown_name_and_help() -> None:
     assert called.returncode == 2
     assert "did you mean DeepSeek-V2-Lite" in called.stderr
     assert "what fits here" in deepwell("models", "--help").stdout
-    assert "DeepSeek-Coder-33B" in deepwell("completion", "bash").stdout

@@ -83,7 +83,7 @@ def test_who_names_no_model_is_told_what_the_embedded_one_is() -> None:
         assert re.search(
             r"^note +this is the embedded model, a toy of 3.8 million parameters: .*does not chat", printed, re.M
         )
-        assert "deepwell serve ORG/NAME" in printed
+        assert "deepwell serve SmolLM2-135M-Instruct" in printed
     counted = account(open_source(embedded_path()).config).total_params
     assert f"{counted / 1e6:.1f} million" in TOY
 

@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from deepwell.errors import ConfigError
 from deepwell.model import account
 from deepwell.model.accounting import file_bytes
-from deepwell.model.published import find_published, published, unknown_model
+from deepwell.model.published import find_published, published
 
 # Model cards and hub pages; the exact ones are counted by their authors' own code.
 EXACT = {
@@ -115,13 +114,6 @@ def test_v3_on_disk() -> None:
 def test_names_as_hubs_have_them(asked: str, name: str | None) -> None:
     found = find_published(asked)
     assert (found and found.name) == name
-
-
-def test_an_unknown_name_gets_a_hint() -> None:
-    with pytest.raises(ConfigError, match="'deepseek-v9' is no released model and no path; did you mean DeepSeek-V"):
-        raise unknown_model("deepseek-v9")
-    with pytest.raises(ConfigError, match="'zzz' is no released model and no path; `deepwell models` lists all"):
-        raise unknown_model("zzz")
 
 
 def test_rope_of_the_qwen3_distillation() -> None:

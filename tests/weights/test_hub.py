@@ -70,7 +70,7 @@ class Seen:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, about: str) -> None:
         self.total = total
 
     def advance(self, count: int) -> None:

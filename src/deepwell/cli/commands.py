@@ -12,9 +12,12 @@ from deepwell.options import (
     ConvertOptions,
     DoctorOptions,
     GenerateOptions,
+    ListOptions,
     ModelsOptions,
+    Option,
     PerplexityOptions,
     PullOptions,
+    RmOptions,
     ServeOptions,
 )
 from deepwell.train.config import TrainConfig
@@ -25,6 +28,8 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "generate": GenerateOptions,
     "models": ModelsOptions,
     "pull": PullOptions,
+    "list": ListOptions,
+    "rm": RmOptions,
     "train": TrainConfig,
     "convert": ConvertOptions,
     "calibrate": CalibrateOptions,
@@ -36,11 +41,10 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
 """In the order in which help and documentation list them. `deepwell.cli.<name>` runs a command."""
 
 
-def suggested(command: str, option: str) -> tuple[str, ...]:
-    """What completion offers for an argument that also takes other values."""
-    if (command, option) != ("models", "model"):
-        return ()
-    # Only here, for it takes numpy.
-    from deepwell.model.published import published
+MODELS = "deepwell list --names 2>/dev/null"
+"""What completion runs for the arguments that name a model."""
 
-    return tuple(model.name for model in published().values())
+
+def names_model(option: Option) -> bool:
+    """Whether an option takes what `deepwell list --names` prints, beside paths."""
+    return option.argument and option.name in ("model", "source")

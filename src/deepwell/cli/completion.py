@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepwell.cli.commands import GROUPS, suggested
+from deepwell.cli.commands import GROUPS, MODELS, names_model
 from deepwell.cli.parser import CONFIG_HELP, configurable, summary
 from deepwell.options import CompletionOptions, Option, options_of
 
@@ -16,15 +16,12 @@ def run(options: CompletionOptions) -> int:
 
 
 def bash() -> str:
-    values, flags = [], []
+    values, flags, models = [], [], []
     for command, options in _commands():
         own = [option for option in options if not option.argument]
-        arguments = [
-            choice
-            for option in options
-            if option.argument
-            for choice in (*option.choices, *suggested(command, option.name))
-        ]
+        arguments = [choice for option in options if option.argument for choice in option.choices]
+        if any(map(names_model, options)):
+            models.append(command)
         values += [
             f'        "{command} {option.flag}") words="{" ".join(option.choices)}" ;;'
             for option in own
@@ -44,6 +41,9 @@ def bash() -> str:
             '        case "${COMP_WORDS[1]} $previous" in',
             *("    " + line for line in values),
             "        esac",
+            '        if [[ "$current" != -* ]]; then case "${COMP_WORDS[1]}" in',
+            f'            {"|".join(models)}) [[ "$previous" == --* ]] || words="$words $({MODELS})" ;;',
+            "        esac; fi",
             "    fi",
             '    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")',
             "}",
@@ -61,6 +61,7 @@ def zsh() -> str:
     return "\n".join(
         [
             "#compdef deepwell",
+            f'_deepwell_models() {{ local -a names=(${{(f)"$({MODELS})"}}); compadd -a names; _files }}',
             "_deepwell() {",
             "    local -a commands=(",
             names,
@@ -85,8 +86,7 @@ def fish() -> str:
             here = f"complete -c deepwell -n '__fish_seen_subcommand_from {command}'"
             choices = f" -f -a '{' '.join(option.choices)}'" if option.choices else ""
             if option.argument:
-                names = " ".join(suggested(command, option.name))
-                lines += [here + choices] if choices else [f"{here} -a '{names}'"] if names else []
+                lines += [here + choices] if choices else [f"{here} -a '({MODELS})'"] if names_model(option) else []
                 continue
             takes = "" if option.switch else " -r"
             lines.append(f"{here} -l {option.flag[2:]}{takes}{choices} -d {_quoted(option.help)}")
@@ -104,8 +104,8 @@ def _commands() -> list[tuple[str, tuple[Option, ...]]]:
 
 def _zsh_spec(command: str, option: Option) -> str:
     value = f"({' '.join(option.choices)})" if option.choices else "_files" if option.allowed == "a path" else " "
-    if names := " ".join(suggested(command, option.name)):
-        value = f'{{_alternative "names:released model:({names})" "files:path:_files"}}'
+    if names_model(option):
+        value = "_deepwell_models"
     if option.argument:
         return f":{option.name}:{value}"
     text = option.help.replace("[", "(").replace("]", ")").replace(":", r"\:")

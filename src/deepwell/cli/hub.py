@@ -1,4 +1,4 @@
-"""MODEL as a person gives it: a place on this machine, or a name on a hub, fetched if need be."""
+"""MODEL as a person gives it: a place on this machine, a short name, or a name on a hub, fetched if need be."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def located(model: None, *, renew: bool = False) -> None: ...
 @overload
 def located(model: Path | None, *, renew: bool = False) -> Path | None: ...
 def located(model: Path | None, *, renew: bool = False) -> Path | None:
-    """Where the model lies on this machine, fetched first if it is a hub's. Raises HubError.
+    """Where the model lies on this machine, fetched first if it is a hub's. Raises HubError, and ConfigError for a
+    name that nothing has.
 
     `renew` insists on asking the hub, instead of using what was fetched before when it cannot be asked.
     """
@@ -34,7 +35,22 @@ def located(model: Path | None, *, renew: bool = False) -> Path | None:
     from deepwell.weights.hub.download import locate
 
     with _downloading() as report:
-        return locate(model, report, renew=renew)
+        return locate(meant(model), report, renew=renew)
+
+
+def meant(model: Path) -> Path:
+    """What a short name stands for, as ORG/NAME[:FILE]; paths and names on a hub as they are.
+
+    ConfigError for a word that is neither; it says which names are like it.
+    """
+    from deepwell.weights.hub.names import find, unknown_name
+
+    text = model.as_posix()
+    if "/" in text or text[:1] in (".", "~") or model.suffix in (".gguf", ".deepwell", ".safetensors"):
+        return model
+    if (known := find(text)) is None:
+        raise unknown_name(text)
+    return Path(known.place)
 
 
 def fetched(model: Path) -> Path | None:
@@ -49,8 +65,9 @@ def fetched(model: Path) -> Path | None:
 
 
 def names_model(text: str) -> bool:
-    """Whether an argument is, or is meant to be, the place of a model on this machine."""
+    """Whether an argument is, or is meant to be, the place of a model on this machine, or a short name."""
     from deepwell.weights.gguf.reader import is_gguf
+    from deepwell.weights.hub.names import find
     from deepwell.weights.packed import is_packed
 
     path = Path(text).expanduser()
@@ -58,7 +75,7 @@ def names_model(text: str) -> bool:
         return os.sep in text or (path / "config.json").exists()
     if os.path.isfile(path):
         return is_gguf(path) or is_packed(path)
-    return path.suffix in (".gguf", ".deepwell") and not any(map(str.isspace, text))
+    return (path.suffix in (".gguf", ".deepwell") and not any(map(str.isspace, text))) or find(text) is not None
 
 
 class Told:
@@ -72,9 +89,9 @@ class Told:
     def note(self, text: str) -> None:
         print(f"deepwell: {visible(text)}", file=sys.stderr, flush=True)
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, about: str) -> None:
         if self._wait is None:
-            self.note(f"fetching {what}")
+            self.note(f"fetching {what}: {about}")
             self._wait = Wait("", sized)
             self._wait.__enter__()
         self._wait.what = f"fetching {what}"

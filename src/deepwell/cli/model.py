@@ -47,7 +47,8 @@ def load(options: EngineOptions) -> LoadedModel:
 
 TOY = (
     "this is the embedded model, a toy of 3.8 million parameters: it goes on with Python-like text and does not chat; "
-    "a real one: deepwell {command} ORG/NAME, a folder or a .gguf file (deepwell models lists what fits here)"
+    "a real one: deepwell {command} SmolLM2-135M-Instruct (about 105 MB, fetched once), ORG/NAME, a folder or a .gguf "
+    "file (deepwell models lists names and what fits here)"
 )
 """What somebody should know who named no model."""
 

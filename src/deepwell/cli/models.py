@@ -1,4 +1,4 @@
-"""`deepwell models`: the released models, or one in detail: what it costs in each precision, and what fits here."""
+"""`deepwell models`: the models that have short names, or one in detail: its costs, and what of it fits here."""
 
 from __future__ import annotations
 
@@ -11,24 +11,38 @@ import msgspec
 
 from deepwell.cli.hub import fetched
 from deepwell.cli.terminal import visible
+from deepwell.errors import ConfigError
 from deepwell.loading.fit import Fit, ModelReport, report
 from deepwell.loading.machine import free_memory, inspect_machine
 from deepwell.loading.pack import label, storages
 from deepwell.model.config import from_hugging_face
 from deepwell.model.presets import PRESETS
-from deepwell.model.published import find_published, published, unknown_model
+from deepwell.model.published import Published, find_published, published
 from deepwell.ops.storages import STORAGES, Storage
 from deepwell.options import ModelsOptions
 from deepwell.weights.checkpoint import read_config
+from deepwell.weights.hub.kept import kept
+from deepwell.weights.hub.names import find, known, unknown_name
+from deepwell.weights.hub.store import hub_cache
 from deepwell.weights.source import open_source
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _LISTED = ("bfloat16", "int8", "int4")
-_LEAVING = ("int8", "context", "bfloat16", "of MHA", "active", "KV/token", "int4", "total")
+_LEAVING = ("of MHA", "int8", "context", "bfloat16", "active", "KV/token", "here", "licence", "int4", "total")
+_ROOM = 1.25
+"""What a GGUF file takes of memory, with a cache to begin with, as a multiple of its size."""
 _UNLIMITED = 200
 """Characters of a line where it does not go to a terminal."""
+
+
+class Released(ModelReport, frozen=True, kw_only=True):
+    """A released model: `place` is ORG/NAME on the hub, `here` whether all of it is on this disk."""
+
+    place: str
+    licence: str
+    here: bool
 
 
 def run(options: ModelsOptions) -> int:
@@ -41,14 +55,26 @@ def run(options: ModelsOptions) -> int:
     return 0
 
 
-def released(free: int) -> Iterator[ModelReport]:
+def released(free: int) -> Iterator[Released]:
     """Every released model; those of one shape are counted once."""
     same: dict[object, ModelReport] = {}
+    here = _places_here()
     for model in published().values():
         key = model.config, model.stored, model.unchecked
         if key not in same:
-            same[key] = report(model.name, model.config, free, published_as=model.stored, unchecked=model.unchecked)
-        yield msgspec.structs.replace(same[key], name=model.name)
+            same[key] = _figures(model, free)
+        yield _released(model.name, same[key], here)
+
+
+def _figures(model: Published, free: int) -> ModelReport:
+    return report(model.name, model.config, free, published_as=model.stored, unchecked=model.unchecked)
+
+
+def _released(name: str, figures: ModelReport, here: set[str]) -> Released:
+    model = find(name)
+    assert model is not None, f"{name} has no place in the table of names"
+    told = msgspec.structs.asdict(figures) | {"name": name}
+    return Released(**told, place=model.place, licence=model.licence, here=model.place in here)
 
 
 def inspect(name: str, free: int) -> ModelReport:
@@ -60,12 +86,28 @@ def inspect(name: str, free: int) -> ModelReport:
     if (told := _at(Path(name).expanduser(), free)) is not None:
         return told
     if (model := find_published(name)) is not None:
-        return report(model.name, model.config, free, published_as=model.stored, unchecked=model.unchecked)
+        return _released(model.name, _figures(model, free), _places_here())
     if name in PRESETS:
         return report(name, PRESETS[name], free)
-    if (place := fetched(Path(name))) is not None and (told := _at(place, free, name)) is not None:
+    short = find(name)
+    if (place := fetched(Path(short.place if short else name))) is not None and (told := _at(place, free, name)):
         return told
-    raise unknown_model(name)
+    if short is None:
+        raise unknown_name(name, *(model.name for model in kept(hub_cache())))
+    size = f"about {_size(short.size)}" if short.size else "of a size that the hub knows"
+    raise ConfigError(
+        f"{name} is {short.place}, {size}, {short.licence} licence; models tells of a GGUF file that is here: "
+        f"deepwell pull {name}"
+    )
+
+
+def _places_here() -> set[str]:
+    """What of hubs is whole on this disk, as ORG/NAME and ORG/NAME:FILE."""
+    found = set()
+    for model in kept(hub_cache()):
+        if not model.partial:
+            found |= {model.name, f"{model.repo}:{model.kind.upper()}"}
+    return found
 
 
 def _at(path: Path, free: int, named: str = "") -> ModelReport | None:
@@ -79,7 +121,7 @@ def _at(path: Path, free: int, named: str = "") -> ModelReport | None:
     return None
 
 
-def _listing(reports: list[ModelReport], width: int) -> Table:
+def _listing(reports: list[Released], width: int) -> Table:
     """A line per model, in as many columns as `width` characters hold: those of _LEAVING give way, in that order."""
     from rich.table import Table
 
@@ -91,6 +133,8 @@ def _listing(reports: list[ModelReport], width: int) -> Table:
         **{precision: [_size(_of(r, precision).weight_bytes) for r in reports] for precision in _LISTED},
         "KV/token": [_kib(r.kv_bytes_per_token) for r in reports],
         "of MHA": [_percent(r.kv_share) for r in reports],
+        "licence": [r.licence for r in reports],
+        "here": ["yes" if r.here else "" for r in reports],
         "fits here as": [_best(r) for r in reports],
     }
     for name in _LEAVING:
@@ -99,9 +143,26 @@ def _listing(reports: list[ModelReport], width: int) -> Table:
         del columns[name]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in columns:
-        table.add_column(title, justify="left" if title in ("model", "fits here as") else "right", no_wrap=True)
+        table.add_column(
+            title, justify="left" if title in ("model", "licence", "here", "fits here as") else "right", no_wrap=True
+        )
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
+    return table
+
+
+def _quantised(free: int, width: int) -> Table:
+    """Well-known GGUF files, as they would be fetched."""
+    from rich.table import Table
+
+    here = _places_here()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("GGUF file", "about", "licence", "here", "fits")[: 5 if width >= 75 else 3 if width >= 60 else 2]:
+        table.add_column(title, justify="right" if title == "about" else "left", no_wrap=True)
+    for model in known():
+        if ":" in model.name:
+            cells = (model.name, _size(model.size), model.licence, "yes" if model.place in here else "")
+            table.add_row(*(*cells, "yes" if model.size * _ROOM < free else "no")[: len(table.columns)])
     return table
 
 
@@ -124,6 +185,8 @@ def _rows(r: ModelReport) -> Iterator[tuple[str, str]]:
     yield "context", f"{r.context:,} tokens"
     if r.published_bytes is not None:
         yield "files", f"{_size(r.published_bytes)} as {r.published_as}"
+    if isinstance(r, Released):
+        yield "on the hub", f"{r.place}, {r.licence} licence{'; on this disk' if r.here else ''}"
     plain = f"{_percent(r.kv_share)} of plain MHA's {r.mha_kv_bytes_per_token:,}"
     yield "KV cache", f"{r.kv_bytes_per_token:,} bytes a token in bfloat16, {plain}"
     flops = [f"{_flops(flops)} after {int(depth):,}" for depth, flops in r.flops_per_token.items()]
@@ -149,7 +212,8 @@ def _streams(one: Fit) -> str:
     return f"{at_once} at once" if at_once > 1 else ""
 
 
-def _listing_notes(reports: list[ModelReport]) -> Iterator[str]:
+def _listing_notes(reports: list[Released]) -> Iterator[str]:
+    yield "deepwell serve NAME, or chat, fetches it first if it is not here; ORG/NAME of any other model does as well."
     yield "deepwell models NAME tells more of one, or of a checkpoint folder or file; --json for programs."
     for r in reports:
         yield from _unchecked(r)
@@ -184,14 +248,15 @@ def _name(one: Fit) -> str:
     return ggml if one.precision == facts.ggml else f"{one.precision}, {ggml}"
 
 
-def _show(told: ModelReport | list[ModelReport], free: int) -> None:
+def _show(told: ModelReport | list[Released], free: int) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _UNLIMITED
     if isinstance(told, list):
-        tables, notes = [_listing(told, console.width)], _listing_notes(told)
+        tables = [_listing(told, console.width), _quantised(free, console.width)]
+        notes = _listing_notes(told)
     else:
         tables, notes = [_facts(told), _precisions(told)], _notes(told)
     for table in tables:

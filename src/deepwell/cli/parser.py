@@ -35,7 +35,7 @@ def overview() -> str:
         f"commands:\n{commands}\n\n"
         "examples:\n"
         "  deepwell serve                        answer on http://127.0.0.1:8000\n"
-        "  deepwell chat model.gguf              talk in the terminal; ./folder and ORG/NAME of a hub work too\n"
+        "  deepwell chat SmolLM2-135M-Instruct   talk in the terminal; model.gguf, ./folder and ORG/NAME work too\n"
         '  deepwell generate "def fibonacci(n):" continue a text\n'
         "  deepwell doctor                       what this machine offers\n\n"
         "deepwell COMMAND --help explains a command; deepwell --version says the version."

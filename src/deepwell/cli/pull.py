@@ -12,7 +12,7 @@ from deepwell.options import PullOptions
 def run(options: PullOptions) -> int:
     model = Path(options.model)
     if model.exists():
-        raise ConfigError(f"{model} is on this machine already; pull takes ORG/NAME of a hub")
+        raise ConfigError(f"{model} is on this machine already; pull takes a short name, or ORG/NAME of a hub")
     place = located(model, renew=True)
     if place == model:
         raise ConfigError(f"{model} is no name of a model on a hub: ORG/NAME, ORG/NAME@REVISION or ORG/NAME:FILE")

@@ -7,6 +7,8 @@ Shapes: V vocabulary, D hidden, H heads, E routed experts, F feed-forward width,
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
+from math import prod
 from typing import Literal
 
 import msgspec
@@ -33,10 +35,7 @@ class Param(msgspec.Struct, frozen=True):
 
     @property
     def size(self) -> int:
-        total = 1
-        for n in self.shape:
-            total *= n
-        return total
+        return prod(self.shape)
 
 
 def param_specs(config: ModelConfig, *, mtp: bool = False) -> list[Param]:
@@ -50,6 +49,12 @@ def stage_specs(config: ModelConfig, first: int, last: int, *, mtp: bool = False
     The last stage has the prediction modules, and the embedding too if the head is tied to it or a module embeds.
     ConfigError if these are no layers of the model.
     """
+    return list(_stage(config, first, last, mtp))
+
+
+@lru_cache(maxsize=2)
+def _stage(config: ModelConfig, first: int, last: int, mtp: bool) -> tuple[Param, ...]:
+    """With and without modules: whoever counts a model asks for both again and again."""
     if not 0 <= first < last <= config.layers:
         raise ConfigError(f"layers {first} to {last - 1} are no stage of a model with layers 0 to {config.layers - 1}")
     embed = Param("embed", (config.vocab, config.hidden), "embedding", ("model.embed_tokens.weight",))
@@ -57,7 +62,7 @@ def stage_specs(config: ModelConfig, first: int, last: int, *, mtp: bool = False
     specs = [embed] if first == 0 or (ends and (config.tied or modules)) else []
     for layer in range(first, last):
         specs += _layer(config, f"layers.{layer}", f"model.layers.{layer}", config.is_moe(layer))
-    return specs + list(_ending(config, modules)) if ends else specs
+    return (*specs, *_ending(config, modules)) if ends else tuple(specs)
 
 
 def _ending(config: ModelConfig, modules: int) -> Iterator[Param]:

@@ -7,13 +7,11 @@ holds the counts against the published ones.
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
 import msgspec
 
-from deepwell.errors import ConfigError
 from deepwell.model.config import ModelConfig, from_hugging_face
 
 
@@ -41,16 +39,6 @@ def find_published(name: str) -> Published | None:
     known = published()
     undated = _DATE.sub("", plain)
     return next((known[n] for n in (plain, undated, f"deepseek-{plain}", f"deepseek-{undated}") if n in known), None)
-
-
-def unknown_model(name: str) -> ConfigError:
-    """What to say when `name` is neither a released model nor a path."""
-    if "deepseek-v4" in name.lower():
-        return ConfigError(f"{name!r} is DeepSeek-V4 or later, whose weights Deepwell cannot run yet")
-    close = get_close_matches(name.lower(), published(), 3, 0.5)
-    hint = f"did you mean {' or '.join(published()[c].name for c in close)}? " if close else ""
-    fetched = "; of a hub's models, it tells of those that `deepwell pull` has fetched" if "/" in name else ""
-    return ConfigError(f"{name!r} is no released model and no path; {hint}`deepwell models` lists all{fetched}")
 
 
 _VARIANT = re.compile(r"-(base|chat|instruct|rl|sft)(?=-|$)")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import shutil
 import threading
 import time
@@ -19,29 +20,19 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from deepwell.errors import DeepwellError, HubError
-from deepwell.files import read_bounded, write_whole
+from deepwell.errors import HubError
 from deepwell.model.config import from_hugging_face
-from deepwell.weights.hub.files import (
-    CONFIG,
-    INDEX,
-    MAX_LISTING_BYTES,
-    Reference,
-    check_name,
-    choose,
-    is_commit,
-    parse,
-    placed,
-    shards,
-)
+from deepwell.weights.hub.files import CONFIG, INDEX, check_name, choose, parse, shards
+from deepwell.weights.hub.names import licence_of
+from deepwell.weights.hub.store import Store, hub_cache, size_of
 from deepwell.weights.json_files import read_json, read_object
 
 if TYPE_CHECKING:
     from deepwell.weights.hub.http import Entry, Listing, Remote
 
-MAX_REF_BYTES = 1024
 WORKERS = 4
 """Files fetched at a time."""
+_SHARD = re.compile(r"[^/]*-of-\d+\.safetensors")
 _SPARE_BYTES = 64 << 20
 """Disk space that a download leaves free."""
 
@@ -53,8 +44,11 @@ class Report(Protocol):
         """Something worth a line."""
         ...
 
-    def start(self, what: str, total: int) -> None:
-        """`total` bytes are about to be fetched; called again when more are known."""
+    def start(self, what: str, total: int, about: str) -> None:
+        """`total` bytes are about to be fetched; called again when more are known.
+
+        `about` tells of the whole model: its size, its licence, where it will lie.
+        """
         ...
 
     def advance(self, count: int) -> None:
@@ -82,7 +76,7 @@ class Hub(msgspec.Struct, frozen=True):
             raise HubError(f"the token of HF_TOKEN or {constants.HF_TOKEN_PATH} holds characters that no token has")
         return cls(
             endpoint=constants.ENDPOINT,
-            cache=Path(constants.HF_HUB_CACHE),
+            cache=hub_cache(),
             token=token,
             offline=constants.HF_HUB_OFFLINE,
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
@@ -99,7 +93,7 @@ def locate(model: Path, report: Report, hub: Hub | None = None, *, renew: bool =
     if reference is None:
         return model
     hub = hub or Hub.of_environment()
-    store = _Store(hub.cache, reference)
+    store = Store(hub.cache, reference)
     kept, missing = store.find()
     if kept is not None and (hub.offline or (reference.pinned and store.is_listed)):
         return kept
@@ -124,121 +118,10 @@ def locate(model: Path, report: Report, hub: Hub | None = None, *, renew: bool =
     return _Download(store, remote, listing, report).run()
 
 
-class _Store:
-    """The cache of one repository."""
-
-    def __init__(self, cache: Path, reference: Reference) -> None:
-        self.reference = reference
-        name = "models--" + reference.repo.replace("/", "--")
-        self.folder, self._locks = cache / name, cache / ".locks" / name
-
-    def commit(self) -> str:
-        """The commit that the revision meant when it was fetched; empty if it was not."""
-        if self.reference.pinned:
-            return self.reference.revision
-        try:
-            text = read_bounded(self._ref, MAX_REF_BYTES).decode("ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            return ""
-        return text if is_commit(text) else ""
-
-    def find(self) -> tuple[Path | None, list[str]]:
-        """What was fetched before, if it is whole: a folder, or the file of a GGUF or packed model. Else what is
-        missing of it, as far as one can tell.
-
-        Without a listing, as after other tools, what is there has to show by itself that something is missing.
-        """
-        if not (commit := self.commit()):
-            return None, []
-        folder = self.snapshot(commit)
-        there = {file.relative_to(folder).as_posix(): _size(file) for file in folder.rglob("*") if file.is_file()}
-        promised = self._listed(commit) or there
-        try:
-            wanted = choose(promised, self.reference)
-            files = list(wanted.files)
-            if wanted.indexed and INDEX in there:
-                files += placed(read_json(folder / INDEX), self.reference)
-        except DeepwellError:  # whatever is wrong with it, the hub has it whole
-            return None, []
-        missing = [name for name in files if name not in there or promised.get(name, -2) not in (there[name], -1)]
-        if missing:
-            return None, missing
-        return folder / wanted.entry if wanted.entry else folder, []
-
-    @property
-    def is_listed(self) -> bool:
-        """Whether it is known what the hub has at the revision's commit."""
-        return bool(self._listed(self.commit()))
-
-    def promise(self, listing: Listing) -> None:
-        """Write down what the hub has at a commit, before anything of it is fetched."""
-        sizes = {entry.name: entry.size for entry in listing.entries.values()}
-        if self._listed(listing.commit) == sizes:
-            return
-        try:
-            write_whole(self._listing(listing.commit), msgspec.json.encode(sizes))
-        except OSError:
-            # a cache that cannot be written serves all the same, if what is wanted is there
-            if not self.snapshot(listing.commit).is_dir():
-                raise
-
-    def _listed(self, commit: str) -> dict[str, int]:
-        """Names and sizes (-1 where the hub does not say) of what it has at a commit; empty if that is not known."""
-        try:
-            return msgspec.json.decode(read_bounded(self._listing(commit), MAX_LISTING_BYTES), type=dict[str, int])
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-            return {}
-
-    def _listing(self, commit: str) -> Path:
-        return self.folder / "listings" / f"{commit}.json"
-
-    def snapshot(self, commit: str) -> Path:
-        return self.folder / "snapshots" / commit
-
-    def blob(self, entry: Entry) -> Path:
-        return self.folder / "blobs" / entry.digest
-
-    def part(self, entry: Entry) -> Path:
-        return self.folder / "blobs" / f"{entry.digest}.incomplete"
-
-    def lock(self, entry: Entry) -> Path:
-        """The file that every tool locks while it writes this blob."""
-        self._locks.mkdir(parents=True, exist_ok=True)
-        return self._locks / f"{entry.digest}.lock"
-
-    def has(self, commit: str, entry: Entry) -> bool:
-        """Whether a file was fetched, whole, for this commit or for another one."""
-        return entry.size in (_size(self.snapshot(commit) / entry.name), _size(self.blob(entry)))
-
-    def link(self, commit: str, entry: Entry) -> None:
-        """Give a blob its name in the snapshot; where links are not possible, the file itself moves there."""
-        place, blob = self.snapshot(commit) / entry.name, self.blob(entry)
-        if _size(place) == entry.size:
-            return
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        try:
-            place.symlink_to(os.path.relpath(blob, place.parent))
-        except FileExistsError:  # another process was quicker
-            return
-        except OSError:
-            os.replace(blob, place)
-
-    def keep(self, commit: str) -> None:
-        """Write down what the revision means now."""
-        if self.reference.pinned or self.commit() == commit:
-            return
-        write_whole(self._ref, commit.encode())
-
-    @property
-    def _ref(self) -> Path:
-        return self.folder / "refs" / self.reference.revision
-
-
 class _Download:
     """One repository's files on their way into the cache."""
 
-    def __init__(self, store: _Store, remote: Remote, listing: Listing, report: Report) -> None:
+    def __init__(self, store: Store, remote: Remote, listing: Listing, report: Report) -> None:
         self._store, self._remote, self._listing, self._report = store, remote, listing, report
         self._reference, self._commit = store.reference, listing.commit
         self._total = 0
@@ -278,13 +161,24 @@ class _Download:
             self._check_room(absent)
             (self._store.folder / "blobs").mkdir(parents=True, exist_ok=True)
             self._total += sum(entry.size for entry in absent)
-            self._report.start(str(self._reference), self._total)
+            self._report.start(str(self._reference), self._total, self._described())
             self._in_parallel(absent)
         for entry in entries:
             self._store.link(self._commit, entry)
 
     def _sized(self, entry: Entry) -> Entry:
         return self._remote.sized(self._reference, self._commit, entry)
+
+    def _described(self) -> str:
+        """How large the model is, under which licence, and where it will lie."""
+        listed = self._listing.entries
+        wanted = choose(listed, self._reference)
+        sharded = [name for name in listed if wanted.indexed and _SHARD.fullmatch(name)]
+        size = sum(max(listed[name].size, 0) for name in {*wanted.files, *sharded})
+        about = "about " if wanted.indexed else ""
+        licence = licence_of(self._reference.repo) or (self._listing.licence or "")[:60]
+        said = f"{licence} licence" if licence else "no licence stated"
+        return f"{about}{_amount(size)}, {said}, into {self._store.folder}"
 
     def _in_parallel(self, entries: list[Entry]) -> None:
         """Daemon threads, so that Ctrl-C need not wait for a silent hub."""
@@ -327,7 +221,7 @@ class _Download:
         self._report.advance(count)
 
     def _check_room(self, entries: list[Entry]) -> None:
-        need = sum(max(entry.size - max(_size(self._store.part(entry)), 0), 0) for entry in entries)
+        need = sum(max(entry.size - max(size_of(self._store.part(entry)), 0), 0) for entry in entries)
         folder = self._store.folder
         place = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(place).free
@@ -344,9 +238,5 @@ def _named(missing: list[str]) -> str:
     return f" (missing: {', '.join(missing[:3])}{more})" if missing else ""
 
 
-def _size(file: Path) -> int:
-    """Bytes of a file, -1 if there is none."""
-    try:
-        return file.stat().st_size
-    except OSError:
-        return -1
+def _amount(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

@@ -85,7 +85,7 @@ def choose(names: Collection[str], reference: Reference) -> Wanted:
         return _named(names, reference, reference.file)
     if INDEX in names or SINGLE in names:
         return _safetensors(names, reference)
-    models = _models(names)
+    models = models_of(names)
     if len(models) == 1:
         return _gguf(names, reference, models[0])
     if models:
@@ -140,22 +140,21 @@ def _safetensors(names: Collection[str], reference: Reference) -> Wanted:
 def _named(names: Collection[str], reference: Reference, asked: str) -> Wanted:
     if asked in names and asked.endswith(".deepwell"):
         return Wanted((check_name(asked, reference),), entry=asked)
-    models = _models(names)
-    exact = [model for model in models if asked in (model, PurePosixPath(model).name)]
-    found = exact or [model for model in models if _is_of(model, asked)]
+    models = models_of(names)
+    found = models_named(models, asked)
     if len(found) == 1:
         return _gguf(names, reference, found[0])
     plain = Reference(reference.repo, reference.revision)
     if found:
         raise HubError(f"{plain} has several GGUF models of {asked!r}; choose one as {_choices(plain, found)}")
     if models:
-        close = get_close_matches(asked, [_short(model) for model in models], n=1)
+        close = get_close_matches(asked, [short_name(model) for model in models], n=1)
         hint = f" (did you mean {close[0]}?)" if close and close[0].isprintable() else ""
         raise HubError(f"{plain} has no GGUF model {asked!r}{hint}; it has {_choices(plain, models)}")
     raise HubError(f"{plain} has no file {asked!r}; after the colon goes a GGUF file or a quantisation, as :Q4_K_M")
 
 
-def _models(names: Collection[str]) -> list[str]:
+def models_of(names: Collection[str]) -> list[str]:
     """GGUF files that are models of their own: of a split one, the first shard."""
     found = []
     for name in sorted(names):
@@ -164,6 +163,12 @@ def _models(names: Collection[str]) -> list[str]:
             if shard is None or int(shard["number"]) == 1:
                 found.append(name)
     return found
+
+
+def models_named(models: list[str], asked: str) -> list[str]:
+    """Those that a file's name or a quantisation means."""
+    exact = [model for model in models if asked in (model, PurePosixPath(model).name)]
+    return exact or [model for model in models if _is_of(model, asked)]
 
 
 def _gguf(names: Collection[str], reference: Reference, first: str) -> Wanted:
@@ -184,15 +189,15 @@ def _is_of(model: str, quantisation: str) -> bool:
     return re.search(rf"(^|[-./]){re.escape(quantisation)}($|[-./])", stem, re.IGNORECASE) is not None
 
 
-def _short(model: str) -> str:
+def short_name(model: str) -> str:
     """How a choice is written: without shard number, and without .gguf where the quantisation tells it apart."""
     match = _SHARD.fullmatch(model)
     stem = match["stem"] if match else model.removesuffix(".gguf")
-    return re.split(r"[-./](?=(?:UD-)?(?:I?Q\d|B?F\d|MXFP))", stem)[-1]
+    return re.split(r"[-./](?=(?:UD-)?(?:I?Q\d|B?F\d|MXFP))", stem, flags=re.IGNORECASE)[-1]
 
 
 def _choices(reference: Reference, models: list[str]) -> str:
-    short = [_short(model) for model in models]
+    short = [short_name(model) for model in models]
     shown = [name if short.count(name) == 1 else model for name, model in zip(short, models, strict=True)]
     more = f" and {len(shown) - 40} more" if len(shown) > 40 else ""
     listed = ", ".join(name if name.isprintable() else repr(name) for name in shown[:40])

@@ -60,6 +60,8 @@ class Listing(msgspec.Struct, frozen=True):
 
     commit: str
     entries: dict[str, Entry]
+    licence: str | None = None
+    """As the hub tags it: mit, apache-2.0, other."""
 
 
 class Remote(msgspec.Struct, frozen=True):
@@ -85,7 +87,8 @@ class Remote(msgspec.Struct, frozen=True):
             raise HubError(f"{self.endpoint} does not answer as a Hugging Face hub does: {error}") from None
         if not is_commit(info.sha):
             raise HubError(f"{self.endpoint} names the commit of {reference} {info.sha!r}; it must be 40 hex digits")
-        return Listing(info.sha, {file.name: _entry(file) for file in info.files})
+        licences = (tag.removeprefix("license:") for tag in info.tags if tag.startswith("license:"))
+        return Listing(info.sha, {file.name: _entry(file) for file in info.files}, next(licences, None))
 
     def sized(self, reference: Reference, commit: str, entry: Entry) -> Entry:
         """The same with its size, asked for where the list does not say it. Raises HubError."""
@@ -312,6 +315,7 @@ class _File(msgspec.Struct, rename={"name": "rfilename", "blob": "blobId"}):
 class _Info(msgspec.Struct, rename={"files": "siblings"}):
     sha: str
     files: list[_File]
+    tags: list[str] = []
 
 
 class _Ref(msgspec.Struct):
