@@ -32,10 +32,10 @@ def test_list(capsys: Capture) -> None:
     lines = {line.split()[0]: " ".join(line.split()) for line in shown.splitlines() if line}
     assert all(model.name in lines for model in published().values())
     assert lines["DeepSeek-V3"].startswith(
-        "DeepSeek-V3 671.0B 36.6B 163,840 1,342.3 GB 713.3 GB 377.8 GB 68.6 KiB 1.4% DeepSeek -"
+        "DeepSeek-V3 671.0B 36.6B 163,840 1,342.3 GB 713.3 GB 378.7 GB 68.6 KiB 1.4% DeepSeek -"
     )
     assert (
-        "DeepSeek-V2-Lite 15.7B 2.5B 163,840 31.4 GB 16.7 GB 8.8 GB 30.4 KiB 11.2% DeepSeek Q6_K, "
+        "DeepSeek-V2-Lite 15.7B 2.5B 163,840 31.4 GB 16.7 GB 9.1 GB 30.4 KiB 11.2% DeepSeek Q6_K, "
         in lines["DeepSeek-V2-Lite"]
     )
     assert "14.9 GiB of memory are free here." in shown
