@@ -4,6 +4,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
+# Processes that run the tests; 0 for none beside pytest itself, which a debugger needs.
+TEST_PROCESSES ?= 2
 FUZZ_SECONDS ?= 30
 TSAN_SECONDS ?= 15
 # Where torch comes from, for development only: the package index's own wheels for Linux bring gigabytes of CUDA
@@ -19,6 +21,8 @@ NPM := cd web && export PATH="$(abspath $(BIN)):$$PATH" && npm
 HEADERS := $(abspath $(VENV))/headers
 BUILD = include=$$(native/python-headers.sh $(BIN)/python $(HEADERS)) && \
   CPLUS_INCLUDE_PATH="$(HEADERS)/usr/include" CMAKE_ARGS="-DPython_INCLUDE_DIR=$$include $(CMAKE_ARGS)"
+# A file's tests stay together: they share servers and browsers. In order, so that small files come last.
+PARALLEL = -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 SECONDS_SINCE = $$(( $$(date +%s) - start ))
 
 export CXX
@@ -71,7 +75,7 @@ arm: ## the same for 64-bit ARM: cross-compiled, and run by an emulator as proce
 
 pytest: $(VENV)/.dev ## the tests alone (ARGS="tests/cli -k doctor")
 	@.ci/packages
-	@start=$$(date +%s); $(BIN)/python -m pytest $(ARGS) && echo "== tests: $(SECONDS_SINCE) s"
+	@start=$$(date +%s); $(BIN)/python -m pytest $(PARALLEL) $(ARGS) && echo "== tests: $(SECONDS_SINCE) s"
 
 real: $(VENV)/.dev ## tests of a real model, SmolLM2-135M, fetched once into the user's cache (93 MB; ARGS="-k chat")
 	@start=$$(date +%s); $(BIN)/python -m pytest tests/real $(ARGS) && echo "== real model: $(SECONDS_SINCE) s"
