@@ -1,7 +1,8 @@
 """Files of JSON lines that only grow: logs and records. A line is one object and ends with its line end.
 
 A writer that is killed, or a full disk, leaves a torn last line at most. Readers leave it out and the next writer cuts
-it off; anything broken before the last line is damage, and an error that names the line.
+it off; anything broken before the last line is damage, and an error that names the line. Blank lines say nothing: an
+editor has left them, and they are skipped.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def read_lines(path: Path, kind: type[Record]) -> list[Record]:
     *whole, last = raw.split(b"\n")
     if _is_whole(last):
         whole.append(last)
-    return [_record(path, number, line, kind) for number, line in enumerate(whole, 1)]
+    return [_record(path, number, line, kind) for number, line in enumerate(whole, 1) if line.strip()]
 
 
 def append_line(path: Path, record: object) -> None:

@@ -67,13 +67,25 @@ def test_a_tail_longer_than_is_read_at_once(tmp_path: Path) -> None:
     assert read_lines(path, Line) == [Line(1), Line(2)]
 
 
-@pytest.mark.parametrize("damage", [b'{"number": "one"}', b'{"numb', b"", b"\xff", b"[" * 100_000, b"3"])
+@pytest.mark.parametrize("damage", [b'{"number": "one"}', b'{"numb', b"\xff", b"[" * 100_000, b"3"])
 def test_damage_before_the_last_line_is_named(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"number": 1}\n' + damage + b'\n{"number": 3}\n')
     with pytest.raises(DeepwellError, match=r"log\.jsonl: line 2 is damaged") as error:
         read_lines(path, Line)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("blank", [b"", b"\r", b"  \t"])
+def test_blank_lines_are_skipped_and_counted(tmp_path: Path, blank: bytes) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"number": 1}\n' + blank + b'\n{"number": 3}\n' + blank + b"\n")
+    assert read_lines(path, Line) == [Line(1), Line(3)]
+    append_line(path, Line(4))
+    assert read_lines(path, Line) == [Line(1), Line(3), Line(4)]
+    path.write_bytes(blank + b"\n{}\n")
+    with pytest.raises(DeepwellError, match="line 2 is damaged"):
+        read_lines(path, Line)
 
 
 def test_what_cannot_be_read_is_an_error_for_people(tmp_path: Path) -> None:
