@@ -12,6 +12,7 @@ from toy import toy_run, write_stdlib
 
 from deepwell.train.config import TrainConfig
 from deepwell.train.corpus import Corpus, build_corpus
+from deepwell.train.run import train
 from deepwell.train.tokenizer import train_tokenizer
 
 
@@ -28,6 +29,15 @@ def corpus(stdlib: Path) -> Corpus:
 @pytest.fixture(scope="session")
 def tokenizer(corpus: Corpus) -> Tokenizer:
     return train_tokenizer([d.text for d in corpus.train], 384)
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> TrainConfig:
+    """A toy run that nothing interrupted, with its model folder: to look at, not to change."""
+    with pytest.MonkeyPatch.context() as patch:
+        config = toy_run(tmp_path_factory.mktemp("whole"), corpus, patch)
+        assert train(config).finished
+    return config
 
 
 @pytest.fixture

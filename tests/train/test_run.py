@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
-from toy import toy_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepwell.model.presets import preset
 from deepwell.ops.torch_ops import TorchOps
 from deepwell.train.config import TrainConfig
-from deepwell.train.corpus import Corpus
 from deepwell.train.finish import load_trainee, read_evaluation
 from deepwell.train.picture import draw_run
 from deepwell.train.run import train, training_flops
 from deepwell.train.stages import read_stages, sha256_of
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> Iterator[TrainConfig]:
-    with pytest.MonkeyPatch.context() as patch:
-        config = toy_run(tmp_path_factory.mktemp("finished"), corpus, patch)
-        assert train(config).finished
-        yield config
+@pytest.fixture
+def finished(whole_run: TrainConfig, toy_config: TrainConfig) -> TrainConfig:
+    """The whole run, where its shape is known by name."""
+    return whole_run
 
 
 def test_the_folder_loads_in_transformers_with_the_same_logits(finished: TrainConfig) -> None:

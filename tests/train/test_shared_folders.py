@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,19 +89,17 @@ def go(*processes: subprocess.Popen[str]) -> list[int]:
 
 @pytest.mark.slow
 def test_two_runs_at_once_on_one_cache_both_end_right(
-    toy_config: TrainConfig, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]]
+    whole_run: TrainConfig, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]]
 ) -> None:
     """As one alone does, and each entry of the cache was built by one of them."""
     assert go(begin("one"), begin("two")) == [0, 0]
     entries = [path.name for path in (tmp_path / "cache").iterdir()]
     assert not [name for name in entries if name.endswith(".part")]
-    alone = msgspec.structs.replace(toy_config, out=tmp_path / "alone", cache=tmp_path / "another cache")
-    assert run.train(alone).finished
-    weights = [load_file(tmp_path / out / NAME) for out in ("one", "two", "alone")]
+    weights = [load_file(out / NAME) for out in (tmp_path / "one", tmp_path / "two", whole_run.out)]
     for key, tensor in weights[2].items():
         assert torch.equal(tensor, weights[0][key])
         assert torch.equal(tensor, weights[1][key])
-    for entry in (tmp_path / "another cache").iterdir():
+    for entry in whole_run.cache.iterdir():
         assert (tmp_path / "cache" / entry.name).read_bytes() == entry.read_bytes()
 
 
@@ -117,13 +116,11 @@ def test_a_run_killed_in_the_middle_of_a_write_goes_on(
 
 @pytest.mark.slow
 def test_a_run_killed_between_steps_goes_on(
-    toy_config: TrainConfig, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]]
+    toy_config: TrainConfig, whole_run: TrainConfig, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]]
 ) -> None:
     assert go(begin("run", stop=7)) == [-signal.SIGKILL]
     assert run.train(toy_config).finished
-    alone = msgspec.structs.replace(toy_config, out=tmp_path / "alone")
-    run.train(alone)
-    ours, theirs = load_file(toy_config.out / NAME), load_file(alone.out / NAME)
+    ours, theirs = load_file(toy_config.out / NAME), load_file(whole_run.out / NAME)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert [line.step for line in read_log(toy_config.out / LOG)] == [3, 6, 9, 12]
 
@@ -215,14 +212,14 @@ def test_a_flipped_byte_in_a_checkpoint_is_an_error_or_changes_nothing(toy_confi
         assert all(torch.equal(weight, right[f"weight.{key}"]) for key, weight in trainee.weights.items())
 
 
-def test_damaged_measurements_of_another_run_are_refused(toy_config: TrainConfig) -> None:
-    run.train(toy_config)
-    assert read_evaluation(toy_config.out) is not None
-    path = toy_config.out / EVALUATION
+def test_damaged_measurements_of_another_run_are_refused(whole_run: TrainConfig, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(whole_run.out, tmp_path / "other"))
+    assert read_evaluation(other) is not None
+    path = other / EVALUATION
     path.write_bytes(path.read_bytes().replace(b'"held_out_bytes": 1', b'"held_out_bytes": 2'))
-    assert sha256_of(path) not in [stage.outputs.get(EVALUATION) for stage in read_stages(toy_config.out)]
+    assert sha256_of(path) not in [stage.outputs.get(EVALUATION) for stage in read_stages(other)]
     with pytest.raises(CheckpointError, match=r"evaluation\.json: is damaged"):
-        read_evaluation(toy_config.out)
+        read_evaluation(other)
 
 
 @pytest.mark.parametrize("name", [LOG, STAGES])
