@@ -1,7 +1,7 @@
 """Errors made for the person who reads them: what was wrong, where, and what is allowed."""
 
 
-def shown(value: str) -> str:
+def shown(value: object) -> str:
     """A value in an error message, cut where it gets long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

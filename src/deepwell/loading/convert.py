@@ -206,7 +206,9 @@ def _rewritten(source: Checkpoint, dtype: str) -> dict[str, bytes]:
 
 def _copied(folder: Path) -> list[Path]:
     """Tokenizer, template, generation defaults and licence, as they are."""
-    found = {file for pattern in BESIDE for file in folder.glob(pattern) if file.is_file()}
+    found = {file for pattern in BESIDE for file in folder.glob(pattern) if not file.is_dir()}
+    if odd := sorted(file for file in found if not file.is_file()):
+        raise ConfigError(f"{odd[0]}: is no regular file, or a link to none; put it right or remove it")
     keep = [file for file in sorted(found) if file.name != "config.json" and not file.name.endswith(".index.json")]
     if sum(file.stat().st_size for file in keep) > _MOST_BESIDE:
         raise ConfigError(f"{folder}: its JSON files exceed {_MOST_BESIDE} bytes; this is no model folder")

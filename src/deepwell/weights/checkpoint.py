@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ class Checkpoint:
     @property
     def advice(self) -> Advice:
         file = self.folder / "generation_config.json"
-        return of_generation(read_object(file, MAX_CONFIG_BYTES)) if file.exists() else Advice()
+        return of_generation(read_object(file, MAX_CONFIG_BYTES)) if os.path.lexists(file) else Advice()
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.folder)
@@ -191,7 +192,7 @@ class Checkpoint:
 
 
 def _open(folder: Path) -> dict[str, Tensor]:
-    if not (folder / _INDEX).exists():
+    if not os.path.lexists(folder / _INDEX):
         if not (folder / _SINGLE).exists():
             raise CheckpointError(f"{folder}: {no_weights(folder)}")
         return read(folder / _SINGLE)

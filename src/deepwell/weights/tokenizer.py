@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -317,8 +318,9 @@ def losses(lost: Sequence[int]) -> tuple[str, ...]:
 
 
 def _read_json(path: Path, limit: int) -> dict[str, Any] | None:
-    """The object in a JSON file, None if there is no file. Raises CheckpointError if it is broken or over `limit`."""
-    return read_object(path, limit) if path.exists() else None
+    """The object in a JSON file, None if there is no file. CheckpointError if it is broken, over `limit`, or a link to a
+    file that is missing, as unfinished downloads have them."""
+    return read_object(path, limit) if os.path.lexists(path) else None
 
 
 class _Added(msgspec.Struct):
@@ -460,10 +462,10 @@ def _templates(folder: Path) -> tuple[str | None, str | None]:
 
 
 def _template(path: Path) -> str | None:
+    if not os.path.lexists(path):
+        return None
     try:
         return read_bounded(path, MAX_TEMPLATE_BYTES).decode()
-    except FileNotFoundError:
-        return None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deepwell.errors import CheckpointError, ConfigError
+from deepwell.errors import CheckpointError, ConfigError, shown
 from deepwell.model.config import (
     MOST_CHOSEN,
     WIDEST_INDEX,
@@ -85,7 +85,7 @@ class _Keys:
         self._file, self._notes = file, notes
         arch = file.metadata.get(General.ARCHITECTURE)
         if not isinstance(arch, str) or arch not in _SUPPORTED:
-            told = f"general.architecture {arch!r} is not supported; supported are {', '.join(_SUPPORTED)}"
+            told = f"general.architecture {shown(arch)} is not supported; supported are {', '.join(_SUPPORTED)}"
             if isinstance(arch, str) and arch.startswith("deepseek4"):
                 told += "; of DeepSeek-V4, Deepwell knows the prompt format alone"
             raise CheckpointError(f"{file.files[0]}: {told}")
@@ -115,12 +115,17 @@ class _Keys:
             return value[0].item()
         return value
 
+    def says(self, key: str) -> bool:
+        """Whether there is a value. 0 is how some writers say that there is none."""
+        value = self.get(key)
+        return value is not None and (isinstance(value, bool) or value != 0)
+
     def count(self, key: str, default: int | None = None, least: int = 1) -> int:
         value = default if (value := self.get(key)) is None else value
         if value is None:
             raise self.error(key, "is missing")
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _LARGEST:
-            raise self.error(key, f"is {value!r}; allowed are whole numbers from {least} to {_LARGEST}")
+            raise self.error(key, f"is {shown(value)}; allowed are whole numbers from {least} to {_LARGEST}")
         return value
 
     def positive(self, key: str, default: float | None = None) -> float:
@@ -128,13 +133,13 @@ class _Keys:
         if value is None:
             raise self.error(key, "is missing")
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e12:
-            raise self.error(key, f"is {value!r}; allowed are numbers above 0")
+            raise self.error(key, f"is {shown(value)}; allowed are numbers above 0")
         return float(value)
 
     def flag(self, key: str) -> bool:
         value = self.get(key)
         if not isinstance(value, bool | None):
-            raise self.error(key, f"is {value!r}; allowed are true and false")
+            raise self.error(key, f"is {shown(value)}; allowed are true and false")
         return bool(value)
 
 
@@ -235,8 +240,7 @@ def _routing(keys: _Keys, experts: int, bias: bool) -> Routing:
         n_group=groups,
         topk_group=used,
         normalize=normalize,
-        # 0 is how some writers say that weights are not scaled
-        scale=keys.positive(Key.EXPERT_SCALE, 1.0) if keys.get(Key.EXPERT_SCALE) else 1.0,
+        scale=keys.positive(Key.EXPERT_SCALE) if keys.says(Key.EXPERT_SCALE) else 1.0,
     )
 
 
@@ -257,18 +261,19 @@ def _rope(keys: _Keys, context: int, width: int) -> RopeConfig:
     if theta <= 1:
         raise keys.error(Key.ROPE_BASE, f"is {theta}; allowed are numbers above 1")
     factor = keys.positive(Key.ROPE_FACTOR, keys.positive(Key.ROPE_LINEAR, 1.0))
-    kind = keys.get(Key.ROPE_TYPE) or "linear"
+    kind = keys.get(Key.ROPE_TYPE)
+    kind = "linear" if kind is None or kind == "" else kind
     divisors = _divisors(keys, width)
     if kind == "none" or (kind == "linear" and factor == 1):
         return RopeConfig(theta=theta, original=context, divisors=divisors)
     if kind == "linear":
         return RopeConfig(theta=theta, kind="linear", factor=factor, original=context, divisors=divisors)
     if kind != "yarn":
-        raise keys.error(Key.ROPE_TYPE, f"is {kind!r}; supported are none, linear and yarn")
+        raise keys.error(Key.ROPE_TYPE, f"is {shown(kind)}; supported are none, linear and yarn")
     # DeepSeek's files hold a tenth of mscale_all_dim. They leave mscale out: in every published model the two are
     # equal, so that cosines and sines are not scaled, and the scores by yarn_score_factor alone.
     mscale = 0.0
-    if keys.arch in _WITH_MLA and keys.get(Key.YARN_LOG):
+    if keys.arch in _WITH_MLA and keys.says(Key.YARN_LOG):
         mscale = round(10 * keys.positive(Key.YARN_LOG), 6)
     return RopeConfig(
         theta=theta,

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepwell.errors import CheckpointError
+from deepwell.errors import CheckpointError, shown
 from deepwell.files import open_regular
 from deepwell.weights.explain import pointer
 from deepwell.weights.gguf.ggml_types import BY_CODE, NAMES, GgmlType, values_in
@@ -113,8 +113,9 @@ class GgufFile:
             if not shard.exists():
                 raise CheckpointError(f"{shard}: is missing; {path.name} is the first of {count} files")
             metadata, tensors = _read(shard)
-            if metadata.get("split.no") != number - 1 or metadata.get("split.count") != count:
-                told = f"split.no {metadata.get('split.no')!r} and split.count {metadata.get('split.count')!r}"
+            found = {key: metadata.get(key) for key in ("split.no", "split.count")}
+            if not all(isinstance(value, int) for value in found.values()) or [*found.values()] != [number - 1, count]:
+                told = " and ".join(f"{key} {shown(value)}" for key, value in found.items())
                 raise CheckpointError(f"{shard}: has {told}; expected are {number - 1} and {count}")
             for name in tensors.keys() & self.tensors.keys():
                 raise CheckpointError(f"{shard}: tensor {name} is in {self.tensors[name].file.name} too")
@@ -127,7 +128,7 @@ class GgufFile:
         value = self.metadata.get(key, default)
         allowed = MAX_SHARDS if key == "split.count" else MAX_TENSORS
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= allowed:
-            raise CheckpointError(f"{self.files[0]}: {key} is {value!r}; allowed are 0 to {allowed}")
+            raise CheckpointError(f"{self.files[0]}: {key} is {shown(value)}; allowed are 0 to {allowed}")
         return value
 
 
@@ -296,7 +297,7 @@ def _alignment(file: Path, metadata: dict[str, Any]) -> int:
     good = isinstance(alignment, int) and not isinstance(alignment, bool) and 8 <= alignment <= 1 << 20
     if not good or alignment & (alignment - 1):
         raise CheckpointError(
-            f"{file}: general.alignment is {alignment!r}; allowed are powers of two from 8 to {1 << 20}"
+            f"{file}: general.alignment is {shown(alignment)}; allowed are powers of two from 8 to {1 << 20}"
         )
     return int(alignment)
 

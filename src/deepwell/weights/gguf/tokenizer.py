@@ -13,7 +13,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
-from deepwell.errors import CheckpointError
+from deepwell.errors import CheckpointError, shown
 from deepwell.weights.added_tokens import ENDS, is_text
 from deepwell.weights.gguf.keys import Kind, TokenizerKey
 from deepwell.weights.gguf.pieces import piece_tokenizer
@@ -25,8 +25,8 @@ from deepwell.weights.tokenizer import Tokenizer, losses, unencodable
 def tokenizer_from(file: GgufFile) -> Tokenizer:
     """The tokenizer of `file`. CheckpointError names the key that is missing, odd or unsupported."""
     keys = _Keys(file)
-    if (model := keys.get(TokenizerKey.MODEL)) not in ("gpt2", "llama"):
-        problem = f"is {model!r}; supported are 'gpt2', byte-level BPE, and 'llama', SentencePiece's"
+    if (model := keys.text(TokenizerKey.MODEL)) not in ("gpt2", "llama"):
+        problem = f"is {shown(model)}; supported are 'gpt2', byte-level BPE, and 'llama', SentencePiece's"
         raise keys.error(TokenizerKey.MODEL, problem)
     spellings = keys.strings(TokenizerKey.TOKENS)
     types = keys.types(len(spellings))
@@ -47,7 +47,7 @@ def tokenizer_from(file: GgufFile) -> Tokenizer:
     plain, opens, notes = _of_bytes(vocab, merges, keys) if model == "gpt2" else _of_pieces(vocab, keys)
     for text in added.keys() - apart.keys():
         plain.add_tokens([tokenizers.AddedToken(text, normalized=False)])
-    template, tool_template = map(file.metadata.get, (TokenizerKey.TEMPLATE, TokenizerKey.TOOL_TEMPLATE))
+    template, tool_template = map(keys.text, (TokenizerKey.TEMPLATE, TokenizerKey.TOOL_TEMPLATE))
     return Tokenizer(
         plain,
         {text: id for text, id in apart.items() if types[id] != Kind.ADDED},
@@ -55,11 +55,11 @@ def tokenizer_from(file: GgufFile) -> Tokenizer:
         bos=keys.id(TokenizerKey.BOS, len(spellings)),
         opens=opens,
         eos=keys.ends(len(spellings)),
-        template=template if isinstance(template, str) else None,
+        template=template,
         notes=notes,
         tags={text: id for text, id in apart.items() if types[id] == Kind.ADDED},
         named=keys.named(spellings),
-        tool_template=tool_template if isinstance(tool_template, str) else None,
+        tool_template=tool_template,
     )
 
 
@@ -80,17 +80,29 @@ class _Keys:
     def get(self, key: str) -> Any:
         return self._file.metadata.get(key)
 
+    def text(self, key: str) -> str | None:
+        value = self.get(key)
+        if not isinstance(value, str | None):
+            raise self.error(key, f"is {shown(value)}; it must be a text")
+        return value
+
+    def flag(self, key: str) -> bool | None:
+        value = self.get(key)
+        if not isinstance(value, bool | None):
+            raise self.error(key, f"is {shown(value)}; allowed are true and false")
+        return value
+
     def split(self, vocab: Iterable[str]) -> tuple[str, tuple[str, ...]]:
         """The name of how text is cut, and what was assumed about it, in a sentence."""
-        pre = self.get(TokenizerKey.PRE)
-        if isinstance(pre, str) and pre in SPLITS:
+        pre = self.text(TokenizerKey.PRE)
+        if pre in SPLITS:
             return pre, ()
-        if isinstance(pre, str) and pre in NOT_BYTES:
+        if pre in NOT_BYTES:
             raise self.error(
                 TokenizerKey.PRE, f"is {pre!r}, whose tokens are not made of bytes; such are not supported"
             )
         found = nearest(vocab)
-        said = f"{TokenizerKey.PRE} is {pre!r}, which is not known here" if pre else f"has no {TokenizerKey.PRE}"
+        said = f"{TokenizerKey.PRE} is {shown(pre)}, which is not known here" if pre else f"has no {TokenizerKey.PRE}"
         why = "the one that fits the tokens of the vocabulary best"
         return found, (f"{self._file.files[0].name}: {said}: text is split as for {found!r}, {why}",)
 
@@ -114,7 +126,7 @@ class _Keys:
     def id(self, key: str, count: int) -> int | None:
         value = self.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count):
-            raise self.error(key, f"is {value!r}; allowed are the tokens 0 to {count - 1}")
+            raise self.error(key, f"is {shown(value)}; allowed are the tokens 0 to {count - 1}")
         return value
 
     def opens(self, pre: str) -> bool:
@@ -122,13 +134,16 @@ class _Keys:
 
         DeepSeek's texts open with one whatever that flag says.
         """
-        asked = self.get(TokenizerKey.ADD_BOS)
-        return pre.startswith("deepseek") or (asked if isinstance(asked, bool) else pre in OPENS)
+        asked = self.flag(TokenizerKey.ADD_BOS)
+        return pre.startswith("deepseek") or (pre in OPENS if asked is None else asked)
 
     def named(self, spellings: Sequence[str]) -> dict[str, str]:
         """The tokens that the file names, as a template calls them; those that are none are left out."""
         ids = {name: self.get(key) for name, key in TokenizerKey.NAMED.items()}
-        return {name: spellings[id] for name, id in ids.items() if isinstance(id, int) and 0 <= id < len(spellings)}
+        for key in TokenizerKey.NAMED.values():
+            if not isinstance(id := self.get(key), int | None) or isinstance(id, bool):
+                raise self.error(key, f"is {shown(id)}; it must be the number of a token")
+        return {name: spellings[id] for name, id in ids.items() if id is not None and 0 <= id < len(spellings)}
 
     def ends(self, count: int) -> tuple[int, ...]:
         found = (self.id(key, count) for key in (*TokenizerKey.ENDS, *TokenizerKey.GAP_ENDS))
@@ -139,7 +154,7 @@ def _halves(merge: str, keys: _Keys) -> tuple[str, str]:
     # a space may be the first character, never a later one
     left, _, right = merge[1:].partition(" ")
     if not right:
-        raise keys.error(TokenizerKey.MERGES, f"hold {merge!r}; allowed are two tokens with a space between them")
+        raise keys.error(TokenizerKey.MERGES, f"hold {shown(merge)}; allowed are two tokens with a space between them")
     return merge[0] + left, right
 
 
@@ -158,9 +173,8 @@ def _of_bytes(vocab: dict[str, int], merges: list[tuple[str, str]], keys: _Keys)
 
 def _of_pieces(vocab: dict[str, int], keys: _Keys) -> Made:
     """SentencePiece's texts are opened, and begin with a blank, unless the file says otherwise."""
-    scores, prefix, opens = (
-        keys.get(key) for key in (TokenizerKey.SCORES, TokenizerKey.ADD_BLANK, TokenizerKey.ADD_BOS)
-    )
+    scores = keys.get(TokenizerKey.SCORES)
+    prefix, opens = map(keys.flag, (TokenizerKey.ADD_BLANK, TokenizerKey.ADD_BOS))
     if not isinstance(scores, np.ndarray) or len(scores) != len(keys.strings(TokenizerKey.TOKENS)):
         raise keys.error(TokenizerKey.SCORES, "must be a list of numbers, one per token")
     try:

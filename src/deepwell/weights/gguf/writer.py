@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,8 @@ from deepwell.weights.gguf.ggml_types import BY_NAME
 from deepwell.weights.tensor_stream import TensorStream
 
 ALIGNMENT = 32
-_UINT32, _FLOAT32, _BOOL, _STRING, _ARRAY, _INT64 = 4, 6, 7, 8, 9, 11
+_UINT32, _FLOAT32, _BOOL, _STRING, _ARRAY, _UINT64, _INT64, _FLOAT64 = 4, 6, 7, 8, 9, 10, 11, 12
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 _NUMBERS = {"u1": 0, "i1": 1, "u2": 2, "i2": 3, "u4": 4, "i4": 5, "f4": 6, "u8": 10, "i8": 11, "f8": 12}
 
 Progress = Callable[[int, int], None]
@@ -74,16 +76,21 @@ def _string(text: str) -> bytes:
 
 
 def _typed(value: Any) -> bytes:
-    """A metadata value behind the number of its type. Lists are of strings, arrays of numbers."""
+    """A metadata value behind the number of its type. Arrays are of numbers, lists of one type of anything else."""
     if isinstance(value, bool):
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, int):
-        return struct.pack("<II", _UINT32, value) if 0 <= value < 1 << 32 else struct.pack("<Iq", _INT64, value)
+        if 0 <= value < 1 << 32:
+            return struct.pack("<II", _UINT32, value)
+        return struct.pack("<Iq", _INT64, value) if value < 1 << 63 else struct.pack("<IQ", _UINT64, value)
     if isinstance(value, float):
-        return struct.pack("<If", _FLOAT32, value)
+        fits = abs(value) <= _LARGEST_FLOAT32 or not math.isfinite(value)
+        return struct.pack("<If", _FLOAT32, value) if fits else struct.pack("<Id", _FLOAT64, value)
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _string(value)
     if isinstance(value, np.ndarray):
         number = _NUMBERS[value.dtype.str[1:]]
         return struct.pack("<IIQ", _ARRAY, number, len(value)) + value.astype(value.dtype.newbyteorder("<")).tobytes()
-    return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_string, value))
+    items = [_typed(item) for item in value]
+    kind = items[0][:4] if items else struct.pack("<I", _STRING)
+    return struct.pack("<I", _ARRAY) + kind + struct.pack("<Q", len(items)) + b"".join(item[4:] for item in items)
