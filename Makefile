@@ -7,6 +7,7 @@ ARGS ?=
 # Processes that run the tests; 0 for none beside pytest itself, which a debugger needs.
 TEST_PROCESSES ?= 2
 FUZZ_SECONDS ?= 30
+ATTACK_SECONDS ?= 120
 TSAN_SECONDS ?= 15
 # Where torch comes from, for development only: the package index's own wheels for Linux bring gigabytes of CUDA
 # libraries. Give the address of an index of CPU wheels here (TORCH_INDEX=https://...) to do without them.
@@ -28,7 +29,7 @@ SECONDS_SINCE = $$(( $$(date +%s) - start ))
 export CXX
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format types contract kernels arm pytest real tsan fuzz web web-check bench bench-kernels dist docs clean
+.PHONY: help serve test lint format types contract kernels arm pytest real attack tsan fuzz web web-check bench bench-kernels dist docs clean
 
 define CHECK_COMPILER
 @command -v $(firstword $(CXX)) > /dev/null || { echo "Deepwell compiles its kernels, and there is no C++17 compiler here: install g++ (Debian: apt-get install g++) or name yours with CXX=..." >&2; exit 1; }
@@ -79,6 +80,13 @@ pytest: $(VENV)/.dev ## the tests alone (ARGS="tests/cli -k doctor")
 
 real: $(VENV)/.dev ## tests of a real model, SmolLM2-135M, fetched once into the user's cache (93 MB; ARGS="-k chat")
 	@start=$$(date +%s); $(BIN)/python -m pytest tests/real $(ARGS) && echo "== real model: $(SECONDS_SINCE) s"
+
+attack: $(VENV)/.dev ## hostile files, hubs, heads, templates again and again, with other seeds (ATTACK_SECONDS=120; DEEPWELL_SEED=7 once)
+	@start=$$(date +%s); until [ $(SECONDS_SINCE) -ge $(ATTACK_SECONDS) ]; do \
+	  seed=$${DEEPWELL_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; echo "== DEEPWELL_SEED=$$seed"; \
+	  DEEPWELL_SEED=$$seed $(BIN)/python -m pytest -q tests/attack $(ARGS) || \
+	    { echo "again: make attack DEEPWELL_SEED=$$seed" >&2; exit 1; }; \
+	  [ -z "$$DEEPWELL_SEED" ] || break; done; echo "== attack: $(SECONDS_SINCE) s"
 
 web: web/node_modules/.ready ## build the page into the package
 	@$(NPM) run --silent check && npm run --silent build

@@ -8,6 +8,7 @@ default. Commands that load no model name theirs alone: DEEPWELL_TRAIN_CONTEXT, 
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -686,7 +687,7 @@ def _converted(source: str, option: Option, value: object) -> Any:
 def _path(kind: type[Any], value: object) -> Path:
     if kind is not Path or not isinstance(value, str) or not value:
         raise NotImplementedError
-    return Path(value).expanduser()
+    return Path(os.path.expanduser(value))
 
 
 def _option(field: inspect.Field, annotated: Any, prefix: str) -> Option:

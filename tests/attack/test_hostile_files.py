@@ -148,6 +148,13 @@ def test_the_kernels_run_with_no_home_and_with_homes_that_are_none(folder: Path,
         assert "Traceback" not in done.stderr
 
 
+def test_a_text_that_begins_like_somebody_elses_home_is_a_text(folder: Path) -> None:
+    done = deepwell("generate", folder, "~nobody-of-this-name says", "--max-tokens", 1)
+    assert done.returncode == 0, done.stderr
+    done = deepwell("generate", "~nobody-of-this-name/model.gguf", "text")
+    assert is_a_sentence(done), done.stderr
+
+
 def test_memory_that_is_not_there_is_a_sentence(folder: Path) -> None:
     for limit in (300, 700, 1200):
         code = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit << 20}, {limit << 20}))\n"

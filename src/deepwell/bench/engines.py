@@ -140,7 +140,7 @@ def find_peer(option: str, model: Path, plan: Plan, threads: int) -> Llama:
     name, given, path = option.partition("=")
     if not (name and given and path):
         raise ConfigError(f"--compare {option}: must be NAME=PATH, with the folder of a build's programs")
-    bench = Path(path).expanduser()
+    bench = Path(os.path.expanduser(path))
     if bench.is_dir():
         bench /= "llama-bench"
     if not _runs(bench):

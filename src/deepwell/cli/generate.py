@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def _model_alone(options: GenerateOptions) -> GenerateOptions:
         return options
     if options.model is not None:
         raise ConfigError(f"{options.prompt} is a model, as {options.model} is; the text to continue is missing")
-    return msgspec.structs.replace(options, model=Path(options.prompt).expanduser(), prompt="-")
+    return msgspec.structs.replace(options, model=Path(os.path.expanduser(options.prompt)), prompt="-")
 
 
 def _standard_input() -> str:

@@ -70,7 +70,7 @@ def names_model(text: str) -> bool:
     from deepwell.weights.hub.names import find
     from deepwell.weights.packed import is_packed
 
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if os.path.isdir(path):  # which a text that can be no path does not disturb
         return os.sep in text or (path / "config.json").exists()
     if os.path.isfile(path):

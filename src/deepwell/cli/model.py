@@ -66,9 +66,10 @@ def kept_packed(model: LoadedModel, options: EngineOptions) -> Iterator[None]:
 
 
 def _cache(options: EngineOptions) -> PackCache | None:
-    if options.pack_cache == 0:
+    folder = cache_folder(os.environ)
+    if options.pack_cache == 0 or folder is None:
         return None
-    return PackCache(cache_folder(os.environ), int(options.pack_cache * 1e9), _warn)
+    return PackCache(folder, int(options.pack_cache * 1e9), _warn)
 
 
 def _warn(text: str) -> None:

@@ -83,7 +83,7 @@ def inspect(name: str, free: int) -> ModelReport:
 
     ConfigError or CheckpointError says what is wrong with `name` or with what it names.
     """
-    if (told := _at(Path(name).expanduser(), free)) is not None:
+    if (told := _at(Path(os.path.expanduser(name)), free)) is not None:
         return told
     if (model := find_published(name)) is not None:
         return _released(model.name, _figures(model, free), _places_here())

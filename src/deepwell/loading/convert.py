@@ -30,7 +30,6 @@ from deepwell.weights.packed import PackedWriter, Progress
 from deepwell.weights.safetensors_writer import safetensors_size, write_safetensors
 from deepwell.weights.source import Source, open_source
 from deepwell.weights.tensor_stream import TensorStream, as_stored
-from deepwell.weights.tokenizer import TOOL_TEMPLATE_FILE
 
 Target = Literal["packed", "gguf", "safetensors"]
 
@@ -42,7 +41,15 @@ ALLOWED: Mapping[Target, tuple[str, ...]] = {
     "safetensors": ("auto", *_FLOATS),
 }
 """How weights may be held, by what is written."""
-BESIDE = ("*.json", "*.jinja", TOOL_TEMPLATE_FILE, "*LICEN[SC]E*", "*licen[sc]e*", "NOTICE*", "merges.txt")
+BESIDE = (
+    "*.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "*LICEN[SC]E*",
+    "*licen[sc]e*",
+    "NOTICE*",
+    "merges.txt",
+)
 """Files of a folder that go with the weights, but for those that describe them."""
 _NO_MODULES = "the multi-token prediction module is left out: GGUF files are written without"
 _MOST_BESIDE = 256 << 20

@@ -46,10 +46,10 @@ _HELD = "weights, tokenizer, chat template"
 Warn = Callable[[str], None]
 
 
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Where packed copies live: $XDG_CACHE_HOME/deepwell/packed, by default under ~/.cache."""
-    base = environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "deepwell" / "packed"
+def cache_folder(environ: Mapping[str, str]) -> Path | None:
+    """Where packed copies live: $XDG_CACHE_HOME/deepwell/packed, by default under ~/.cache. None without a home."""
+    bases = (environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache"))
+    return next((Path(base) / "deepwell" / "packed" for base in bases if os.path.isabs(base)), None)
 
 
 class Wanted(msgspec.Struct, frozen=True, dict=True):

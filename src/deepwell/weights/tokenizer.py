@@ -318,8 +318,8 @@ def losses(lost: Sequence[int]) -> tuple[str, ...]:
 
 
 def _read_json(path: Path, limit: int) -> dict[str, Any] | None:
-    """The object in a JSON file, None if there is no file. CheckpointError if it is broken, over `limit`, or a link to a
-    file that is missing, as unfinished downloads have them."""
+    """The object in a JSON file, None if there is no file. CheckpointError if it is broken or over `limit`, or a link
+    to a file that is missing, as unfinished downloads have them."""
     return read_object(path, limit) if os.path.lexists(path) else None
 
 
