@@ -65,7 +65,8 @@ def packed_copies() -> list[Path]:
     # Imported here, for the loader is heavy and completion does not want it.
     from deepwell.loading.pack_cache import cache_folder
 
-    return sorted(file for file in cache_folder(os.environ).glob("*.deepwell") if not file.is_symlink())
+    folder = cache_folder(os.environ)
+    return sorted(file for file in folder.glob("*.deepwell") if not file.is_symlink()) if folder else []
 
 
 def amount(size: int) -> str:

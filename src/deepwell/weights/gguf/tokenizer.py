@@ -95,7 +95,7 @@ class _Keys:
     def split(self, vocab: Iterable[str]) -> tuple[str, tuple[str, ...]]:
         """The name of how text is cut, and what was assumed about it, in a sentence."""
         pre = self.text(TokenizerKey.PRE)
-        if pre in SPLITS:
+        if pre is not None and pre in SPLITS:
             return pre, ()
         if pre in NOT_BYTES:
             raise self.error(
