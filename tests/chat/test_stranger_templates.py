@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from deepwell.chat import Conversation, Message, detect, find_format
 from deepwell.chat.formats.marking import Marking, unused_mark
+from deepwell.chat.formats.sandbox import ChatTemplate
 from deepwell.chat.reading import PlainReader
 from deepwell.errors import CheckpointError, RequestError
 from deepwell.weights.tokenizer import Tokenizer
@@ -268,6 +269,20 @@ def test_a_template_gets_at_nothing(template: str) -> None:
 def test_what_a_template_may_spend_grows_with_the_conversation() -> None:
     long = ["word " * 2000] * 60
     assert T.decode(rendered(talk(*long), stranger(THINKING))).count("word") == 120_000
+
+
+def test_a_prompt_and_its_reader_take_one_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendering, renderings = ChatTemplate.render, []
+
+    def counted(template: ChatTemplate, values: Any, spendable: Any) -> str:
+        renderings.append(values)
+        return rendering(template, values, spendable)
+
+    monkeypatch.setattr(ChatTemplate, "render", counted)
+    tokenizer, asked = stranger(THINKING), talk("x", thinking=True)
+    rendered(asked, tokenizer, "jinja")
+    find_format("jinja", tokenizer).reader(asked, tokenizer)
+    assert len(renderings) == 1
 
 
 def test_formats_of_two_templates_do_not_mix() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from starlette.types import Message
 from deepwell.engine.core import EngineCore
 from deepwell.server import Service, create_app
 from deepwell.server.page import NO_PAGE, page_routes
-from fakes import FakeRunner
+from fakes import FakeRunner, tiny_tokenizer
 
 HELLO_TOKENS = 3
 
@@ -82,6 +83,17 @@ async def test_long_prompts_are_encoded_beside_the_event_loop(texts: list[str], 
     service.engine.start()
     (thread,) = await service.rendered(stays, lambda: (threading.get_ident(),), texts, "prompt")
     assert (thread == threading.get_ident()) == in_loop
+    await service.stop()
+
+
+@pytest.mark.parametrize("text", ["Hi", "x" * 20_000])
+async def test_a_strangers_template_runs_beside_the_event_loop(text: str) -> None:
+    tokenizer = copy.copy(tiny_tokenizer())
+    tokenizer.template = "{{ messages[0].content }}"
+    service = make_service(FakeRunner(context=1_000_000), tokenizer=tokenizer, format="jinja")
+    service.engine.start()
+    (thread,) = await service.rendered(stays, lambda: (threading.get_ident(),), [text], "messages", chat=True)
+    assert thread != threading.get_ident()
     await service.stop()
 
 

@@ -54,7 +54,7 @@ async def chat_completions(request: Request) -> Response:
             rendered = render_chat(conversation, service.tokenizer, service.format)
             return replay.apply(conversation, rendered), service.format.reader(conversation, service.tokenizer)
 
-        prompt, reader = await service.rendered(request.receive, render, texts_of(conversation), "messages")
+        prompt, reader = await service.rendered(request.receive, render, texts_of(conversation), "messages", chat=True)
         meter = ThoughtMeter(reader.thoughts, service.tokenizer)
         thinks = meter.thinking or service.format.thinks == "always"
         habit = service.format.thought_tokens if thinks else None

@@ -138,16 +138,22 @@ class Service:
         with self.engine.place() as place:
             yield asked, place
 
-    async def rendered(self, receive: Receive, render: Callable[[], T], texts: Sequence[str], param: str) -> T:
-        """What `render` makes out of `texts` for a prompt, in a thread when that is long work.
+    async def rendered(
+        self, receive: Receive, render: Callable[[], T], texts: Sequence[str], param: str, *, chat: bool = False
+    ) -> T:
+        """What `render` makes out of `texts` for a prompt, in a thread when that is long work or, for a `chat`, runs
+        the template of a stranger.
 
         Raises RequestError, without encoding, for a text that cannot fit the context whatever its tokens,
         ClientDisconnect as soon as `receive` tells that the client has left, and EngineStopped if the turn of a long
         text comes too late.
         """
         characters = sum(map(len, texts))
-        if characters + len(texts) * CHARACTERS_PER_TEXT <= IN_LOOP_CHARACTERS:
+        short = characters + len(texts) * CHARACTERS_PER_TEXT <= IN_LOOP_CHARACTERS
+        if short and not (chat and self.format.foreign):
             return render()
+        if short:
+            return await while_there(asyncio.get_running_loop().run_in_executor(self._templates, render), receive)
         least = sum(await asyncio.to_thread(lambda: [self.tokenizer.fewest_tokens(text) for text in texts]))
         if least > self.context:
             raise ContextExceeded(self.context, least, 1, param, at_least=True)
@@ -164,6 +170,11 @@ class Service:
     def _encoders(self) -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
         """For long texts and for very long ones, a thread each: the processor belongs to the streams that run."""
         return ThreadPoolExecutor(1, "deepwell-encode"), ThreadPoolExecutor(1, "deepwell-encode")
+
+    @cached_property
+    def _templates(self) -> ThreadPoolExecutor:
+        """For short chats whose template is a stranger's: what long texts take must not keep them waiting."""
+        return ThreadPoolExecutor(1, "deepwell-template")
 
     def submit(self, place: Place, id: str, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
         """Fill a place. Raises EngineStopped or RequestError at once."""

@@ -140,7 +140,11 @@ async def _ids(request: Request, asked: TokenizeRequest, service: Service) -> tu
         chat = ChatRequest(messages=asked.messages, tools=asked.tools, chat_template_kwargs=asked.chat_template_kwargs)
         told = conversation_of(chat, service.format)
         return await service.rendered(
-            request.receive, lambda: render_chat(told, tokenizer, service.format), texts_of(told), "messages"
+            request.receive,
+            lambda: render_chat(told, tokenizer, service.format),
+            texts_of(told),
+            "messages",
+            chat=True,
         )
     text = asked.prompt if asked.content is None else asked.content
     said = asked.add_special if asked.add_special_tokens is None else asked.add_special_tokens

@@ -47,7 +47,8 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     the answer to that prompt, knowing how it ended (in an open thought, in the middle of a call, ...).
     `thinks`: "never", "always", or "choice" if a conversation may say. `tools`: whether the format can offer tools.
     `developers`: whether it has words for what developers say, which elsewhere is a system text. `efforts`: whether it
-    knows degrees of thinking. `thought_tokens` is how long an answer that thinks may be where nobody says, None for as
+    knows degrees of thinking. `foreign`: whether `layout` runs a stranger's code, which may take a second and must not
+    run where others wait. `thought_tokens` is how long an answer that thinks may be where nobody says, None for as
     long as fits. `names` are those that DeepSeek's API has for such models, and whether a model that may choose thinks
     under them. `parts` are the kinds of part that its messages may have. `model_types` are the `model_type`s of
     config.json whose checkpoints were trained on it if they bring no template.
@@ -62,6 +63,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     tools: bool = False
     developers: bool = False
     efforts: bool = False
+    foreign: bool = False
     thought_tokens: int | None = None
     names: dict[str, bool] = {}
     parts: tuple[type, ...] = (Text, Thought, Call, Result)

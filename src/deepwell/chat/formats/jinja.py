@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,7 +30,11 @@ from deepwell.chat.reading.json_text import object_of
 from deepwell.errors import CheckpointError, RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
-_STEPS, _STEPS_PER_MESSAGE, _CHARACTERS = 100_000, 2_000, 1 << 20
+if TYPE_CHECKING:
+    from deepwell.chat.formats.budget import Budget
+
+_STEPS, _STEPS_PER_MESSAGE, _MOST_STEPS, _CHARACTERS = 100_000, 500, 1_000_000, 1 << 20
+"""A hundred thousand steps take less than a second; published templates take about 20 for a message."""
 _DEPTH = 64
 
 
@@ -48,6 +52,7 @@ def jinja_format(tokenizer: Tokenizer) -> Format:
         thinks=stranger.thinks,
         tools=stranger.shape is not None,
         developers=True,
+        foreign=True,
         efforts="reasoning_effort" in tokenizer.template,
     )
 
@@ -55,7 +60,8 @@ def jinja_format(tokenizer: Tokenizer) -> Format:
 def _compiled(source: str) -> Any:
     import jinja2
 
-    from deepwell.chat.formats.sandbox import ChatTemplate, Limit
+    from deepwell.chat.formats.budget import Limit
+    from deepwell.chat.formats.sandbox import ChatTemplate
 
     try:
         return ChatTemplate(source)
@@ -93,6 +99,7 @@ class _Stranger:
         self._marks = Marking(tokenizer.specials)
         bos = "" if tokenizer.bos is None else tokenizer.decode([tokenizer.bos])
         self._named = {"bos_token": bos, "eos_token": tokenizer.decode(tokenizer.eos[:1])} | tokenizer.named
+        self._last: tuple[Conversation, tuple[str, str]] | None = None
         self.shape = shape_of(tool_template or template)
         self.thinks = "never"
         if "</think>" in source:
@@ -133,20 +140,30 @@ class _Stranger:
         return self.shape.opening(conversation.choice.name if isinstance(conversation.choice, Tool) else None)
 
     def _render(self, conversation: Conversation) -> tuple[str, str]:
-        """What the template writes, and the mark in what is not its own.
+        """What the template writes, and the mark in what is not its own. The prompt and its reader ask one after the
+        other."""
+        last = self._last
+        if last is None or last[0] is not conversation:
+            last = self._last = (conversation, self._rendered(conversation))
+        return last[1]
 
-        Messages that it refuses are told in another way, if there is one.
-        """
+    def _rendered(self, conversation: Conversation) -> tuple[str, str]:
+        """Messages that the template refuses are told in another way, if there is one."""
+        from deepwell.chat.formats.budget import Budget
+
         told = conversation if "developer" in self._source else without_developers(conversation)
         refusals: list[_Refused] = []
+        characters = _size(told)
+        steps = _STEPS + _STEPS_PER_MESSAGE * (len(told.messages) + len(told.tools)) + characters // 8
+        budget = Budget(min(steps, _MOST_STEPS), _CHARACTERS + 4 * characters)
         for messages in _ways(told.messages):
             try:
-                return self._written(msgspec.structs.replace(told, messages=messages))
+                return self._written(msgspec.structs.replace(told, messages=messages), budget)
             except _Refused as refusal:
                 refusals.append(refusal)
         raise refusals[0]
 
-    def _written(self, conversation: Conversation) -> tuple[str, str]:
+    def _written(self, conversation: Conversation, budget: Budget) -> tuple[str, str]:
         messages = conversation.messages
         last = messages[-1]
         asks = not (last.prefix and last.content)
@@ -170,7 +187,7 @@ class _Stranger:
             values |= {"enable_thinking": thinking, "thinking": thinking}
         if conversation.effort is not None:
             values["reasoning_effort"] = conversation.effort
-        text = self._run(values, sum(map(len, texts)), len(messages) + len(tools))
+        text = self._run(values, budget)
         return (text if asks else _up_to(text, written[-1]["content"])), mark
 
     def _told(self, message: Message, put: Callable[[Any], Any]) -> dict[str, Any]:
@@ -208,13 +225,13 @@ class _Stranger:
             calls=message.calls,
         )
 
-    def _run(self, values: dict[str, Any], characters: int, messages: int) -> str:
-        from deepwell.chat.formats.sandbox import Budget, Limit, Refusal
+    def _run(self, values: dict[str, Any], budget: Budget) -> str:
+        from deepwell.chat.formats.budget import Limit
+        from deepwell.chat.formats.sandbox import Refusal
 
-        steps = _STEPS + _STEPS_PER_MESSAGE * messages + characters
         template = self._tool_template if values["tools"] else self._template
         try:
-            return str(template.render(values, Budget(steps, _CHARACTERS + 4 * characters)))
+            return str(template.render(values, budget))
         except Refusal as error:
             raise _Refused(f"the template of this model refuses these messages: {error}", "messages") from None
         except Limit as error:
@@ -226,6 +243,15 @@ class _Stranger:
 
 class _Refused(RequestError):
     """A template does not take these messages; it may take them told in another way."""
+
+
+def _size(conversation: Conversation) -> int:
+    """Characters of a conversation."""
+    texts = texts_in([_listed(tool) for tool in conversation.tools])
+    return sum(map(len, texts)) + sum(
+        len(message.content) + len(message.reasoning or "") + sum(len(call.arguments) for call in message.calls)
+        for message in conversation.messages
+    )
 
 
 def _listed(tool: Tool) -> dict[str, Any]:

@@ -1,126 +1,45 @@
 """Runs a chat template that came with a stranger's model. The template is untrusted: what it may do is listed here.
 
-On top of jinja2's sandbox, which keeps a template from reaching Python, every loop, call and filter is charged by the
-size of what it handles, so that no template takes long or much memory, and only harmless filters and methods exist.
-The counting is exact: the same conversation always meets the same limit.
+On top of jinja2's sandbox, which keeps a template from reaching Python, every loop, call, operator and filter is
+charged before its work by the size of what it handles and makes (budget.py), so that no template takes long or much
+memory, and only harmless filters and methods exist (template_filters.py). The counting is exact: the same conversation
+always meets the same limit.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from functools import wraps
+from itertools import islice
 from typing import Any, cast
 
 import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import FILTERS
 from jinja2.parser import Parser
 from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.tests import TESTS
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
+from deepwell.chat.formats.budget import ITEM, Budget, Limit, begin, budget, each, end
+from deepwell.chat.formats.template_filters import METHODS, call_method, filters, formatted, joined, tests
 from deepwell.weights.tokenizer import MAX_TEMPLATE_BYTES
 
+MAX_TOKENS = 40_000
+"""Of a source, white space too; those of published models have a few thousand."""
 MAX_RANGE = 10_000
-_LOOP, _CONCAT, _HANDLE, _COPY = "loop over", "join parts", "handle all", "copy some"
-"""Filters of our own, under names that no template can spell."""
 MAX_NUMBER = 1 << 64
-UNIT = 256
-"""Characters or items that cost as much as one step."""
-
-_Function = Callable[..., Any]
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_FILTERS = _words(
-    "abs capitalize dictsort e escape float indent int items list lower map max min reject rejectattr reverse round "
-    "safe select selectattr sort string sum title trim unique upper"
-)
-_QUICK = _words("count d default first last length")
-_TESTS = _words(
-    "boolean defined even false float integer iterable lower mapping none number odd sequence string true undefined "
-    "upper"
-)
-_COMPARISONS = _words("eq equalto ge gt in le lt ne == != > >= < <=")
-_METHODS: dict[type, frozenset[str]] = {
-    str: _words(
-        "strip lstrip rstrip split rsplit splitlines partition rpartition startswith endswith lower upper title "
-        "capitalize find rfind index rindex count removeprefix removesuffix isdigit isalpha isalnum isspace isupper "
-        "islower isnumeric isdecimal replace join"
-    ),
-    dict: _words("items keys values get"),
-    list: _words("index count"),
-    tuple: _words("index count"),
-    LoopContext: _words("cycle changed"),
-}
-
-
-class Limit(Exception):
-    """A template did more than it may."""
+_LOOP, _CONCAT, _HANDLE, _COPY, _KEY = "loop over", "join parts", "handle all", "copy some", "be a name"
+"""Filters of our own, under names that no template can spell."""
+_OPERATORS = frozenset({"+", "-", "*", "/", "//", "%", "**"})
+_SCOPES = ("_loop_vars", "_block_vars")
+"""What jinja2 gives to calls besides their own arguments."""
 
 
 class Refusal(Exception):
     """The template's own words on why it does not take a conversation."""
-
-
-class Budget:
-    """What one rendering may still spend: steps, and characters of any one text."""
-
-    def __init__(self, steps: int, characters: int) -> None:
-        self.steps, self.characters = steps, characters
-        self._weights: dict[int, tuple[object, int]] = {}
-
-    def spend(self, size: int = 0) -> None:
-        """Charge a step over `size` characters or items, before it is taken."""
-        if size > self.characters:
-            raise Limit(f"makes a text or list of more than {self.characters}")
-        self.steps -= 1 + size // UNIT
-        if self.steps < 0:
-            raise Limit("takes too many steps")
-
-    def weight(self, value: object) -> int:
-        """Characters and items of a value, all that it holds included, however often; each list is looked at once."""
-        if isinstance(value, str):
-            return len(value)
-        if not isinstance(value, list | tuple | dict):
-            return 1
-        known = self._weights.get(id(value))
-        if known is None:
-            self.steps -= len(value) // 4
-            inside = [*value, *value.values()] if isinstance(value, dict) else value
-            # The value is kept, so that its id stays its own.
-            known = self._weights[id(value)] = (value, 1 + sum(map(self.weight, inside)))
-        return known[1]
-
-
-_budget: ContextVar[Budget] = ContextVar("budget")
-
-
-def spend(size: int = 0) -> None:
-    _budget.get().spend(size)
-
-
-def _handle(value: Any) -> Any:
-    """Charge a value for what is done to all of it."""
-    spend(_budget.get().weight(value))
-    return value
-
-
-def _copy(value: Any) -> Any:
-    """Charge a value for a copy of it, or of a part."""
-    spend(len(value) if isinstance(value, str | list | tuple) else 0)
-    return value
 
 
 class ChatTemplate:
@@ -131,39 +50,44 @@ class ChatTemplate:
         if len(source.encode("utf-8", "replace")) > MAX_TEMPLATE_BYTES:
             raise Limit(f"has more than {MAX_TEMPLATE_BYTES} bytes")
         environment = _Environment(
-            trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[_Generation, loopcontrols]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,
+            extensions=[_Generation, loopcontrols],
+            finalize=_shown,
         )
         try:
+            if sum(1 for _ in islice(environment.lex(source), MAX_TOKENS + 1)) > MAX_TOKENS:
+                raise Limit(f"has more than {MAX_TOKENS} words and signs")
             tree = environment.parse(source)
             tree = _Charging().visit(tree)
             tree.set_environment(environment)
             code = environment.compile(tree)
             self._template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
-        except (RecursionError, SyntaxError, MemoryError, ValueError) as error:
+        except (jinja2.TemplateError, Limit):
+            raise
+        except Exception as error:  # whatever a stranger's text makes compilers raise
             raise Limit(f"is nested too deeply or too large: {type(error).__name__}") from None
 
-    def render(self, values: Mapping[str, Any], budget: Budget) -> str:
+    def render(self, values: Mapping[str, Any], spendable: Budget) -> str:
         """Raises Refusal, Limit, jinja2.TemplateError, and what wrong values make Python raise (TypeError, ...)."""
-        token = _budget.set(budget)
+        token = begin(spendable)
         try:
             return self._template.render(values)
         except (RecursionError, MemoryError) as error:
             raise Limit(f"goes too deep: {type(error).__name__}") from None
         finally:
-            _budget.reset(token)
+            end(token)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = _OPERATORS
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.filters = {name: cast(_Function, FILTERS[name]) for name in _QUICK}
-        self.filters |= {name: _charged(cast(_Function, FILTERS[name])) for name in _FILTERS}
-        self.filters |= {"tojson": _to_json, "join": _join, "replace": _replace}
-        self.filters |= {_LOOP: _loop, _CONCAT: _join, _HANDLE: _handle, _COPY: _copy}
-        self.tests = {name: cast(_Function, TESTS[name]) for name in _TESTS}
-        self.tests |= {name: _charged(cast(_Function, TESTS[name])) for name in _COMPARISONS}
+        own = {_LOOP: each, _CONCAT: joined, _HANDLE: _handle, _COPY: _copy, _KEY: _key}
+        self.filters: dict[str, Any] = filters() | own
+        self.tests: dict[str, Any] = tests()
         self.globals = {
             "raise_exception": _refuse,
             "strftime_now": _now,
@@ -175,12 +99,12 @@ class _Environment(ImmutableSandboxedEnvironment):
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
         """How jinja2 joins what a template, a macro or a block has written."""
-        budget, total, kept = _budget.get(), 0, []
+        purse, total, kept = budget(), 0, []
         for part in parts:
             total += len(part)
-            budget.spend(min(len(part), budget.characters))
-            if total > budget.characters:
-                raise Limit(f"writes more than {budget.characters} characters")
+            purse.spend(min(len(part), purse.characters))
+            if total > purse.characters:
+                raise Limit(f"writes more than {purse.characters} characters")
             kept.append(part)
         return "".join(kept)
 
@@ -189,106 +113,56 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise SecurityError("** is not allowed in chat templates")
         if operator == "%" and isinstance(left, str):
             raise SecurityError("% with a text is not allowed in chat templates")
-        _handle(left)
-        _handle(right)
-        if operator == "*":
-            _check_product(left, right)
-        return _handle(super().call_binop(context, operator, left, right))
+        budget().handle(left, right)
+        for value, times in ((left, right), (right, left)):
+            if isinstance(value, int) and abs(value) > MAX_NUMBER:
+                raise Limit(f"counts with numbers above {MAX_NUMBER}")
+            if operator == "*" and isinstance(value, str | list | tuple) and isinstance(times, int):
+                budget().spend((budget().weight(value) - ITEM) * max(times, 1))
+        made = super().call_binop(context, operator, left, right)
+        budget().weight(made)
+        return made
 
     def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(obj, "__self__", None)
         name = getattr(obj, "__name__", type(obj).__name__)
-        for value in (owner, *args, *kwargs.values()):
-            _copy(value)
-        if name in _METHODS.get(type(owner), ()):
-            if name in ("join", "replace"):
-                return _join(args[0], owner) if name == "join" else _replace(owner, *args)
-        elif name == "format":
-            _check_format(obj, args, kwargs)
-        elif not isinstance(obj, Macro | LoopContext | _Dict) and obj not in (_refuse, _now, _range, _Names):
+        budget().spend(ITEM * (len(args) + len(kwargs)))
+        named = {name: value for name, value in kwargs.items() if name not in _SCOPES}
+        if name in METHODS.get(type(owner), ()):
+            return call_method(obj, owner, args, named)
+        if name == "format":
+            return formatted(obj, args, named)
+        if not isinstance(obj, Macro | LoopContext | _Dict) and obj not in (_refuse, _now, _range, _Names):
             raise SecurityError(f"{name}() is not allowed in chat templates")
-        if isinstance(obj, Macro | _Dict):
-            _handle([*args, *kwargs.values()])
+        budget().handle(*args, *named.values())
+        if isinstance(obj, LoopContext):
+            return super().call(context, obj, *map(each, args))
         return super().call(context, obj, *args, **kwargs)
 
 
-def _check_format(obj: Any, args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
-    """The sandbox's own text.format, without what would make it write more than it is given."""
-    text = getattr(getattr(obj, "__wrapped__", None), "__self__", None)
-    if not isinstance(text, str) or re.search(r"\{[^{}]*[^{}\w]", text):
-        raise SecurityError("format() is allowed with plain {} in chat templates")
-    _handle([*args, *kwargs.values()] * max(text.count("{"), 1))
+def _handle(value: Any) -> Any:
+    """Charge a value for what is done to all of it."""
+    budget().handle(value)
+    return value
 
 
-def _check_product(left: Any, right: Any) -> None:
-    for value, times in ((left, right), (right, left)):
-        if isinstance(value, str | list | tuple) and isinstance(times, int):
-            spend(_budget.get().weight(value) * max(times, 1))
-        elif isinstance(value, int) and abs(value) > MAX_NUMBER:
-            raise Limit(f"multiplies numbers above {MAX_NUMBER}")
+def _copy(value: Any) -> Any:
+    """Charge a value for a copy of it, or of a part."""
+    size = len(value) if isinstance(value, str | list | tuple) else 0
+    budget().spend(size if isinstance(value, str) else ITEM * size)
+    return value
 
 
-def _charged(function: _Function) -> _Function:
-    """A filter or test that pays for its arguments, for what it makes, and for every item that it looks at."""
-
-    @wraps(function)
-    def charged(*args: Any, **kwargs: Any) -> Any:
-        given = (*args, *kwargs.values())
-        largest = max((abs(value) for value in given if isinstance(value, int)), default=0)
-        spend(sum(map(_budget.get().weight, given)) * (1 + min(largest, MAX_RANGE)))
-        _items(*given)
-        made = function(*args, **kwargs)
-        _items(made)
-        return _loop(made) if isinstance(made, Generator) else made
-
-    return charged
+def _shown(value: Any) -> Any:
+    """Charge a value for being written; texts are charged when they are joined."""
+    return value if isinstance(value, str) else _handle(value)
 
 
-def _items(*values: Any) -> None:
-    """Charge a step for every item."""
-    _budget.get().steps -= sum(len(value) for value in values if isinstance(value, list | tuple | dict | range))
-    spend()
-
-
-def _join(values: Iterable[Any], between: Any = "") -> str:
-    texts, mark = [str(value) for value in _loop(values)], str(between)
-    spend(sum(map(len, texts)) + len(mark) * len(texts))
-    return mark.join(texts)
-
-
-def _replace(text: Any, old: str, new: str, count: int = -1) -> str:
-    whole, old, new = str(text), str(old), str(new)
-    spend(len(whole) + (whole.count(old) if old else len(whole) + 1) * len(new))
-    return whole.replace(old, new, -1 if count is None else count)
-
-
-def _loop(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        spend()
-        yield value
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As transformers writes it: nothing is escaped for HTML."""
-    if isinstance(indent, int) and not 0 <= indent <= 16:
-        raise SecurityError("tojson: indent must be from 0 to 16")
-    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
-    spend(len(text))
-    # Private-use characters are the marks of formats/jinja.py, which go before the model sees the text.
-    return _BEYOND_ASCII.sub(_escaped, text) if ensure_ascii else text
-
-
-_BEYOND_ASCII = re.compile("[^\x00-\x7f\U000f0000-\U000fffff]")
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return json.dumps(found[0])[1:-1]
+def _key(value: Any) -> Any:
+    """Refuse lists as names in a dictionary, which cannot tell some of them apart quickly."""
+    if isinstance(value, tuple):
+        raise SecurityError("a list cannot be a name in a dictionary")
+    return value
 
 
 def _range(*bounds: int) -> range:
@@ -312,7 +186,10 @@ class _Dict:
     """Makes dictionaries, and has no attributes by which to reach the class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
+        pairs = (pair for one in args for pair in (one.items() if isinstance(one, dict) else one))
+        made = {_key(name): value for name, value in each(pairs)} | kwargs
+        budget().handle(made)
+        return made
 
 
 class _Names(Namespace):
@@ -320,10 +197,14 @@ class _Names(Namespace):
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *given = args
-        Namespace.__init__(self, *given, **kwargs)
-        for name in (*(name for one in given for name in dict(one)), *kwargs):
+        names = _Dict()(*given, **kwargs)
+        Namespace.__init__(self, names)
+        for name in names:
             if str(name).startswith("_"):
                 raise SecurityError(f"{name!r} may not be set")
+
+    def __repr__(self) -> str:
+        return "<namespace>"
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -355,6 +236,12 @@ class _Charging(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
+        first = node.ops[0]
+        if len(node.ops) == 1 and first.op in ("in", "notin"):
+            found = nodes.Test(node.expr, "in", [first.expr], [], None, None, lineno=node.lineno)
+            return found if first.op == "in" else nodes.Not(found, lineno=node.lineno)
+        if any(operand.op in ("in", "notin") for operand in node.ops):
+            raise jinja2.TemplateSyntaxError("`in` cannot be part of a chain of comparisons", node.lineno)
         node.expr = _through(_HANDLE, node.expr)
         for operand in node.ops:
             operand.expr = _through(_HANDLE, operand.expr)
@@ -364,6 +251,8 @@ class _Charging(NodeTransformer):
         self.generic_visit(node)
         if isinstance(node.arg, nodes.Slice):
             node.node = _through(_COPY, node.node)
+        elif not isinstance(node.arg, nodes.Const):
+            node.arg = _through(_HANDLE, node.arg)
         return node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:
@@ -372,6 +261,8 @@ class _Charging(NodeTransformer):
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
         self.generic_visit(node)
+        for item in node.items:
+            item.key = item.key if isinstance(item.key, nodes.Const) else _through(_KEY, item.key)
         return _through(_HANDLE, node)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
