@@ -19,6 +19,9 @@ import pytest
 from cli_calls import COMMAND, deepwell
 from hub_server import FakeHub, Fault
 
+from deepwell.cli import rm
+from deepwell.cli.main import main
+
 ASK = ("The quick", "--max-tokens", "8", "--json", "--threads", "1")
 
 
@@ -296,6 +299,19 @@ def test_rm_takes_whole_names_of_what_is_here(shell: Shell, name: str) -> None:
     if name == "org/tiny":
         assert "did you mean org/tiny-v3?" in done.stderr
     assert "org/tiny-v3" in shell.run("list").stdout
+
+
+@pytest.mark.parametrize(("typed", "left"), [("n", True), ("", True), ("y", False)])
+def test_rm_asks_on_a_terminal(
+    typed: str, left: bool, shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shell.run("pull", "org/tiny-v3").returncode == 0
+    monkeypatch.setattr(rm, "hub_cache", lambda: shell.home / "hub")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda prompt: typed)
+    assert main(["rm", "org/tiny-v3"]) == (1 if left else 0)
+    assert "org/tiny-v3 (safetensors, " in capsys.readouterr().out
+    assert (shell.home / "hub" / "models--org--tiny-v3").exists() == left
 
 
 def test_rm_of_packed_copies(shell: Shell, model_folder: Path, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ export function emptyState(model: Model | null, start: (text: string) => void): 
 export function nature(model: Model | null): HTMLElement | null {
   if (model?.id === EMBEDDED && !model.chats) {
     const words = "This is the embedded model, a toy of a few million parameters: it goes on with Python-like text and does not chat. A real one: ";
-    const [serve, list] = ["deepwell serve ORG/NAME", "deepwell models"].map((command) => h("code", {}, command));
-    return h("p", { class: "hint nature" }, words, serve ?? null, ", a folder or a .gguf file; ", list ?? null, " lists what fits there.");
+    const [serve, list] = ["deepwell serve SmolLM2-135M-Instruct", "deepwell models"].map((command) => h("code", {}, command));
+    return h("p", { class: "hint nature" }, words, serve ?? null, ", about 105 MB; ", list ?? null, " lists names and what fits there.");
   }
   if (model?.chats !== false) return null;
   return h("p", { class: "hint nature" }, "This model was trained to continue text, not to chat: give it a beginning, and it goes on.");
