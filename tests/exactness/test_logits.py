@@ -13,6 +13,7 @@ from op_backends import packed_batch
 from deepwell.engine.core import EngineCore
 from deepwell.engine.types import Request, SamplingParams
 from deepwell.loading.load import CacheDType
+from deepwell.loading.pack import pack
 from deepwell.loading.runner import NativeRunner
 from deepwell.model import Decoder, Param
 from deepwell.ops import native
@@ -67,22 +68,18 @@ def test_half_precision_checkpoints_are_read_exactly(stored: torch.dtype, tmp_pa
     assert np.abs(runner.run(whole_prompt(tokens)) - wanted).max() < BOUND
 
 
-def dequantised(checkpoint: Checkpoint, param: Param, dtype: native.Storage) -> NDArray[np.float64]:
-    """The values a quantised parameter stands for, by quantising it apart from the runner."""
+def dequantised(checkpoint: Checkpoint, param: Param, kept: native.Storage) -> NDArray[np.float64]:
+    """The values a quantised parameter stands for, by packing it apart from the runner."""
     if param.kind in ("vector", "router"):
         return checkpoint.whole(param).astype(np.float64)
+    packed = pack(checkpoint, param, kept)
     if param.kind == "kv_b":
         shape = checkpoint.config.attention
         assert isinstance(shape, MlaShape)
-        packed = native.KvB(shape.heads, shape.nope, shape.value, shape.latent, dtype)
-        packed.fill(0, checkpoint.whole(param))
         heads = [(packed.k_b.dequantize(h).T, packed.v_b.dequantize(h)) for h in range(shape.heads)]
         return np.concatenate([part for head in heads for part in head]).astype(np.float64)
-    values = checkpoint.whole(param).reshape(-1, *param.shape[-2:])
-    matrix = native.Matrix(*values.shape, dtype)
-    for index, one in enumerate(values):
-        matrix.fill(index, 0, one)
-    return np.stack([matrix.dequantize(i) for i in range(len(values))]).reshape(param.shape).astype(np.float64)
+    count = param.shape[0] if len(param.shape) == 3 else 1
+    return np.stack([packed.dequantize(i) for i in range(count)]).reshape(param.shape).astype(np.float64)
 
 
 @pytest.mark.parametrize("cache_dtype", ["float32", "bfloat16"])
@@ -98,8 +95,9 @@ def test_quantised_logits_are_those_of_the_dequantised_weights(
     """
     seeded.save(name, tmp_path)
     checkpoint, batch = Checkpoint(tmp_path), packed_batch([(0, 5)] * 20)
-    logits = NativeRunner(checkpoint, dtype, cache_dtype=cache_dtype, blocks=20).run(batch)
-    weights = {p.key: dequantised(checkpoint, p, dtype) for p in checkpoint.params}
+    runner = NativeRunner(checkpoint, dtype, cache_dtype=cache_dtype, blocks=20)
+    logits = runner.run(batch)
+    weights = {p.key: dequantised(checkpoint, p, runner.kept[p.key]) for p in checkpoint.params}
     ops = RoundedOps(batch, {}, coded_inputs=True, bfloat16_cache=cache_dtype == "bfloat16")
     decoder = Decoder(checkpoint.config, weights)
     wanted = decoder.logits(ops, decoder.hidden(ops))
