@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from deepwell.bench.perplexity import Measured, perplexity, windows_of
 from deepwell.cli.hub import located
 from deepwell.cli.model import describe, load
+from deepwell.cli.terminal import visible
 from deepwell.errors import ConfigError
 from deepwell.loading.load import LoadedModel
 from deepwell.options import PerplexityOptions
@@ -97,11 +98,12 @@ def _show(model: LoadedModel, result: Measured, options: PerplexityOptions) -> N
         report = Report(model.name, model.dtype, model.runner.cache_dtype, options.text, result)
         print(msgspec.json.format(msgspec.json.encode(report)).decode())
         return
-    print(f"{model.name}: {describe(model)}")
+    print(f"{visible(model.name)}: {describe(model)}")
     print(f"{result.windows} windows of {result.window} tokens, {result.tokens:,} tokens scored")
     print(f"perplexity    {result.perplexity:.4f} ± {result.error:.4f}")
     if (like := result.likeness) is None:
         return
-    print(f"reference     {like.perplexity:.4f} ({like.reference}), {result.perplexity / like.perplexity - 1:+.2%}")
+    beside = f"{result.perplexity / like.perplexity - 1:+.2%}"
+    print(f"reference     {like.perplexity:.4f} ({visible(like.reference)}), {beside}")
     print(f"KL            {like.kl:.5f} nats per token, 99 % of tokens below {like.kl_99:.5f}")
     print(f"same first    {like.same_first:.2%}")
