@@ -8,11 +8,11 @@ cxx=${CXX:-g++}
 objects=$out.objects
 mkdir -p "$objects"
 
-flags=(-std=c++17 -O1 -Wall -Wextra -ffp-contract=off -fno-math-errno)
+flags=(-std=c++17 -O1 -Wall -Wextra -Wno-psabi -ffp-contract=off -fno-math-errno)
 exact=(-std=c++17 -O3 -Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized -ffp-contract=off -fno-math-errno)
 architecture=$($cxx -dumpmachine)
 architecture=${architecture%%-*}
-sources=(matrix blocks memory pool isa)
+sources=(matrix search blocks memory pool isa)
 declare -A kernel_flags
 while IFS='|' read -r name for options; do
   name=${name// /} for=${for// /}
@@ -28,7 +28,7 @@ compile() { # shellcheck disable=SC2086
   else $cxx "${flags[@]}" ${CXXFLAGS:-} -c "$1.cpp" -o "$objects/${1//\//_}.o"; fi
 }
 linked=() jobs=()
-for source in tests/main tests/checks tests/products tests/rows tests/sampling tests/attention "${sources[@]}"; do
+for source in tests/main tests/checks tests/products tests/rows tests/sampling tests/search tests/attention "${sources[@]}"; do
   if [ -n "$library" ] && [[ $source != tests/* ]]; then linked+=("$library/$source.cpp.o"); continue; fi
   compile "$source" & jobs+=($!)
   linked+=("$objects/${source//\//_}.o")

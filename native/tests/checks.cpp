@@ -45,6 +45,15 @@ float bfloat16(float x) {
   return std::ldexp(std::nearbyint(std::ldexp(x, 8 - exponent)), exponent - 8);
 }
 
+void Checks::equal(const std::string& name, uint64_t found, uint64_t expected) {
+  ++done_;
+  if (found == expected) return;
+  char numbers[64];
+  std::snprintf(numbers, sizeof numbers, ": %016llx, expected %016llx", static_cast<unsigned long long>(found),
+                static_cast<unsigned long long>(expected));
+  fail(name + numbers);
+}
+
 void Checks::fail(const std::string& message) {
   if (++failures_ <= kMostReports) std::fprintf(stderr, "FAIL %s\n", message.c_str());
 }

@@ -49,6 +49,8 @@ class Checks {
   // Bytes of every instruction set against the expected ones.
   void check_bytes(const std::string& name, const std::vector<uint8_t>& expected,
                    const std::function<void(const Kernels&, uint8_t*)>& run);
+  // One number, which no instruction set changes.
+  void equal(const std::string& name, uint64_t found, uint64_t expected);
   const Kernels& plain() const { return *sets_[0]; }
   int failures() const { return failures_; }
   int done() const { return done_; }
@@ -64,5 +66,6 @@ void check_products(Checks& checks);
 void check_rows(Checks& checks);
 void check_attention(Checks& checks);
 void check_sampling(Checks& checks);
+void check_search(Checks& checks);
 
 }  // namespace deepwell

@@ -31,6 +31,7 @@ int run(int argc, char** argv) {
   deepwell::Checks checks(sets);
   deepwell::check_rows(checks);
   deepwell::check_sampling(checks);
+  deepwell::check_search(checks);
   deepwell::check_attention(checks);
   deepwell::check_products(checks);
   std::string names;
