@@ -74,10 +74,8 @@ class Bench:
         if not self.base.exists():
             self.tool("llama-perplexity", "-m", self.reference, *run, "--kl-divergence-base", self.base)
         said = self.tool("llama-perplexity", "-m", model, *run, "--kl-divergence-base", self.base, "--kl-divergence")
-        found = [
-            re.search(pattern + r"\s*:?\s*(-?[\d.]+)", said)
-            for pattern in (r"Mean PPL\(Q\)", "Mean +KLD", "Same top p")
-        ]
+        patterns = (r"Mean PPL\(Q\)\s+:", r"Mean\s+KLD:", r"Same top p:")
+        found = [re.search(pattern + r"\s+(-?[\d.]+)", said) for pattern in patterns]
         perplexity, kl, same = (float(match[1]) for match in found if match)
         return Cost(perplexity, kl, same / 100)
 
@@ -104,10 +102,9 @@ def main() -> None:
 
 
 def engines(bench: Bench, model: Path, exact: float) -> None:
-    print(
-        "| file | perplexity | | KL | | same first token | |\n| | Deepwell | llama.cpp | Deepwell | llama.cpp | Deepwell | llama.cpp |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    print("| file | perplexity | | KL | | same first token | |")
+    print(f"| |{' Deepwell | llama.cpp |' * 3}")
+    print(f"|---|{'---|' * 6}")
     files = {f"{model.stem}, as it is": model} | {kind: bench.quantised(kind) for kind in TYPES}
     for title, file in files.items():
         costs = bench.ours(file), bench.theirs(file)
@@ -122,10 +119,8 @@ def engines(bench: Bench, model: Path, exact: float) -> None:
 
 def quantisers(bench: Bench, exact: float) -> None:
     print("\n| type, in float32 arithmetic | perplexity | | KL | | size, MB | |")
-    print(
-        "| | deepwell convert | llama-quantize | deepwell convert | llama-quantize | deepwell convert | llama-quantize |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    print(f"| |{' deepwell convert | llama-quantize |' * 3}")
+    print(f"|---|{'---|' * 6}")
     for kind in TYPES:
         files = bench.converted(kind), bench.folder / f"llama-{kind}.gguf"
         costs = [bench.ours(file, "--dtype", "float32") for file in files]
