@@ -28,6 +28,13 @@ constexpr int kWide = 8;
 typedef float Wide __attribute__((vector_size(kWide * sizeof(float))));
 
 float halved(float d) { return from_float16(to_float16(d)); }
+// The float16 scale that `most` steps of reach `value`. Below 2^-14 float16 has few places: rounded up, so that it is reached.
+uint16_t step_of(float value, float most) {
+  const uint16_t d = to_float16(value / most);
+  const float one = std::fabs(from_float16(d));
+  return one < 0x1p-14f && one * std::fabs(most) < std::fabs(value) ? static_cast<uint16_t>(d + 1) : d;
+}
+
 float inverse(float d) { return d == 0 ? 0.0f : 1.0f / d; }
 float clamped(float v, float low, float high) { return std::min(std::max(v, low), high); }
 
@@ -220,8 +227,8 @@ DEEPWELL_CLONED void search_super_q4_k(const float* x, const float* importance, 
     wanted[g] = search_range(group);
     scale = std::max(scale, wanted[g].scale), minimum = std::max(minimum, wanted[g].minimum);
   }
-  *d = finite ? to_float16(scale / 63) : kNan16;
-  *dmin = to_float16(minimum / 63);
+  *d = finite ? step_of(scale, 63) : kNan16;
+  *dmin = step_of(minimum, 63);
   const float one = from_float16(*d), low = from_float16(*dmin);
   if (!std::isfinite(one) || !std::isfinite(low)) return;
   for (int g = 0; g < 8; ++g) {  // neighbours of the whole scales too, for rounding both at once may not be best
@@ -254,7 +261,7 @@ DEEPWELL_CLONED void search_super_q6_k(const float* x, const float* importance, 
     wanted[g] = search(group, kHalf, [](float v) { return v; }, codes);
     if (std::fabs(wanted[g]) > std::fabs(extreme)) extreme = wanted[g];
   }
-  *d = finite ? to_float16(extreme / -128) : kNan16;
+  *d = finite ? step_of(extreme, -128) : kNan16;
   const float one = from_float16(*d);
   if (!std::isfinite(one)) return;
   for (int g = 0; g < kGroups; ++g) {

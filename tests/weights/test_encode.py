@@ -75,3 +75,14 @@ def test_values_too_large_are_refused(name: str) -> None:
 def test_rows_without_whole_blocks_are_refused() -> None:
     with pytest.raises(ValueError, match="has rows of 96 values; q4_k needs a multiple of 256"):
         encode("q4_k", np.zeros((2, 96), np.float32))
+
+
+@pytest.mark.parametrize("scale", [3e-5, 1e-5, 3e-6, 1e-6, 1e-7])
+@pytest.mark.parametrize("name", ["q6_k", "q5_0", "q4_k", "q4_0"])
+def test_very_small_values_are_never_worse_than_zeros(name: str, scale: float) -> None:
+    """Their scales are among float16's last ones, which have few places."""
+    rows = np.random.default_rng(3).standard_normal((4, 256)).astype(np.float32) * np.float32(scale)
+    back = BY_NAME[name].float32(encode(name, rows).reshape(4, -1))
+    lost = float(np.square(back - rows).sum() / np.square(rows).sum())
+    assert lost <= 1
+    assert scale < 1e-6 or lost < 0.2
