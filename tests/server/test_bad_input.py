@@ -166,7 +166,7 @@ def test_a_prompt_of_exactly_the_context_can_be_scored(client: TestClient) -> No
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"", "not valid JSON"),
+        (b"", "the request body is empty"),
         (b"{", "not valid JSON"),
         (b'{"model": NaN}', "not valid JSON"),
         (b'{"model": "m", "messages": [{"role": "user"}]} trailing', "not valid JSON"),

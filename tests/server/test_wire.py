@@ -208,3 +208,30 @@ def test_template_options_that_are_not_known_are_refused(client: TestClient) -> 
     assert "tone" in error["message"]
     error = error_of(client.post(CHAT, json=chat(chat_template_kwargs={"thinking": True})))
     assert error["param"] == "chat_template_kwargs.thinking"
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [("max_token", "max_tokens"), ("temprature", "temperature"), ("streams", "stream"), ("logit_biases", "logit_bias")],
+)
+def test_a_slip_in_a_name_is_no_other_servers_field(client: TestClient, slip: str, meant: str) -> None:
+    for path, body in ((CHAT, chat()), (TEXT, prompt())):
+        response = client.post(path, json=body | {slip: 1})
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert error["message"] == f"{slip} is no field of this request; did you mean {meant}?"
+        assert error["param"] == slip
+
+
+def test_other_unknown_fields_are_ignored(client: TestClient) -> None:
+    """Of clients that were tried, and of servers that they are written for."""
+    fields = (
+        "provider",
+        "transforms",
+        "route",
+        "keep_alive",
+        "options",
+        "priority",
+        "extra_body",
+    )
+    assert client.post(CHAT, json=chat() | dict.fromkeys(fields, 1)).status_code == 200

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
@@ -26,6 +28,10 @@ MAX_COMMAS = 1 << 20
 """Numbers cost less, and a prompt may be a list of them."""
 BODIES_AT_ONCE = 8
 """How many of the longest bodies may be on their way together."""
+
+_ALIKE = 0.85
+"""How alike two names are, of 1, where one is a slip for the other."""
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 _WITH_PATH = re.compile(r"(?P<reason>.*) - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`", re.DOTALL)
 # A text that never ends is one too: without that, each of its quotes would be tried as a beginning.
@@ -86,8 +92,11 @@ def decode(body: bytes | bytearray, kind: type[B]) -> B:
     if _has_too_many_parts(body):
         parts = f"{MAX_PARTS} texts, keys, objects and lists or {MAX_COMMAS} numbers"
         raise RequestError(f"the request body has more than {parts}, or is nested too deeply")
+    if not body:
+        raise RequestError("the request body is empty; send a JSON object")
     try:
         decoded: B = _decoder(kind).decode(body)
+        _check_spelling(_FIELDS.decode(body), kind)
         return decoded
     except msgspec.ValidationError as error:
         raise _explained(str(error), kind) from None
@@ -97,6 +106,17 @@ def decode(body: bytes | bytearray, kind: type[B]) -> B:
         raise RequestError("the request body is nested too deeply") from None
     except msgspec.DecodeError as error:
         raise RequestError(f"the request body is not valid JSON: {error}") from None
+
+
+def _check_spelling(names: Iterable[str], kind: type[msgspec.Struct]) -> None:
+    """Raise RequestError for a field that nobody knows and that looks like one of ours: a slip would change answers.
+
+    Other unknown fields are other servers', and ignored.
+    """
+    known = kind.__struct_encode_fields__
+    for name in names:
+        if name not in known and (meant := get_close_matches(name, known, 1, _ALIKE)):
+            raise RequestError(f"{name} is no field of this request; did you mean {meant[0]}?", name)
 
 
 @cache
