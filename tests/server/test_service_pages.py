@@ -18,6 +18,7 @@ from starlette.types import Message
 from deepwell.engine.core import EngineCore
 from deepwell.server import Service, create_app
 from deepwell.server.page import NO_PAGE, page_routes
+from deepwell.weights.advice import Advice
 from fakes import FakeRunner, tiny_tokenizer
 
 HELLO_TOKENS = 3
@@ -46,6 +47,15 @@ def test_models(client: TestClient) -> None:
         "chat",
         "fim",
     ]
+    assert card["sampling"] is None
+
+
+def test_a_model_is_listed_with_what_its_makers_advise() -> None:
+    service = make_service()
+    service.advice = Advice(temperature=0.6, top_p=0.95)
+    with client_of(service) as client:
+        for card in (client.get("/v1/models").json()["data"][0], client.get(f"/v1/models/{MODEL}").json()):
+            assert card["sampling"] == {"temperature": 0.6, "top_p": 0.95}
 
 
 def test_health_turns_503_when_the_server_stops() -> None:

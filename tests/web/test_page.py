@@ -45,7 +45,29 @@ def test_a_wrong_setting_is_named_and_not_sent(page: Page, fake: Fake) -> None:
     expect(page.get_by_label("Temperature")).to_have_attribute("aria-invalid", "true")
     page.keyboard.press("Escape")
     say(page, "hello")
-    assert fake.bodies[0]["temperature"] == 0.7
+    assert fake.bodies[0]["temperature"] == 0.3
+
+
+def test_the_page_is_milder_than_the_server_where_the_model_advises_nothing(page: Page, fake: Fake) -> None:
+    page.keyboard.press("Control+,")
+    expect(page.get_by_label("Temperature")).to_have_attribute("placeholder", "the page's own: 0.3")
+    expect(page.get_by_label("Top-p")).to_have_attribute("placeholder", "the page's own: 0.9")
+    expect(page.get_by_label("Seed")).to_have_attribute("placeholder", "server's choice")
+    page.get_by_label("Temperature").fill("0.8")
+    page.keyboard.press("Escape")
+    say(page, "hello")
+    assert (fake.bodies[0]["temperature"], fake.bodies[0]["top_p"]) == (0.8, 0.9)
+
+
+def test_a_models_advice_is_left_to_the_server(page: Page, fake: Fake) -> None:
+    fake.models = [{"id": "advised", "sampling": {"temperature": 0.6}}]
+    page.reload()
+    page.wait_for_selector("#status-dot[data-state=online]")
+    say(page, "hello")
+    page.keyboard.press("Control+,")
+    expect(page.get_by_label("Temperature")).to_have_attribute("placeholder", "the model's advice: 0.6")
+    expect(page.get_by_label("Top-p")).to_have_attribute("placeholder", "server's choice")
+    assert not fake.bodies[0].keys() & {"temperature", "top_p"}
 
 
 def test_an_api_key_is_sent_to_the_server(page: Page) -> None:

@@ -83,16 +83,47 @@ def test_an_answer_made_in_another_tab_is_shown_as_such_and_can_be_stopped(
     assert fake.let_go("something slow")
 
 
-def test_an_answer_whose_tab_was_closed_is_cut_and_can_go_on(page: Page, second: Page) -> None:
+def test_an_answer_whose_tab_was_closed_can_go_on(page: Page, second: Page) -> None:
     second.goto("/")
     say(second, "something slow")
     expect(last(second)).to_contain_text("drop 25 ")
     page.goto(second.url)
     expect(last(page)).to_contain_text("Being answered in another tab")
     second.close()
-    expect(last(page).locator(".notice.error")).to_contain_text("The connection was lost")
+    expect(last(page).locator(".notice.info")).to_contain_text("Stopped when the page was left.")
     page.get_by_role("button", name="Continue").click()
     expect(last(page)).to_contain_text("and the second.")
+
+
+def test_an_answer_left_by_a_reload_is_not_called_an_error(page: Page, fake: Fake) -> None:
+    say(page, "something slow")
+    expect(last(page)).to_contain_text("drop 25 ")
+    page.reload()
+    expect(last(page).locator(".notice.info")).to_contain_text("Stopped when the page was left.")
+    expect(last(page)).to_contain_text("drop 20 ")
+    expect(page.get_by_role("button", name="Continue")).to_be_visible()
+    assert fake.let_go("something slow")
+    page.get_by_role("button", name="Try again").click()
+    expect(last(page)).to_contain_text("drop 1 ")
+
+
+def test_a_text_that_must_wait_for_an_answer_is_kept_and_the_page_says_why(page: Page, second: Page) -> None:
+    ask(page, "one")
+    second.goto(page.url)
+    expect(second.locator("#busy")).to_be_hidden()
+    say(page, "something slow")
+    expect(second.locator("#busy")).to_have_text("Being answered in another tab: send when it is done, or stop it.")
+    for each in (page, second):
+        each.get_by_label("Message", exact=True).fill("next")
+        each.keyboard.press("Enter")
+        expect(each.get_by_label("Message", exact=True)).to_have_value("next")
+        expect(each.locator("#busy")).to_be_visible()
+    expect(page.locator("#busy")).to_have_text("Send when the answer is done, or stop it.")
+    expect(second.locator("#announcer")).to_contain_text("Being answered in another tab")
+    second.get_by_label("Stop", exact=True).click()
+    expect(second.locator("#busy")).to_be_hidden()
+    second.get_by_label("Send", exact=True).click()
+    expect(page.locator(".bubble").last).to_have_text("next")
 
 
 def test_a_chat_deleted_in_another_tab_is_left_and_comes_back_whole(page: Page, second: Page) -> None:

@@ -20,6 +20,8 @@ export interface Model {
   thinks: boolean;
   /** Whether the model fills the gap between two texts. */
   fills: boolean;
+  /** What the model's files advise, by request field: the server's defaults. Null: nothing. */
+  advice: Record<string, number> | null;
 }
 
 export interface Usage {
@@ -167,7 +169,14 @@ function readModel(entry: Record<string, unknown>): Model {
     chats: can("chat"),
     thinks: can("thinking"),
     fills: can("fim"),
+    advice: readAdvice(entry["sampling"]),
   };
+}
+
+function readAdvice(sampling: unknown): Record<string, number> | null {
+  const fields = Object.entries(isRecord(sampling) ? sampling : {});
+  const advised = fields.filter((field): field is [string, number] => typeof field[1] === "number");
+  return advised.length > 0 ? Object.fromEntries(advised) : null;
 }
 
 function errorMessage(body: unknown): string | null {

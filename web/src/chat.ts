@@ -23,7 +23,7 @@ import { Generation, type Outcome, type Progress, sentence } from "./generation"
 import type { Watcher } from "./history";
 import { type Actions, type MessageView, type Place, autosize, messageView, onTouch, sends } from "./message-view";
 import { toast } from "./notices";
-import { sampling, thinking } from "./settings";
+import { ownValues, sampling, thinking } from "./settings";
 
 /** While an answer grows it is saved this often, so that a reload loses little and other tabs see it grow. */
 const SAVE_EVERY_MS = 1000;
@@ -165,6 +165,7 @@ export class Chat implements Actions, Watcher {
       event.preventDefault();
       if (!this.stop()) this.submit();
     });
+    addEventListener("pagehide", () => this.running.forEach((generation) => generation.stop("left")));
     copySources(byId("thread"));
     byId("to-latest").append(icon("down"));
     byId("to-latest").addEventListener("click", () => this.follower.start());
@@ -186,7 +187,11 @@ export class Chat implements Actions, Watcher {
 
   private submit(): void {
     const text = this.box.value;
-    if (!text.trim() || this.isRunning(this.conversation)) return;
+    if (!text.trim()) return;
+    if (this.isRunning(this.conversation)) {
+      announce(byId("busy").textContent ?? "");
+      return;
+    }
     this.box.value = "";
     this.typed();
     void this.ask(this.conversation, this.conversation.leaf, text);
@@ -227,8 +232,9 @@ export class Chat implements Actions, Watcher {
 
   private body(conversation: Conversation, asked: Message, model: string, begun: ChatMessage | null): Record<string, unknown> {
     const { chat, system } = this.app.settings;
+    const own = ownValues("chat", this.app.model?.advice ?? null);
     const messages = [...requestMessages(conversation, asked, system), ...(begun ? [begun] : [])];
-    return { model, messages, ...sampling(chat), ...(this.app.model?.thinks === false ? {} : thinking(chat)) };
+    return { model, messages, ...sampling(chat, own), ...(this.app.model?.thinks === false ? {} : thinking(chat)) };
   }
 
   private finish(conversation: Conversation, message: Message, outcome: Outcome, generation: Generation): void {
@@ -305,10 +311,21 @@ export class Chat implements Actions, Watcher {
     const send = byId<HTMLButtonElement>("send");
     const name = running ? "Stop" : "Send";
     send.disabled = !running && this.box.value.trim() === "";
+    this.showBusy(running);
     if (send.getAttribute("aria-label") === name && send.firstChild) return;
     send.setAttribute("aria-label", name);
     send.title = running ? "Stop (Esc)" : "Send (Enter)";
     send.replaceChildren(icon(running ? "stop" : "send"));
+  }
+
+  /** Says why a text that waits in the composer cannot be sent yet. */
+  private showBusy(running: boolean): void {
+    const elsewhere = running && !this.running.has(this.conversation.id);
+    const busy = byId("busy");
+    const words = elsewhere ? "Being answered in another tab: send when it is done, or stop it." : "Send when the answer is done, or stop it.";
+    if (busy.textContent !== words) busy.textContent = words;
+    busy.hidden = !elsewhere && (!running || this.box.value.trim() === "");
+    byId("composer-hint").hidden = !busy.hidden;
   }
 
   private typed(): void {

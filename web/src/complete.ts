@@ -8,7 +8,7 @@ import { COMPLETE_EXAMPLES } from "./examples";
 import { Generation, type Outcome, type Progress, sentence } from "./generation";
 import { autosize, ripple, statsLine } from "./message-view";
 import { notice } from "./notices";
-import { sampling } from "./settings";
+import { ownValues, sampling } from "./settings";
 
 const STORE = "deepwell.draft";
 const NO_SUFFIX = "Leave empty to simply go on writing.";
@@ -91,7 +91,8 @@ export class Complete {
     this.showButtons();
     announce("Completing");
     const model = await this.app.modelName();
-    const body = { model, prompt: this.prefix.value + begun, ...this.suffixField(), ...sampling(this.app.settings.complete) };
+    const own = ownValues("complete", this.app.model?.advice ?? null);
+    const body = { model, prompt: this.prefix.value + begun, ...this.suffixField(), ...sampling(this.app.settings.complete, own) };
     const outcome = await generation.run("v1/completions", body, this.app.settings.apiKey);
     this.generation = null;
     this.finish(outcome);

@@ -22,8 +22,8 @@ export interface Message {
   reasoning?: string;
   calls?: Call[];
   model?: string;
-  /** Why an assistant message ended: the server's finish_reason, or "stopped", "cut", "full" (context) or "error". Absent while
-   * it runs, here or in another tab. */
+  /** Why an assistant message ended: the server's finish_reason, or "stopped", "left" (its page was), "cut", "full" (context) or
+   * "error". Absent while it runs, here or in another tab. */
   end?: string;
   error?: string;
   stats?: Stats;

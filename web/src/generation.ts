@@ -14,7 +14,7 @@ export interface Progress {
 }
 
 export interface Outcome extends Progress {
-  /** The server's finish_reason, or "stopped", "cut" (connection lost), "full" (prompt over the context), "error" (refused). */
+  /** The server's finish_reason, or "stopped", "left" (the page was), "cut" (connection lost), "full" (prompt over the context), "error" (refused). */
   end: string;
   error: ApiError | null;
 }
@@ -37,8 +37,8 @@ export class Generation {
     private reasoning = "",
   ) {}
 
-  stop(): void {
-    this.controller.abort();
+  stop(end: "stopped" | "left" = "stopped"): void {
+    this.controller.abort(end);
   }
 
   async run(endpoint: Endpoint, body: Record<string, unknown>, key: string): Promise<Outcome> {
@@ -51,7 +51,8 @@ export class Generation {
       }
       return this.outcome("cut", null);
     } catch (error) {
-      if (this.controller.signal.aborted) return this.outcome("stopped", null);
+      const { aborted, reason } = this.controller.signal;
+      if (aborted) return this.outcome(String(reason), null);
       const known = error instanceof ApiError ? error : new ApiError("cut", String(error));
       return this.outcome(known.kind === "cut" ? "cut" : isFull(known) ? "full" : "error", null, known);
     } finally {

@@ -136,16 +136,16 @@ export class History {
     if (at >= 0) this.conversations.splice(at, 1);
   }
 
-  /** Watches answers that other tabs make: one that nobody makes any more, after a reload or a crash, is marked as cut. */
+  /** Watches answers that other tabs make: one that nobody makes any more, after a reload or a crash, is marked as left. */
   private async watch(): Promise<void> {
     if (this.watching) return;
     this.watching = true;
     for (let open = this.elsewhere(); open.length > 0; open = this.elsewhere()) {
       const lost = new Set(await this.tabs.abandoned(open));
       for (const conversation of this.conversations) {
-        const cut = conversation.messages.filter((each) => lost.has(each.id) && isRunning(each) && !this.making.has(each.id));
-        for (const message of cut) message.end = "cut";
-        if (cut.length > 0) this.watcher?.changedElsewhere(conversation);
+        const left = conversation.messages.filter((each) => lost.has(each.id) && isRunning(each) && !this.making.has(each.id));
+        for (const message of left) message.end = "left";
+        if (left.length > 0) this.watcher?.changedElsewhere(conversation);
       }
       await new Promise((resolve) => setTimeout(resolve, WATCH_MS));
     }

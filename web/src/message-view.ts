@@ -35,13 +35,16 @@ const ENDINGS: Record<string, string> = {
   length: "The answer reached the largest length allowed.",
   full: "The context of the model is full: nothing more fits into this chat.",
   stopped: "Stopped.",
+  left: "Stopped when the page was left.",
   cut: "The connection was lost before the answer was complete.",
   content_filter: "The answer was filtered.",
   tool_calls: "The model waits for the results of tools, which this page does not run.",
   insufficient_system_resource: "The server ran out of resources.",
 };
 /** Endings after which the model can go on. */
-const RESUMABLE = new Set(["length", "stopped", "cut"]);
+const RESUMABLE = new Set(["length", "stopped", "left", "cut"])
+/** Endings after which the question may be asked again. */
+const REPEATABLE = new Set(["error", "left", "cut"]);
 
 export interface MessageView {
   element: HTMLElement;
@@ -193,7 +196,7 @@ class AssistantView implements MessageView {
         ...(/max_tokens/.test(message.error ?? "") ? [{ label: "Settings", run: () => actions.settings() }] : []),
       ];
     }
-    const again = end === "error" || end === "cut" ? [{ label: "Try again", run: () => actions.regenerate(message) }] : [];
+    const again = REPEATABLE.has(end) ? [{ label: "Try again", run: () => actions.regenerate(message) }] : [];
     const on = RESUMABLE.has(end) && (text || reasoning) && !calls ? [{ label: "Continue", run: () => actions.resume(message) }] : [];
     return [...on, ...again];
   }

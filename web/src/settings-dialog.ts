@@ -3,7 +3,7 @@
 import type { App } from "./app";
 import { openDialog } from "./dialogs";
 import { h } from "./dom";
-import { DEFAULTS, FIELDS, type Field, type Mode, problem } from "./settings";
+import { DEFAULTS, FIELDS, type Field, type Mode, ownValues, problem } from "./settings";
 
 export function settingsDialog(app: App, mode: Mode): void {
   const { settings } = app;
@@ -12,7 +12,7 @@ export function settingsDialog(app: App, mode: Mode): void {
     content.replaceChildren(
       ...(mode === "chat" ? [systemBox(app), app.model?.thinks === false ? null : thinkingBox(app)].filter((box) => box !== null) : []),
       h("h3", {}, mode === "chat" ? "Sampling in chats" : "Sampling in completions"),
-      h("p", { class: "hint" }, "Empty fields leave the choice to the server."),
+      h("p", { class: "hint" }, "What you leave empty is as its field says."),
       h("div", { class: "fields" }, ...FIELDS.filter((field) => !field.more).map((field) => input(app, mode, field))),
       h("details", {}, h("summary", {}, "More"),
         h("div", { class: "fields" }, ...FIELDS.filter((field) => field.more).map((field) => input(app, mode, field)))),
@@ -34,7 +34,7 @@ export function settingsDialog(app: App, mode: Mode): void {
 function input(app: App, mode: Mode, field: Field): HTMLElement {
   const id = `setting-${field.key}`;
   const wrong = h("span", { class: "field-error", id: `${id}-error`, role: "alert" });
-  const attributes = { id, "aria-describedby": `${id}-help ${id}-error`, placeholder: "server's choice", autocomplete: "off" };
+  const attributes = { id, "aria-describedby": `${id}-help ${id}-error`, placeholder: unsaid(app, mode, field), autocomplete: "off" };
   const box =
     field.kind === "lines"
       ? h("textarea", { ...attributes, rows: "2", class: "code" })
@@ -51,6 +51,14 @@ function input(app: App, mode: Mode, field: Field): HTMLElement {
   });
   const label = h("label", { for: id }, field.label);
   return h("div", { class: "field" }, label, box, h("span", { class: "hint", id: `${id}-help` }, field.help), wrong);
+}
+
+/** What holds for a field that is left empty. */
+function unsaid({ model }: App, mode: Mode, { key }: Field): string {
+  const own = ownValues(mode, model?.advice ?? null)[key];
+  if (own !== undefined) return `the page's own: ${own}`;
+  const advised = model?.advice?.[key];
+  return advised === undefined ? "server's choice" : `the model's advice: ${advised}`;
 }
 
 function systemBox(app: App): HTMLElement {

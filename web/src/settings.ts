@@ -39,7 +39,7 @@ export const FIELDS: readonly Field[] = [
   { kind: "lines", key: "stop", label: "Stop texts", maxLines: 16, more: true, help: "One a line, \\n for a line end. The answer ends before any of them." },
 ];
 
-/** What was typed, field by field and mode by mode. An empty text leaves the choice to the server. */
+/** What was typed, field by field and mode by mode. An empty text leaves the choice to the page or the server. */
 export type Typed = Record<string, string>;
 
 export interface Settings {
@@ -51,9 +51,22 @@ export interface Settings {
   mode: Mode | null;
 }
 
+type Values = Readonly<Record<string, number>>;
+
+/** What the page asks for where neither the user nor the model's files say: at the server's 1, small models ramble. */
+const OWN: Readonly<Record<Mode, Values>> = {
+  chat: { temperature: 0.3, top_p: 0.9 },
+  complete: { temperature: 0.2 },
+};
+
+/** The page's own values for a model with this advice. */
+export function ownValues(mode: Mode, advice: Values | null): Values {
+  return advice ? {} : OWN[mode];
+}
+
 export const DEFAULTS: Settings = {
-  chat: { temperature: "0.7" },
-  complete: { temperature: "0.2", max_tokens: "128" },
+  chat: {},
+  complete: { max_tokens: "128" },
   system: "",
   apiKey: "",
   model: "",
@@ -75,9 +88,9 @@ export function problem(field: Field, typed: string): string | null {
   return Number.isFinite(value) && fits && whole ? null : `${field.label} must be ${what} ${range}.`;
 }
 
-/** The request fields these settings ask for; empty and invalid ones are left out. */
-export function sampling(typed: Typed): Record<string, unknown> {
-  const fields: Record<string, unknown> = {};
+/** The request fields these settings ask for; empty and invalid ones are as in `own`, or left out. */
+export function sampling(typed: Typed, own: Values): Record<string, unknown> {
+  const fields: Record<string, unknown> = { ...own };
   for (const field of FIELDS) {
     const value = typed[field.key] ?? "";
     if (value.trim() === "" || problem(field, value)) continue;

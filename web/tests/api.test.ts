@@ -71,9 +71,9 @@ describe("answers", () => {
 });
 
 test("models are read, with what the server says about them", async () => {
-  serve('{"data":[{"id":"a"},{"id":"b","context_length":2048,"capabilities":["completion","fim"]}]}');
+  serve('{"data":[{"id":"a"},{"id":"b","context_length":2048,"capabilities":["completion","fim"],"sampling":{"temperature":0.6,"odd":"x"}}]}');
   expect(await listModels("")).toEqual([
-    { id: "a", context: null, chats: true, thinks: true, fills: true },
-    { id: "b", context: 2048, chats: false, thinks: false, fills: true },
+    { id: "a", context: null, chats: true, thinks: true, fills: true, advice: null },
+    { id: "b", context: 2048, chats: false, thinks: false, fills: true, advice: { temperature: 0.6 } },
   ]);
 });

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 
 import { Meter, describe as words } from "../src/meter";
-import { DEFAULTS, FIELDS, loadSettings, problem, sampling } from "../src/settings";
+import { DEFAULTS, FIELDS, loadSettings, ownValues, problem, sampling } from "../src/settings";
 
 const field = (key: string) => FIELDS.find((each) => each.key === key)!;
 
@@ -24,7 +24,15 @@ describe("a setting", () => {
 
 test("only filled and right fields are sent", () => {
   const typed = { temperature: "0.5", top_p: "", max_tokens: "none", seed: "7", stop: "END\n\\n\\n\n" };
-  expect(sampling(typed)).toEqual({ temperature: 0.5, seed: 7, stop: ["END", "\n\n"] });
+  expect(sampling(typed, {})).toEqual({ temperature: 0.5, seed: 7, stop: ["END", "\n\n"] });
+  expect(sampling(typed, { temperature: 0.1, top_p: 0.9 })).toMatchObject({ temperature: 0.5, top_p: 0.9 });
+});
+
+test("the page has values of its own only where the model's files advise nothing", () => {
+  for (const mode of ["chat", "complete"] as const) {
+    expect(ownValues(mode, { top_k: 20 })).toEqual({});
+    expect(ownValues(mode, null)["temperature"]).toBeLessThan(0.5);
+  }
 });
 
 test("settings that cannot be read fall back to the defaults", () => {

@@ -118,7 +118,13 @@ def _card(name: str, service: Service) -> ModelCard:
         capabilities += ["thinking"] if service.format.thinks != "never" else []
     if fills_gaps(service.tokenizer):
         capabilities.append("fim")
-    return ModelCard(id=name, created=service.created, context_length=service.context, capabilities=capabilities)
+    return ModelCard(
+        id=name,
+        created=service.created,
+        context_length=service.context,
+        capabilities=capabilities,
+        sampling=service.advice if service.advice.given else None,
+    )
 
 
 def _allowing(origins: tuple[str, ...]) -> Middleware:

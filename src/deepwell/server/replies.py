@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from deepwell.engine.types import FinishReason
 from deepwell.engine.types import Usage as TokenCounts
 from deepwell.server.errors import INTERNAL, ErrorBody, error_body
+from deepwell.weights.advice import Advice
 
 Capability = Literal["completion", "chat", "tools", "thinking", "fim"]
 Finish = Literal["stop", "length", "tool_calls", "insufficient_system_resource"]
@@ -233,7 +234,10 @@ class TextCompletion(Head, frozen=True, kw_only=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """`context_length` is in tokens; `capabilities` says what the model was trained for."""
+    """`context_length` is in tokens; `capabilities` says what the model was trained for.
+
+    `sampling` is what its makers advise, and what holds where a request does not say; null if they advise nothing.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -241,6 +245,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     owned_by: str = "deepwell"
     context_length: int
     capabilities: list[Capability]
+    sampling: Advice | None
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
