@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from json_fakes import HERMES_MARKS, THOUGHT_MARKS, stranger_tokenizer
 
 from deepwell.chat import Conversation, Tool, find_format
-from deepwell.chat.reading import CallArguments, CallBegin, Content
+from deepwell.chat.reading import CallArguments, CallBegin, Content, json_calls
 from deepwell.chat.reading.json_calls import HERMES, LLAMA, JsonCallReader, Shape
 
 T = stranger_tokenizer("Qwen3-0.6B")
@@ -216,3 +216,12 @@ def test_sound_arguments_are_given_as_they_were_written(arguments: dict[str, Any
     text = json.dumps(arguments, ensure_ascii=False)
     call = f'{{"name": "f", "arguments": {text}}}'
     assert read(JsonCallReader(T, HERMES, ["f"]), [written([OPEN, call, CLOSE], T)]) == ("", "", [("f", text)])
+
+
+def test_a_long_object_is_looked_at_once_past_the_hopeless_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(json_calls, "_begun", lambda text: looked.append(len(text)))
+    call = json_calls._Object(None)
+    for piece in ['{"id": "', *["x" * (json_calls.HOPELESS // 2)] * 20]:
+        list(call.text(piece))
+    assert looked.count(json_calls.HOPELESS) == 1

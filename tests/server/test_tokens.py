@@ -75,6 +75,8 @@ def test_tokens_can_be_seen(client: TestClient) -> None:
         ("/infill", {"input_prefix": 3}, "input_prefix"),
         ("/infill", {"input_prefix": "a" * 2_000_000}, "input_prefix"),
         ("/infill", {"grammar": "x"}, "grammar"),
+        ("/infill", {"n_predict": 1, "max_tokens": 2}, "n_predict"),
+        ("/infill", {"n_predict": 0, "max_completion_tokens": 2}, "n_predict"),
     ],
 )
 def test_what_is_wrong_is_named(client: TestClient, path: str, body: dict[str, Any], param: str) -> None:
@@ -109,6 +111,19 @@ def test_a_gap_is_filled_in_llama_cpps_words(stream: bool) -> None:
     assert "".join(part["content"] for part in parts) == " = "
     assert [part["stop"] for part in parts] == [False] * (len(parts) - 1) + [True]
     assert (parts[-1]["tokens_predicted"], parts[-1]["stop_type"]) == (3, "limit")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_gap_may_be_read_into_the_cache_without_an_answer(stream: bool) -> None:
+    """As editors warm it."""
+    body = {"input_prefix": "a " * 200, "input_suffix": "b", "n_predict": 0, "stream": stream}
+    with client_of(make_service()) as client:
+        for warm in (False, True):
+            response = client.post("/infill", json=body)
+            assert response.status_code == 200
+            (part,) = [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if line]
+            assert (part["content"], part["stop"], part["tokens_predicted"]) == ("", True, 0)
+            assert (part["tokens_cached"] > 0) == warm
 
 
 def test_what_a_program_needs_that_lays_out_prompts_itself(client: TestClient) -> None:

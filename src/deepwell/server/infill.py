@@ -10,8 +10,9 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepwell.chat import render_fim
+from deepwell.chat import fills_gaps, render_fim
 from deepwell.engine.types import Delta
+from deepwell.errors import RequestError
 from deepwell.server.answers import respond
 from deepwell.server.protocol import SamplingFields, Tokens
 from deepwell.server.replies import EventWriter
@@ -33,7 +34,8 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
 class InfillRequest(SamplingFields, frozen=True, kw_only=True):
     """Body of POST /infill.
 
-    `prompt` is how the middle begins already. `samplers` names the order that is used here anyhow, and is ignored.
+    `prompt` is how the middle begins already; with `n_predict` 0, all is only read into the cache. `samplers` names the
+    order that is used here anyhow, and is ignored.
     """
 
     input_prefix: str = ""
@@ -63,6 +65,9 @@ async def infill(request: Request) -> Response:
     timer = service.metrics.request()
     async with service.admitted(request, InfillRequest) as (asked, place):
         model = check_common(asked, service)
+        if not fills_gaps(service.tokenizer):
+            raise RequestError("this model has no fill-in-the-middle tokens, so it fills no gaps", "input_suffix")
+        asked = _with_limit(asked)
         extra = "".join(f"# {one.filename}\n{one.text}\n" for one in asked.input_extra or ())
         prefix, tokenizer = extra + asked.input_prefix, service.tokenizer
 
@@ -72,15 +77,26 @@ async def infill(request: Request) -> Response:
 
         texts = [prefix, asked.input_suffix, asked.prompt]
         ids = await service.rendered(request.receive, render, texts, "input_prefix")
-        if asked.max_tokens is None:
-            asked = msgspec.structs.replace(asked, max_tokens=asked.n_predict)
-        max_tokens = max_tokens_of(asked, len(ids), "input_prefix", service)
+        max_tokens = max_tokens_of(asked, len(ids), "input_prefix", service, empty=True)
         head = service.head(model)
         sampling = sampling_of(asked, service.advice, max_tokens, None)
         stream = service.submit(place, head.id, ids, sampling)
         return await respond(
             request, stream, InfillWriter(head), timer, bool(asked.stream), service.limits.keep_alive_seconds
         )
+
+
+def _with_limit(asked: InfillRequest) -> InfillRequest:
+    """The same with `n_predict` read as max_tokens. Raises RequestError if another of its names says otherwise."""
+    if asked.n_predict is None:
+        return asked
+    for name in ("max_tokens", "max_completion_tokens"):
+        if (other := getattr(asked, name)) not in (None, asked.n_predict):
+            raise RequestError(
+                f"{name} is {other} and n_predict is {asked.n_predict}: they mean the same; give one of them",
+                "n_predict",
+            )
+    return msgspec.structs.replace(asked, max_tokens=asked.n_predict)
 
 
 class InfillWriter(EventWriter):

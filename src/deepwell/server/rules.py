@@ -23,16 +23,25 @@ def check_common(asked: SamplingFields, service: Service) -> str:
     check_supported(asked)
     if asked.stream_options is not None and not asked.stream:
         raise RequestError("stream_options is only allowed with stream: true", "stream_options")
-    return service.named(asked.model)
+    return service.named(asked.model or None)
 
 
-def max_tokens_of(asked: SamplingFields, prompt: int, param: str, service: Service, habit: int | None = None) -> int:
+def max_tokens_of(
+    asked: SamplingFields,
+    prompt: int,
+    param: str,
+    service: Service,
+    habit: int | None = None,
+    *,
+    empty: bool = False,
+) -> int:
     """How many tokens the answer to a prompt of `prompt` tokens, given as `param`, may have.
 
-    `habit` is how many it is given where neither the request nor the server says; None for all that fit. Raises
-    RequestError if two fields differ, ContextExceeded if the answer has no room.
+    `habit` is how many it is given where neither the request nor the server says; None for all that fit. An
+    answer may be `empty` where reading the prompt is of use alone. Raises RequestError if two fields differ,
+    ContextExceeded if the answer has no room.
     """
-    wanted = _wanted(asked)
+    wanted = _wanted(asked, empty)
     room = service.context - prompt
     if prompt == 0:
         raise RequestError("the prompt must have at least one token", param)
@@ -45,7 +54,7 @@ def max_tokens_of(asked: SamplingFields, prompt: int, param: str, service: Servi
     return min(wanted, room)
 
 
-def _wanted(asked: SamplingFields) -> int | None:
+def _wanted(asked: SamplingFields, empty: bool) -> int | None:
     """The longest answer asked for, by whichever name; None if that is left to the server."""
     one, other = asked.max_tokens, asked.max_completion_tokens
     if one is not None and other is not None and one != other:
@@ -54,9 +63,10 @@ def _wanted(asked: SamplingFields) -> int | None:
             "max_completion_tokens",
         )
     wanted = other if one is None else one
-    if wanted == 0 and not asked.echo:
+    if wanted == 0 and not (asked.echo or empty):
         raise RequestError(
-            "max_tokens must be at least 1; 0 is only allowed at /v1/completions, with echo: true", "max_tokens"
+            "max_tokens must be at least 1; 0 is only allowed at /infill, and at /v1/completions with echo: true",
+            "max_tokens",
         )
     return None if wanted == -1 else wanted
 

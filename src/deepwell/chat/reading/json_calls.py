@@ -157,6 +157,7 @@ class _Object:
         self._whole = JsonText()
         self._arguments: JsonText | None = None
         self._held = ""
+        self._late = False
         self.written = ""
         self.is_none = False
 
@@ -194,7 +195,8 @@ class _Object:
 
     def _decide(self) -> Iterator[Piece]:
         """See whether it can be a call, by its first characters alone, or is one as a whole."""
-        begun = _begun(self._held[:HOPELESS])
+        begun = None if self._late else _begun(self._held[:HOPELESS])
+        self._late = len(self._held) >= HOPELESS
         if begun is not None and self._allows(begun[0]):
             self._arguments = JsonText()
             yield CallBegin(begun[0])
