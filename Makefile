@@ -116,7 +116,7 @@ build/tsan/threads: $(shell find native -name '*.cpp' -o -name '*.h' -o -name bu
 
 dist: $(VENV)/.dev ## the source distribution, and the wheel built from it, into dist/
 	@start=$$(date +%s); rm -rf dist && $(BIN)/python -c "import scikit_build_core.build as b; b.build_sdist('dist')" > /dev/null && \
-	echo "== compiling the kernels of the wheel, a minute or two" && \
+	echo "== compiling the kernels of the wheel, 1 to 10 minutes" && \
 	$(BUILD) $(PIP) wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz && ls dist && echo "== dist: $(SECONDS_SINCE) s"
 
 format: $(VENV)/.dev ## let ruff format and repair what it can
@@ -138,8 +138,8 @@ $(BIN)/python:
 # Editable, so that a changed .py file needs no install; a changed C++ file does.
 $(VENV)/.core: $(SOURCES) | $(BIN)/python
 	$(CHECK_COMPILER)
-	@echo "== installing into $(VENV): fetching packages and compiling the kernels, a minute or two"
-	@start=$$(date +%s); $(BUILD) $(PIP) install --quiet --editable . && echo "== installed: $(SECONDS_SINCE) s"
+	@echo "== installing into $(VENV): fetching packages and compiling the kernels, 1 to 10 minutes"
+	@start=$$(date +%s); $(BUILD) $(PIP) install --quiet --quiet --editable . && echo "== installed: $(SECONDS_SINCE) s"
 	@touch $@
 
 $(VENV)/.dev: $(SOURCES) constraints-ci.txt | $(BIN)/python

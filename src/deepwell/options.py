@@ -184,14 +184,29 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
         ),
     ] = ()
     allow_origin: Annotated[
-        tuple[Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+|null)$")], ...],
+        tuple[
+            Annotated[
+                str,
+                Meta(
+                    pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+|null)$",
+                    title="a site such as https://chat.example with no path, * or null",
+                ),
+            ],
+            ...,
+        ],
         Meta(
             description="A site whose pages may ask this server, such as https://chat.example; may be repeated. * for "
             "every site."
         ),
     ] = ()
     base_path: Annotated[
-        Annotated[str, Meta(pattern=r"^(/[A-Za-z0-9._~-]+)*$")],
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^/?([A-Za-z0-9._~-]+(/[A-Za-z0-9._~-]+)*/?)?$",
+                title="the path of an address, such as /deepwell, of letters, digits and . _ ~ -",
+            ),
+        ],
         Meta(description="Path under which everything is, such as /deepwell, behind a proxy that does not remove it."),
     ] = ""
     log: Annotated[
@@ -243,14 +258,19 @@ class ChatOptions(SamplingOptions, frozen=True, kw_only=True):
       deepwell chat ORG/NAME --thinking on        a model of a hub; its thoughts are shown dim
       deepwell chat model.gguf "Why is the sky blue?"      one question, then done
       cat letter.txt | deepwell chat model.gguf   all that comes through a pipe is one question
+      deepwell chat model.gguf "Summarise this:" < letter.txt     the question, a blank line and the text are one
 
-    Ctrl-C stops an answer, once more leaves; Ctrl-D leaves. A text that is pasted is one message. /help lists what else
-    can be typed.
+    Ctrl-C stops an answer, pressed twice it leaves, as Ctrl-D does. A text that is pasted is one message. /help
+    lists what else can be typed.
     """
 
     question: Annotated[
         str | None,
-        Meta(description="One question to answer, and no conversation; - reads standard input.", extra=ARGUMENT | ONCE),
+        Meta(
+            description="One question to answer, and no conversation; a pipe or file on standard input is "
+            "added to it, and is all of it for -. In a loop of the shell, < /dev/null keeps the loop's own input.",
+            extra=ARGUMENT | ONCE,
+        ),
     ] = None
     system: Annotated[str, Meta(description="Instructions that open the conversation.")] = ""
     chat_format: ForcedFormat = "auto"
@@ -273,7 +293,8 @@ class GenerateOptions(SamplingOptions, frozen=True, kw_only=True):
     prompt: Annotated[
         str,
         Meta(
-            description="Text to continue; - or nothing reads standard input. A model alone is taken as MODEL.",
+            description="Text to continue; - or nothing reads standard input, which is left alone beside a text. "
+            "A model alone is taken as MODEL.",
             extra=ARGUMENT | ONCE | MAIN,
         ),
     ] = "-"
@@ -699,7 +720,7 @@ def _option(field: inspect.Field, annotated: Any, prefix: str) -> Option:
         name=field.name,
         env=prefix + field.name.upper(),
         help=(meta.extra_json_schema or {})["description"],
-        allowed=_allowed(kind),
+        allowed=_allowed(meta),
         default=field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory(),
         type=annotated,
         choices=tuple(str(value) for value in kind.values) if isinstance(kind, inspect.LiteralType) else (),
@@ -722,7 +743,12 @@ def _inner(kind: inspect.Type) -> inspect.Type:
 
 
 def _allowed(kind: inspect.Type) -> str:
+    """In words; those of a pattern are its title."""
     match kind:
+        case inspect.Metadata(extra_json_schema={"title": str(words)}):
+            return words
+        case inspect.Metadata() | inspect.UnionType():
+            return _allowed(_inner(kind))
         case inspect.IntType():
             return "an integer" + _bounds(kind)
         case inspect.FloatType():
@@ -732,9 +758,9 @@ def _allowed(kind: inspect.Type) -> str:
         case inspect.BoolType():
             return "true or false"
         case inspect.VarTupleType(item_type=item):
-            return f"a list, each {_allowed(_inner(item))}"
+            return f"a list, each {_allowed(item)}"
         case inspect.StrType(min_length=int(least), max_length=most):
-            return f"a text of {least} to {most} characters" if most else "a text"
+            return f"a text of {least} to {most} characters" if most else "a text that is not empty"
         case inspect.CustomType():
             return "a path"
     return "a text"

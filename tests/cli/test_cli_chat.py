@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,7 +84,7 @@ def test_a_stopped_answer_is_kept_and_the_next_one_works(model: LoadedModel) -> 
 
 def test_a_conversation_over_the_context_is_refused_and_leaves_no_trace(model: LoadedModel) -> None:
     talk = Conversation(model, ChatOptions())
-    with pytest.raises(RequestError, match="/new begins another"):
+    with pytest.raises(RequestError, match=r"the conversation has .* at most \d+ fit; /new begins another"):
         next(talk.ask("x" * 3000))
     assert talk.turns == []
 
@@ -98,7 +99,7 @@ def test_several_lines_make_one_message(monkeypatch: pytest.MonkeyPatch) -> None
             raise EOFError from None
 
     monkeypatch.setattr("builtins.input", typed)
-    monkeypatch.setattr(questions, "_more_has_come", lambda: False)
+    monkeypatch.setattr(questions, "_more_has_come", lambda seconds: False)
     assert list(messages()) == ["one\ntwo", "a\n\nb\\", "a\nb\\\n/c", "d", "last"]
 
 
@@ -112,8 +113,32 @@ def test_a_pipe_is_one_question(model_folder: Path, model: LoadedModel) -> None:
 
 def test_one_question_on_the_command_line(model_folder: Path, model: LoadedModel) -> None:
     for args in (("Why?",), ("--max-tokens", "8", "Why?")):
-        done = deepwell("chat", str(model_folder), *args, "--max-tokens", "8", input="not read")
+        done = deepwell("chat", str(model_folder), *args, "--max-tokens", "8", stdin=subprocess.DEVNULL)
         assert (done.returncode, done.stdout) == (0, answer(model, Message.of("user", "Why?")) + "\n")
+
+
+def test_a_question_and_a_pipe_are_one_question(model_folder: Path, model: LoadedModel, tmp_path: Path) -> None:
+    said = answer(model, Message.of("user", "Why?\n\nThe text")) + "\n"
+    ask = ("chat", str(model_folder), "Why?", "--max-tokens", "8")
+    assert deepwell(*ask, input="The text\n").stdout == said
+    (tmp_path / "text").write_text("The text\n")
+    with (tmp_path / "text").open() as file:
+        assert deepwell(*ask, stdin=file).stdout == said
+
+
+def test_a_loop_keeps_its_own_input(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("one\ntwo\n")
+    for command in ("chat", "generate"):
+        call = " ".join([*COMMAND, command, str(model_folder), '"$x"', "--max-tokens 1 > /dev/null 2>&1"])
+        loop = f"while read x; do {call}; echo $x; done < {tmp_path}/list"
+        done = subprocess.run(["bash", "-c", loop], capture_output=True, text=True, timeout=120)
+        assert done.stdout == "one\ntwo\n"
+
+
+def test_who_forgets_the_model_is_told_the_form() -> None:
+    done = deepwell("chat", "Hello", input="")
+    assert done.returncode == 2
+    assert done.stderr.endswith('The first argument is MODEL: deepwell chat MODEL "question"\n')
 
 
 @pytest.mark.parametrize(
@@ -121,7 +146,7 @@ def test_one_question_on_the_command_line(model_folder: Path, model: LoadedModel
     [
         ((), b" \n", "the question is empty"),
         (("-",), b"\xff", "standard input is not UTF-8: byte 0 is 0xff"),
-        (("x" * 4000,), b"", "the conversation has"),
+        (("x" * 4000,), b"", "the question has"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_an_error(
@@ -136,7 +161,7 @@ def test_a_question_that_cannot_be_asked_is_an_error(
 def test_an_answer_goes_on_until_the_context_is_full(model_folder: Path, model: LoadedModel) -> None:
     done = deepwell("chat", str(model_folder), "Hi", "--context", "128")
     prompt = render_chat(Talk(messages=(Message.of("user", "Hi"),)), model.tokenizer, detect(model.tokenizer))
-    cut = f"cut at {128 - len(prompt)} tokens: the context is full; /new begins another conversation"
+    cut = f"cut at {128 - len(prompt)} tokens: the context is full"
     assert done.stderr.endswith(f"[{cut}]\n")
 
 
@@ -205,12 +230,24 @@ def terminal(model_folder: Path) -> Iterator[Terminal]:
 
 
 def test_ctrl_c_and_ctrl_d_at_the_prompt(terminal: Terminal) -> None:
-    terminal.press_ctrl_c_until("> ")
+    terminal.press_ctrl_c_until("(Ctrl-C once more, or Ctrl-D, leaves)")
+    terminal.wait_for("> ")
     terminal.type("/help\n")
     terminal.wait_for("Ctrl-C stops an answer")
     terminal.wait_for("> ")
     terminal.type("\x04")
     assert terminal.process.wait(30) == 0
+
+
+def test_ctrl_c_twice_at_the_prompt_leaves(terminal: Terminal) -> None:
+    terminal.press_ctrl_c_until("(Ctrl-C once more, or Ctrl-D, leaves)")
+    terminal.wait_for("> ")
+    for _ in range(15):  # input() overlooks a signal that comes just before it begins to wait
+        terminal.process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            terminal.process.wait(2)
+            break
+    assert terminal.process.returncode == 130
 
 
 def test_commands(terminal: Terminal, model: LoadedModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -129,6 +130,13 @@ def test_there_and_back(model_folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert open_source(back).stored == "bfloat16"
     assert len(list(back.glob("model-*-of-*.safetensors"))) > 1
     assert sorted(tmp_path.iterdir()) == [back, file]
+
+
+def test_what_is_not_as_asked_is_told(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(model_folder), str(tmp_path / "x.gguf"), "--dtype", "q4_k"]) == 0
+    assert re.search(r"q4_k was asked for; of \d+ matrices .*\d+ became q5_0 \(rows of no", capsys.readouterr().out)
+    assert main(["convert", str(model_folder), str(tmp_path / "x.foo"), "--dtype", "q4_k"]) == 2
+    assert "x.foo is to be a folder of safetensors; NAME.gguf and NAME.deepwell" in capsys.readouterr().err
 
 
 def test_the_kind_of_file_may_be_said(model_folder: Path, tmp_path: Path) -> None:

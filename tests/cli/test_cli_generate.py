@@ -206,4 +206,4 @@ def test_what_was_assumed_of_a_model_is_said_in_one_line(command: list[str], tmp
     args = [arg.replace("MODEL", str(folder)).replace("OUT", str(tmp_path / "out")) for arg in command]
     said = deepwell(*args)
     assert said.returncode == 0
-    assert said.stderr.count("deepwell: warning: config.json has no num_nextn_predict_layers: ") == 1
+    assert said.stderr.count("deepwell: note: config.json has no num_nextn_predict_layers: ") == 1

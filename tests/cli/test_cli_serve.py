@@ -105,7 +105,12 @@ def test_serving_loads_no_torch_and_no_transformers(model_folder: Path) -> None:
 
 
 def test_a_chosen_name_and_every_network(model_folder: Path) -> None:
-    with serving(str(model_folder), "--host", "0.0.0.0", "--port", "0", "--name", "mine") as (_, printed):
+    with serving(str(model_folder), "--host", "0.0.0.0", "--port", "0", "--name", "mine", "--name", "b") as (
+        _,
+        printed,
+    ):
+        assert " serves mine, b: " in printed
+        assert "sampled with temperature 1, unless a request says otherwise (the model's files advise" in printed
         assert re.search(r"^page +http://127\.0\.0\.1:\d+/$", printed, re.M), "an address that a browser can open"
         assert '"model": "mine"' in printed
 

@@ -63,14 +63,21 @@ def test_help_takes_a_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sreve"]) == 2
-    assert capsys.readouterr().err.startswith("deepwell: 'sreve' is not a command; commands are serve, ")
+    assert capsys.readouterr().err.startswith(
+        "deepwell: 'sreve' is not a command; did you mean serve? commands are serve, "
+    )
 
 
 def test_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["serve", "--prot", "1"])
-    assert left.value.code == 2
-    assert "--prot" in capsys.readouterr().err
+    for args, said in (
+        (["serve", "--prot", "1"], "--prot is no option of serve; did you mean --port? "),
+        (["serve", "a", "b"], "'b' is one argument too many for serve; "),
+        (["serve", "--port"], "argument --port: expected one argument; "),
+    ):
+        assert main(args) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"deepwell: {said}")
+        assert len(err.splitlines()) == 1
 
 
 def test_a_wrong_value_is_one_sentence_without_traceback() -> None:

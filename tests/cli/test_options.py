@@ -58,6 +58,9 @@ def test_types_are_converted_from_text() -> None:
         ({"port": "65536"}, {}, "", ["--port", "an integer from 0 to 65535"]),
         ({"port": "-1"}, {}, "", ["--port"]),
         ({"model": ""}, {}, "", ["MODEL", "a path"]),
+        ({"base_path": "a b"}, {}, "", ["--base-path", "the path of an address, such as /deepwell", "'a b'"]),
+        ({"name": [""]}, {}, "", ["--name", "each a text that is not empty"]),
+        ({"allow_origin": ["x"]}, {}, "", ["--allow-origin", "each a site such as https://chat.example", "'x'"]),
         (
             {},
             {"DEEPWELL_PORT": "tcp://10.0.0.1:80"},

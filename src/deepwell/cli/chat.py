@@ -18,13 +18,14 @@ from deepwell.chat.rules import check_thinking
 from deepwell.cli.answering import answer, cut, sampling_of, told
 from deepwell.cli.interrupts import EXIT_INTERRUPTED, Interrupts, Stopped
 from deepwell.cli.model import TOY, chat_format, describe, engine_config, kept_packed, load
-from deepwell.cli.questions import messages, piped
+from deepwell.cli.questions import is_piped, messages, piped
 from deepwell.cli.terminal import show, visible
 from deepwell.engine import EngineCore, Request, SamplingParams
 from deepwell.engine.types import Delta
 from deepwell.errors import DeepwellError, RequestError
 from deepwell.loading.load import LoadedModel
 from deepwell.options import ChatOptions, Thinking
+from deepwell.weights.hub.names import UnknownModel
 
 HELP = """\
 /help            this list
@@ -35,14 +36,15 @@ HELP = """\
 /history         the conversation so far
 /exit            leave (or Ctrl-D)
 What is pasted is one message. A line that ends with \\ goes on in the next one; lines between two lines of \"\"\" are
-one message too. Ctrl-C stops an answer, once more leaves."""
+one message too. Ctrl-C stops an answer, pressed twice it leaves."""
 
 
 def run(options: ChatOptions) -> int:
-    model = load(options)
+    model = _load(options)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     conversation = Conversation(model, options)
     question = _question(options)
+    conversation.once = question is not None
     for note in _notes(model, options, conversation):
         print(f"deepwell: {note}", file=sys.stderr, flush=True)
     with kept_packed(model, options):
@@ -57,11 +59,22 @@ def run(options: ChatOptions) -> int:
     return 0
 
 
+def _load(options: ChatOptions) -> LoadedModel:
+    try:
+        return load(options)
+    except UnknownModel as error:
+        if options.question is not None:
+            raise
+        raise UnknownModel(f'{error}. The first argument is MODEL: deepwell chat MODEL "question"') from None
+
+
 def _question(options: ChatOptions) -> str | None:
     """The one question of a call that is no conversation, None for a conversation. Raises RequestError if empty."""
     question = options.question
     if question == "-" or (question is None and not sys.stdin.isatty()):
         question = piped().rstrip()  # echo ends it with a line break, which small models take for part of it
+    elif question is not None and question.strip() and is_piped() and (beside := piped().rstrip()):
+        question = f"{question}\n\n{beside}"
     if question is not None and not question.strip():
         raise RequestError("the question is empty")
     return question
@@ -93,10 +106,11 @@ class Leave(Exception):
 
 
 class Conversation:
-    """What was said so far, and the model that answers."""
+    """What was said so far, and the model that answers. `once` says that it is one question, and nobody can go on."""
 
     def __init__(self, model: LoadedModel, options: ChatOptions) -> None:
         """Raises RequestError if the model cannot think, or not think, as the options say."""
+        self.once = False
         self.system = options.system
         self.turns: list[Message] = []
         self._model = model
@@ -126,7 +140,8 @@ class Conversation:
     def cut(self, last: Delta) -> str | None:
         """What to say of an answer that did not end by itself."""
         early = cut(last, self._options)
-        return f"{early}; /new begins another conversation" if early and "context" in early else early
+        full = early is not None and "context" in early
+        return f"{early}; /new begins another conversation" if full and not self.once else early
 
     @property
     def messages(self) -> list[Message]:
@@ -150,9 +165,10 @@ class Conversation:
         prompt = self._replay.apply(talk, render_chat(talk, self._model.tokenizer, self._format))
         room = self._model.runner.context - len(prompt)
         if room < 1:
-            raise RequestError(
-                f"the conversation has {len(prompt)} tokens, too many for this model; /new begins another"
-            )
+            what = "question" if self.once else "conversation"
+            advice = "shorten it, or take a model with a longer context" if self.once else "/new begins another"
+            most = self._model.runner.context - 1
+            raise RequestError(f"the {what} has {len(prompt):,} tokens; at most {most:,} fit; {advice}")
         self._asked += 1
         request = Request(id=str(self._asked), prompt=prompt, sampling=self._sampling(room))
         reader = self._format.reader(talk, self._model.tokenizer)

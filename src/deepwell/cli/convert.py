@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-import sys
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from deepwell.cli.hub import located
-from deepwell.cli.terminal import visible
+from deepwell.cli.model import tell
 from deepwell.cli.waiting import Wait, sized
 from deepwell.errors import ConfigError
 from deepwell.files import replacing, replacing_folder
@@ -29,10 +28,11 @@ _FOLDERS = tuple(kind.rpartition("/")[0] for kind in BESIDE if "/" in kind)
 def run(options: ConvertOptions) -> int:
     options = msgspec.structs.replace(options, source=located(options.source))
     target = target_of(options.out, options.to)
+    if target == "safetensors" and options.to == "auto" and options.out.suffix:
+        tell([f"{options.out} is to be a folder of safetensors; NAME.gguf and NAME.deepwell are files of those kinds"])
     _check_place(options, target)
     prepared = prepare(options.source, target, options.dtype, options.importance, int(options.shard_gb * 1e9))
-    for note in prepared.notes:
-        print(f"deepwell: warning: {visible(note)}", file=sys.stderr)
+    tell(prepared.notes)
     _check_room(options.out, prepared)
     out = options.out.absolute()
     try:
@@ -41,6 +41,8 @@ def run(options: ConvertOptions) -> int:
     except OSError as error:
         raise ConfigError(f"cannot write {options.out}: {error.strerror or error}") from None
     print(f"{options.out}: {_size(options.out) / 1e9:.3f} GB; try: deepwell serve {options.out}")
+    if prepared.otherwise:
+        print(prepared.otherwise)
     return 0
 
 

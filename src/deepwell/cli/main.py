@@ -91,7 +91,8 @@ def _run(args: list[str]) -> int:
         return 0 if args else EXIT_USAGE
     command, rest = args[0], args[1:]
     if command not in GROUPS:
-        print(f"deepwell: {command!r} is not a command; commands are {', '.join(GROUPS)}", file=sys.stderr)
+        hint = parser.did_you_mean(command, GROUPS)
+        print(f"deepwell: {command!r} is not a command; {hint}commands are {', '.join(GROUPS)}", file=sys.stderr)
         return EXIT_USAGE
     options = parser.read_options(command, rest, os.environ)
     code: int = import_module(f"deepwell.cli.{command}").run(options)

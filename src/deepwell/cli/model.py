@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from deepwell.chat import FORMATS, detect, find_format
@@ -38,8 +38,7 @@ def load(options: EngineOptions) -> LoadedModel:
             streams=options.max_running if isinstance(options, ServeOptions) else STREAMS,
             progress=wait,
         )
-    for note in model.notes:
-        _warn(note)
+    tell(model.notes)
     if slow := slowness(native.isa(), native.available_isas()):
         _warn(slow)
     return model
@@ -70,6 +69,12 @@ def _cache(options: EngineOptions) -> PackCache | None:
     if options.pack_cache == 0 or folder is None:
         return None
     return PackCache(folder, int(options.pack_cache * 1e9), _warn)
+
+
+def tell(notes: Iterable[str]) -> None:
+    """What is good to know of a model's files, and no danger."""
+    for note in notes:
+        print(f"deepwell: note: {visible(note)}", file=sys.stderr, flush=True)
 
 
 def _warn(text: str) -> None:

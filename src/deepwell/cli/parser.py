@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
 from deepwell.cli.commands import GROUPS
+from deepwell.errors import ConfigError
 from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, Option, options_of, resolve
 
 CONFIG_ENV = ENV_PREFIX + "CONFIG"
@@ -18,11 +20,38 @@ CONFIG_HELP = "TOML file with options"
 
 
 def read_options(command: str, args: Sequence[str], environ: Mapping[str, str]) -> Any:
-    """The options struct of `command`. Wrong flags end the process with code 2, as argparse does."""
-    flags = vars(build(command).parse_intermixed_args(args))
+    """The options struct of `command`. Raises ConfigError for wrong ones."""
+    parser = build(command)
+    known, unknown = parser.parse_known_intermixed_args(args)
+    if unknown:
+        raise ConfigError(_unknown(command, unknown))
+    flags = vars(known)
     config = flags.pop("config", environ.get(CONFIG_ENV))
     _give_main(flags, options_of(command, GROUPS[command]))
     return resolve(GROUPS, command, flags, environ, Path(config) if config else None)
+
+
+def _unknown(command: str, given: Sequence[str]) -> str:
+    """What to say of arguments that a command has no use for."""
+    options = options_of(command, GROUPS[command])
+    more = f"`deepwell {command} --help` lists what it takes"
+    if flag := next((text.partition("=")[0] for text in given if text.startswith("-")), None):
+        flags = [option.flag for option in options if not option.argument]
+        return f"{flag} is no option of {command}; {did_you_mean(flag, flags)}{more}"
+    return f"{given[0]!r} is one argument too many for {command}; quotes make one of several words; {more}"
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """A question that names what is spelled like `word`, with a space behind it; empty if nothing is."""
+    close = get_close_matches(word, list(words), 2, 0.7)
+    return f"did you mean {' or '.join(close)}? " if close else ""
+
+
+class _Parser(ArgumentParser):
+    """One that says what is wrong in a sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; `{self.prog} --help` lists what it takes")
 
 
 def overview() -> str:
@@ -55,7 +84,7 @@ def build(command: str) -> ArgumentParser:
     """A parser that leaves every value as text and every option not given out of its result."""
     group = GROUPS[command]
     options = options_of(command, group)
-    parser = ArgumentParser(
+    parser = _Parser(
         prog=f"deepwell {command}",
         description=summary(group) + ".",
         epilog=details(group) + (_sources(options) if configurable(options) else ""),

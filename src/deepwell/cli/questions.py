@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import select
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,13 +14,17 @@ from deepwell.errors import RequestError
 MAX_PIPED_BYTES = 64 << 20
 FENCE = '"""'
 PROMPT, MORE = "> ", "… "
+_PATIENCE_SECONDS = 2.0
+"""How long a pipe may be silent before somebody is told what is waited for."""
 _PASTE_SECONDS = 0.02
 """Lines that come within this time of each other were not typed."""
 
 
 def messages() -> Iterator[str]:
-    """What the user types, message by message, until the input ends. Ctrl-C forgets the line at hand."""
+    """What the user types, message by message, until the input ends. Ctrl-C forgets the line at hand; pressed again,
+    before anything is typed, it raises KeyboardInterrupt."""
     _edit_lines()
+    pressed = False
     while True:
         try:
             text = _message()
@@ -27,13 +33,34 @@ def messages() -> Iterator[str]:
             return
         except KeyboardInterrupt:
             print()
+            if pressed:
+                raise
+            pressed = True
+            print("(Ctrl-C once more, or Ctrl-D, leaves)")
             continue
+        pressed = False
         if text.strip():
             yield text
 
 
+def is_piped() -> bool:
+    """Whether standard input was given for this command to read: a pipe, or a file from its beginning.
+
+    Not so a terminal or /dev/null, a socket, as a remote shell has, that nobody may ever close, nor a file of which a
+    loop of the shell has read a line and will want the next.
+    """
+    try:
+        number = sys.stdin.fileno()
+        kind = os.fstat(number).st_mode
+        return stat.S_ISFIFO(kind) or (stat.S_ISREG(kind) and os.lseek(number, 0, os.SEEK_CUR) == 0)
+    except (OSError, ValueError):  # standard input is none of the system's
+        return False
+
+
 def piped() -> str:
     """All of standard input as text. Raises RequestError if it is not UTF-8, or too long for any model."""
+    if not sys.stdin.isatty() and not _more_has_come(_PATIENCE_SECONDS):
+        print("deepwell: waiting for standard input to end; < /dev/null gives none", file=sys.stderr, flush=True)
     content = sys.stdin.buffer.read(MAX_PIPED_BYTES + 1)
     if len(content) > MAX_PIPED_BYTES:
         raise RequestError(f"standard input has more than the {MAX_PIPED_BYTES >> 20} MiB allowed")
@@ -68,14 +95,14 @@ def _typed(prompt: str) -> str:
     """A line, or the lines of a paste: readline gives them as one where the terminal marks them, else they come at
     once."""
     lines = [input(prompt)]
-    while _more_has_come():
+    while _more_has_come(_PASTE_SECONDS):
         lines.append(input())
     return "\n".join(lines)
 
 
-def _more_has_come() -> bool:
+def _more_has_come(seconds: float) -> bool:
     try:
-        return bool(select.select([sys.stdin.fileno()], [], [], _PASTE_SECONDS)[0])
+        return bool(select.select([sys.stdin.fileno()], [], [], seconds)[0])
     except (OSError, ValueError):  # standard input is none of the system's
         return False
 

@@ -29,7 +29,7 @@ def run(options: ServeOptions) -> int:
         service = service_of(model, options)
 
         def announce(address: str) -> None:
-            print(welcome(address + options.base_path, service, model), flush=True)
+            print(welcome(address + site_of(options).base_path, service, model), flush=True)
             if options.model is None:
                 print(f"\nnote  {TOY.format(command='serve')}", flush=True)
 
@@ -83,7 +83,7 @@ def site_of(options: ServeOptions) -> Site:
         host=options.host,
         allow_hosts=options.allow_host,
         allow_origins=options.allow_origin,
-        base_path=options.base_path,
+        base_path=f"/{path}" if (path := options.base_path.strip("/")) else "",
         log=options.log,
     )
 
@@ -97,11 +97,13 @@ def welcome(address: str, service: Service, model: LoadedModel) -> str:
         asked["temperature"] = 0  # the API's own default lets small models ramble
     body = shlex.quote(json.dumps({"model": service.model, **asked}))
     curl = f"curl {address}/v1/{where} -H 'Content-Type: application/json' -d {body}"
+    names = ", ".join(map(visible, (service.model, *service.aliases)))
+    advised = "" if model.advice.given else " (the model's files advise nothing)"
     return "\n".join(
         [
-            f"deepwell {__version__} serves {visible(service.model)}: {describe(model)}, "
-            f"prompt format {service.format.name}",
-            *([f"sampled with {model.advice}, unless a request says otherwise"] if model.advice.given else []),
+            f"deepwell {__version__} serves {names}: {describe(model)}, prompt format {service.format.name}",
+            f"sampled with {model.advice if model.advice.given else 'temperature 1'}, unless a request says "
+            f"otherwise{advised}",
             f"loaded in {model.seconds:.2f} s, ready {process_seconds():.2f} s after the start; Ctrl-C stops",
             "",
             f"page  {address}/",

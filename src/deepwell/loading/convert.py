@@ -21,7 +21,7 @@ from deepwell.weights.encode import ENCODERS, fits
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from deepwell.weights.gguf.folder import folder_files
 from deepwell.weights.gguf.keys import General, TokenizerKey
-from deepwell.weights.gguf.layout import as_gguf, gguf_type, of_gguf
+from deepwell.weights.gguf.layout import as_gguf, gguf_type, of_gguf, otherwise
 from deepwell.weights.gguf.metadata import architecture, model_metadata, rope_freqs
 from deepwell.weights.gguf.vocabulary import tokenizer_metadata
 from deepwell.weights.gguf.writer import gguf_size, write_gguf
@@ -59,6 +59,7 @@ _MARGIN = 1 << 20
 
 class Prepared(msgspec.Struct, frozen=True):
     """A conversion that is known to be possible: about how many bytes it makes, what makes them, the source's notes.
+    `otherwise` says which matrices are not of the type asked for, and why.
 
     `write(path, progress)` writes a new file or, for safetensors, a new folder. It raises OSError while writing; what
     is then at `path` is for the caller to remove.
@@ -67,6 +68,7 @@ class Prepared(msgspec.Struct, frozen=True):
     bytes: int
     write: Callable[[Path, Progress], None]
     notes: Sequence[str] = ()
+    otherwise: str = ""
 
 
 def target_of(out: Path, asked: str = "auto") -> Target:
@@ -151,7 +153,7 @@ def _gguf(source: Checkpoint | GgufCheckpoint, kind: str) -> Prepared:
         write_gguf(out, metadata | advice | tokenizer, planned, progress, source.release)
 
     left_out = [_NO_MODULES] if source.mtp_params else []
-    return Prepared(gguf_size(metadata | advice | tokenizer, planned), write, left_out)
+    return Prepared(gguf_size(metadata | advice | tokenizer, planned), write, left_out, otherwise(planned, kind))
 
 
 def _folder(source: Checkpoint | GgufCheckpoint, kind: str, shard_bytes: int) -> Prepared:

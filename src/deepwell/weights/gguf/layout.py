@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -69,7 +70,7 @@ def gguf_type(tensor: TensorStream, wanted: str, head: str) -> str:
 
     `wanted` may be `auto`: the type that the tensor has now, bfloat16 for what is neither float nor a ggml type.
     """
-    if len(tensor.shape) == 1 or tensor.name.endswith((".ffn_gate_inp.weight", ".indexer.proj.weight")):
+    if _stays_exact(tensor):
         return "f32"
     now = "bf16" if tensor.dtype == "float8" else tensor.dtype
     kind = now if wanted == "auto" else wanted
@@ -80,6 +81,24 @@ def gguf_type(tensor: TensorStream, wanted: str, head: str) -> str:
     if kind.startswith("q") and tensor.width % 32:
         return now if now in ("f32", "f16", "bf16") else "bf16"
     return kind
+
+
+def _stays_exact(tensor: TensorStream) -> bool:
+    return len(tensor.shape) == 1 or tensor.name.endswith((".ffn_gate_inp.weight", ".indexer.proj.weight"))
+
+
+def otherwise(planned: Sequence[tuple[TensorStream, str]], wanted: str) -> str:
+    """How many matrices are not `wanted`, what they are, and why; empty if all rows have whole blocks of it."""
+    matrices = [(tensor, written) for tensor, written in planned if not _stays_exact(tensor)]
+    found: Counter[tuple[str, str]] = Counter()
+    for tensor, written in matrices:
+        if wanted.startswith("q") and written != wanted:
+            block = 32 if tensor.width % 32 else 256 if wanted in _FALLBACK and tensor.width % 256 else 0
+            found[written, f"rows of no whole {block} values" if block else "the head takes more bits"] += 1
+    if not any("rows" in why for _, why in found):
+        return ""
+    told = ", ".join(f"{count} became {written} ({why})" for (written, why), count in found.most_common())
+    return f"{wanted} was asked for; of {len(matrices)} matrices {told}"
 
 
 def _place(tensor: TensorStream) -> tuple[int, str]:

@@ -67,6 +67,10 @@ def licence_of(repo: str) -> str | None:
     return next((row.licence for row in known() if row.repo.lower() == repo.lower()), None)
 
 
+class UnknownModel(ConfigError):
+    """What was given as a model is no path of this machine and no name."""
+
+
 def unknown_name(text: str, *others: str) -> ConfigError:
     """What to say when `text` is no model; `others` are names that would do too, beside those of the table."""
     if "deepseek-v4" in text.lower():
@@ -75,7 +79,7 @@ def unknown_name(text: str, *others: str) -> ConfigError:
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     if "/" in text:
         hint += "of a hub's models, it tells of those that `deepwell pull` has fetched; "
-    return ConfigError(
+    return UnknownModel(
         f"{text!r} is no file or folder here and no name of a model; {hint}`deepwell models` lists the names, "
         "and ORG/NAME of a hub and paths do as well"
     )
