@@ -151,7 +151,7 @@ def test_bytes_without_a_token(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.close()
     t = tokenizer_from(GgufFile(file))
-    assert t.notes == ("the vocabulary has no tokens for 2 of 256 bytes (0x04, 0x1d); texts lose them",)
+    assert t.notes == ("the vocabulary has no token for 2 of the 256 bytes (0x04, 0x1d); texts lose them",)
     assert t.decode(t.encode("a\x04b\x1d 1é")) == "ab 1é"
     assert Tokenizer.restore(t.state()).notes == t.notes
 

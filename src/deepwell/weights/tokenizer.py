@@ -314,7 +314,7 @@ def losses(lost: Sequence[int]) -> tuple[str, ...]:
     if not lost:
         return ()
     named = ", ".join(f"{byte:#04x}" for byte in sorted(lost)[:8]) + (", ..." if len(lost) > 8 else "")
-    return (f"the vocabulary has no tokens for {len(lost)} of 256 bytes ({named}); texts lose them",)
+    return (f"the vocabulary has no token for {len(lost)} of the 256 bytes ({named}); texts lose them",)
 
 
 def _read_json(path: Path, limit: int) -> dict[str, Any] | None:
