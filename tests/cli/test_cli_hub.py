@@ -31,6 +31,7 @@ class Shell:
     def __init__(self, hub: FakeHub, home: Path) -> None:
         self.hub, self.home = hub, home
         self.env = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+        self.env.pop("COLUMNS", None)  # of whoever runs the tests
         self.env["XDG_CACHE_HOME"] = str(home.with_name("cache"))
         self.env.pop("HF_TOKEN", None)
 
