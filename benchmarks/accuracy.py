@@ -103,8 +103,8 @@ def main() -> None:
 
 def engines(bench: Bench, model: Path, exact: float) -> None:
     print("| file | perplexity | | KL | | same first token | |")
-    print(f"| |{' Deepwell | llama.cpp |' * 3}")
     print(f"|---|{'---|' * 6}")
+    print(f"| |{' Deepwell | llama.cpp |' * 3}")
     files = {f"{model.stem}, as it is": model} | {kind: bench.quantised(kind) for kind in TYPES}
     for title, file in files.items():
         costs = bench.ours(file), bench.theirs(file)
@@ -119,8 +119,8 @@ def engines(bench: Bench, model: Path, exact: float) -> None:
 
 def quantisers(bench: Bench, exact: float) -> None:
     print("\n| type, in float32 arithmetic | perplexity | | KL | | size, MB | |")
-    print(f"| |{' deepwell convert | llama-quantize |' * 3}")
     print(f"|---|{'---|' * 6}")
+    print(f"| |{' deepwell convert | llama-quantize |' * 3}")
     for kind in TYPES:
         files = bench.converted(kind), bench.folder / f"llama-{kind}.gguf"
         costs = [bench.ours(file, "--dtype", "float32") for file in files]
