@@ -44,12 +44,11 @@ def _spelling(source: GgufCheckpoint, id: int | None) -> str | None:
 
 
 def _tokenizer_config(source: GgufCheckpoint, tokenizer: Tokenizer) -> dict[str, Any]:
-    padding = source.metadata.get(TokenizerKey.PADDING)
     named: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": _spelling(source, tokenizer.bos),
         "eos_token": _spelling(source, tokenizer.eos[0] if tokenizer.eos else None),
-        "pad_token": _spelling(source, padding if isinstance(padding, int) else None),
+        "pad_token": tokenizer.named.get("pad_token"),
         "clean_up_tokenization_spaces": False,
         "model_max_length": source.config.context,
         "chat_template": tokenizer.template,
