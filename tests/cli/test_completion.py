@@ -12,7 +12,7 @@ import pytest
 from deepwell.cli import completion
 from deepwell.cli.commands import GROUPS
 from deepwell.cli.main import main
-from deepwell.options import options_of
+from deepwell.settings import options_of
 
 
 def complete(*words: str, home: str = "/nonexistent") -> list[str]:

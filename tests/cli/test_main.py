@@ -14,7 +14,8 @@ from deepwell import __version__
 from deepwell.cli import docs
 from deepwell.cli.commands import GROUPS
 from deepwell.cli.main import main
-from deepwell.options import GenerateOptions, options_of
+from deepwell.options import GenerateOptions
+from deepwell.settings import options_of
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("numpy", "tokenizers", "starlette", "uvicorn", "rich", "torch", "transformers")

@@ -9,7 +9,8 @@ import pytest
 
 from deepwell.cli.commands import GROUPS
 from deepwell.errors import ConfigError
-from deepwell.options import EngineOptions, ServeOptions, options_of, resolve
+from deepwell.options import EngineOptions, ServeOptions
+from deepwell.settings import options_of, resolve
 from deepwell.train.config import TrainConfig
 
 

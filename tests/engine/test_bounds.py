@@ -14,8 +14,8 @@ from deepwell.cli.commands import GROUPS
 from deepwell.engine.types import Request, SamplingParams
 from deepwell.engine.validate import check_request
 from deepwell.errors import ConfigError, RequestError
-from deepwell.options import resolve
 from deepwell.server.protocol import SamplingFields
+from deepwell.settings import resolve
 
 FIELDS = {
     "temperature": bounds.TEMPERATURE,

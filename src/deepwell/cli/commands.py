@@ -14,12 +14,12 @@ from deepwell.options import (
     GenerateOptions,
     ListOptions,
     ModelsOptions,
-    Option,
     PerplexityOptions,
     PullOptions,
     RmOptions,
     ServeOptions,
 )
+from deepwell.settings import Option
 from deepwell.train.config import TrainConfig
 
 GROUPS: dict[str, type[msgspec.Struct]] = {

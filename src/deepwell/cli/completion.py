@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from deepwell.cli.commands import GROUPS, MODELS, names_model
 from deepwell.cli.parser import CONFIG_HELP, configurable, summary
-from deepwell.options import CompletionOptions, Option, options_of
+from deepwell.options import CompletionOptions
+from deepwell.settings import Option, options_of
 
 _CONFIG = Option(name="config", env="", help=CONFIG_HELP, allowed="a path", default=None, type=None)
 _HELP = Option(name="help", env="", help="Explain the command", allowed="", default=False, type=None, switch=True)

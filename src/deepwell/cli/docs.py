@@ -8,7 +8,7 @@ import msgspec
 
 from deepwell.cli.commands import GROUPS
 from deepwell.cli.parser import CONFIG_ENV, details, summary
-from deepwell.options import DEFAULT_CONFIG, Option, options_of
+from deepwell.settings import DEFAULT_CONFIG, Option, options_of
 
 _INTRODUCTION = f"""\
 # The command line

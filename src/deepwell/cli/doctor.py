@@ -19,7 +19,8 @@ from deepwell.cli.extras import install, reinstall
 from deepwell.cli.parser import CONFIG_ENV
 from deepwell.cli.waiting import Wait
 from deepwell.loading.machine import Machine, default_threads, inspect_machine
-from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, DoctorOptions, options_of
+from deepwell.options import DoctorOptions
+from deepwell.settings import DEFAULT_CONFIG, ENV_PREFIX, options_of
 
 _EXTRAS = ("train",)
 """Those that a command of this version uses."""

@@ -13,7 +13,7 @@ import msgspec
 
 from deepwell.cli.commands import GROUPS
 from deepwell.errors import ConfigError
-from deepwell.options import DEFAULT_CONFIG, ENV_PREFIX, Option, options_of, resolve
+from deepwell.settings import DEFAULT_CONFIG, ENV_PREFIX, Option, options_of, resolve
 
 CONFIG_ENV = ENV_PREFIX + "CONFIG"
 CONFIG_HELP = "TOML file with options"
