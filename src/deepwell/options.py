@@ -83,7 +83,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = "auto"
     importance: Annotated[
         Path | None,
-        Meta(description="A file of deepwell calibrate: quantise to int4 with the inputs that matter in mind."),
+        Meta(
+            description="A file of deepwell calibrate or llama-imatrix: quantise to int4 with the inputs that matter "
+            "in mind."
+        ),
     ] = None
     threads: Annotated[Count, Meta(description="CPU threads to compute with; 0 for all usable cores.")] = 0
     context: Annotated[Count, Meta(description="Longest sequence in tokens; 0 for the model's own limit.")] = 0
@@ -484,13 +487,16 @@ class ConvertOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = 5.0
     importance: Annotated[
         Path | None,
-        Meta(description="A file of deepwell calibrate: quantise to int4 with the inputs that matter in mind."),
+        Meta(
+            description="A file of deepwell calibrate or llama-imatrix: quantise to int4, or to q6_k, q5_0, q4_k or "
+            "q4_0 in GGUF, with the inputs that matter in mind."
+        ),
     ] = None
     force: Annotated[bool, Meta(description="Write OUT anew if it exists.", extra=ONCE)] = False
 
 
 class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Measure which inputs of a model's matrices matter, over a text, for a better 4-bit quantisation.
+    """Measure which inputs of a model's matrices matter, over a text, for a better quantisation to few bits.
 
     Examples:
       deepwell calibrate --text prose.txt --out importance.safetensors      the embedded model
@@ -502,7 +508,8 @@ class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[
         Path | None,
         Meta(
-            description="Folder of a Hugging Face checkpoint, or ORG/NAME on a hub; the embedded model if left out.",
+            description="Folder of a Hugging Face checkpoint, a GGUF or packed file, or ORG/NAME on a hub; the "
+            "embedded model if left out.",
             extra=ARGUMENT | ONCE,
         ),
     ] = None

@@ -369,8 +369,15 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     for source, target, dtype, said in refused:
         with pytest.raises(ConfigError, match=said):
             prepare(source, target, dtype)
-    with pytest.raises(ConfigError, match="importance weighs what is quantised to int4"):
-        prepare(folder, "gguf", "q4_0", importance=file)
+    unweighed: list[tuple[Target, str, str]] = [
+        ("gguf", "q8_0", "quantised to q6_k or q5_0 or q4_k or q4_0, and dtype is q8_0 for a gguf target"),
+        ("gguf", "auto", "and dtype is auto for a gguf target"),
+        ("packed", "int8", "quantised to int4, and dtype is int8 for a packed target"),
+        ("safetensors", "bfloat16", "quantised to fewer bits, and dtype is bfloat16 for a safetensors target"),
+    ]
+    for target, dtype, said in unweighed:
+        with pytest.raises(ConfigError, match=f"importance weighs what is .*{said}"):
+            prepare(folder, target, dtype, importance=file)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from deepwell.model.accounting import account
 from deepwell.ops.storages import GGML_FLOATS
 from deepwell.weights.advice import GGUF_KEYS
 from deepwell.weights.checkpoint import Checkpoint, read_config
-from deepwell.weights.encode import ENCODERS, fits
+from deepwell.weights.encode import ENCODERS, SEARCHED, fits
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from deepwell.weights.gguf.folder import folder_files
 from deepwell.weights.gguf.keys import General, TokenizerKey
@@ -41,6 +41,8 @@ ALLOWED: Mapping[Target, tuple[str, ...]] = {
     "safetensors": ("auto", *_FLOATS),
 }
 """How weights may be held, by what is written."""
+WEIGHED: Mapping[Target, tuple[str, ...]] = {"packed": ("int4",), "gguf": tuple(SEARCHED), "safetensors": ()}
+"""Those of them that importances of input columns make better."""
 BESIDE = (
     "*.json",
     "*.jinja",
@@ -88,8 +90,11 @@ def prepare(
     """
     if dtype not in ALLOWED[target]:
         raise ConfigError(f"dtype is {dtype}; a {target} target allows {', '.join(ALLOWED[target])}")
-    if importance is not None and (target != "packed" or dtype != "int4"):
-        raise ConfigError(f"importance weighs what is quantised to int4, and dtype is {dtype} for a {target} target")
+    if importance is not None and dtype not in WEIGHED[target]:
+        allowed = " or ".join(WEIGHED[target]) or "fewer bits"
+        raise ConfigError(
+            f"importance weighs what is quantised to {allowed}, and dtype is {dtype} for a {target} target"
+        )
     source = open_source(path)
     if target == "packed":
         kept = cast(DType, dtype)
@@ -97,7 +102,7 @@ def prepare(
     if not isinstance(source, Checkpoint | GgufCheckpoint):
         raise ConfigError(f"{path} is a packed file; convert what it was made of instead")
     kind = _FLOATS.get(dtype, dtype)
-    made = _gguf(source, kind) if target == "gguf" else _folder(source, kind, shard_bytes)
+    made = _gguf(source, kind, importance) if target == "gguf" else _folder(source, kind, shard_bytes)
     return msgspec.structs.replace(made, notes=[*source.notes, *made.notes])
 
 
@@ -129,8 +134,9 @@ def _write_packed(path: Path, dtype: DType, importance: Path | None, out: Path, 
     write_packed(path, out, dtype, progress, importance)
 
 
-def _gguf(source: Checkpoint | GgufCheckpoint, kind: str) -> Prepared:
+def _gguf(source: Checkpoint | GgufCheckpoint, kind: str, importance: Path | None) -> Prepared:
     architecture(source.config)
+    weighted = read_importance(importance, source.config) if importance else None
     if isinstance(source, GgufCheckpoint):
         if kind == "auto":
             raise ConfigError(f"{source.path} is a GGUF file already; say with --dtype what to make of its weights")
@@ -140,7 +146,7 @@ def _gguf(source: Checkpoint | GgufCheckpoint, kind: str) -> Prepared:
         tokenizer = tokenizer_metadata(source.path, source.config.vocab)
         name = source.path.resolve().name
     advice = {GGUF_KEYS[key]: value for key, value in source.advice.given.items()}
-    tensors = as_gguf(source.config, as_hugging_face(source), rope_freqs(source.config))
+    tensors = as_gguf(source.config, as_hugging_face(source), rope_freqs(source.config), weighted)
     head = "token_embd.weight" if source.config.tied else "output.weight"
     planned = [(tensor, gguf_type(tensor, kind, head)) for tensor in tensors]
     values: Counter[str] = Counter()

@@ -210,7 +210,8 @@ def _pack_kv_b(source: Source, param: Param, kept: native.Storage, importance: I
                 packed.k_b.fill(head, 0, np.ascontiguousarray(BY_NAME[stored].float32(blocks[: shape.nope]).T))
         return packed
     packed = native.KvB(*sizes, kept)
-    weights = importance if importance and kept == "int4" and param.key in importance else None  # modules have none
+    known = importance is not None and kept == "int4" and {param.key, param.key + QUERY} <= importance.keys()
+    weights = importance if known else None  # modules have none
     for head, w in enumerate(_heads(source.pieces(param), shape.nope + shape.value)):
         keys, values = (weights[param.key + QUERY][head], weights[param.key]) if weights else (None, None)
         _fill(packed.k_b, head, 0, w[: shape.nope].T, keys)

@@ -19,8 +19,8 @@ from deepwell.files import replacing
 from deepwell.model.decoder import Decoder
 from deepwell.ops.base import MlaShape, Routes, Routing, Sent
 from deepwell.ops.torch_ops import TorchOps
-from deepwell.weights.checkpoint import Checkpoint
 from deepwell.weights.importance import QUERY, importance_shapes
+from deepwell.weights.source import Source, open_source
 from deepwell.weights.tokenizer import Tokenizer
 
 SEQUENCE = 512
@@ -98,14 +98,14 @@ def per_expert(rows: Sequence[Tensor], everything: Tensor) -> Tensor:
     return torch.stack([mean_square(r) if len(r) else overall for r in rows])
 
 
-def calibrate(folder: Path, text: Path, out: Path, tokens: int) -> int:
-    """Write the importances of the model in `folder` to `out`; returns how many tokens of `text` were used.
+def calibrate(path: Path, text: Path, out: Path, tokens: int) -> int:
+    """Write the importances of the model at `path` to `out`; returns how many tokens of `text` were used.
 
     ConfigError if the text cannot be read or is too short, CheckpointError for a broken model.
     """
-    checkpoint, tokenizer = Checkpoint(folder), Tokenizer.load(folder)
-    tokens_BS = read_tokens(text, tokenizer, tokens, min(SEQUENCE, checkpoint.config.context))
-    importance = measure(checkpoint, tokens_BS)
+    source = open_source(path)
+    tokens_BS = read_tokens(text, source.tokenizer(), tokens, min(SEQUENCE, source.config.context))
+    importance = measure(source, tokens_BS)
     try:
         with replacing(out) as part:
             save_file({key: values.contiguous() for key, values in importance.items()}, part, metadata={"format": "pt"})
@@ -114,14 +114,14 @@ def calibrate(folder: Path, text: Path, out: Path, tokens: int) -> int:
     return int(tokens_BS.numel())
 
 
-def measure(checkpoint: Checkpoint, tokens_BS: Tensor) -> dict[str, Tensor]:
+def measure(source: Source, tokens_BS: Tensor) -> dict[str, Tensor]:
     """Mean squares of the input columns of every matrix over `tokens_BS`, by key (weights/importance.py)."""
-    params = {param.key: param for param in checkpoint.params}
-    ops = CalibrationOps(tokens_BS, lambda key: torch.from_numpy(checkpoint.whole(params[key])))
-    decoder = Decoder(checkpoint.config, {key: key for key in params})
+    params = {param.key: param for param in source.params}
+    ops = CalibrationOps(tokens_BS, lambda key: torch.from_numpy(source.whole(params[key])))
+    decoder = Decoder(source.config, {key: key for key in params})
     with torch.no_grad():
         decoder.logits(ops, decoder.hidden(ops))
-    return {key: ops.importance[key] for key in importance_shapes(checkpoint.config)}
+    return {key: ops.importance[key] for key in importance_shapes(source.config)}
 
 
 def read_tokens(text: Path, tokenizer: Tokenizer, limit: int, length: int) -> Tensor:

@@ -1,13 +1,15 @@
 """float32 rows to the bytes of a ggml type: the way back of `ggml_types`, for the types that files are written in.
 
 Floats round to nearest, ties to even, and q8_0 takes the scale from a block's largest value, as ggml's reference code
-does, bit for bit. Types of fewer bits have their scales searched (native/search.h): the bytes differ from ggml's, the
-errors are smaller. Names: N blocks, G groups of a block, I values.
+does, bit for bit. Types of fewer bits have their scales searched (native/search.h), weighted by how strongly each input
+column is used where that is known: the bytes differ from ggml's, the errors are smaller.
+Names: N blocks, G groups of a block, I values, K columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from deepwell import _native
 from deepwell.weights.gguf.ggml_types import BY_NAME
+from deepwell.weights.importance import column_weights
 
 F32 = NDArray[np.float32]
 Raw = NDArray[np.uint8]
@@ -24,16 +27,23 @@ _SEARCHED_VALUES = 1 << 22
 """The same where threads search scales."""
 
 
-def encode(name: str, rows: F32) -> Raw:
-    """The bytes of `rows` (rows, columns) as the type of that name. ValueError for values that it cannot hold."""
+def encode(name: str, rows: F32, importance_K: F32 | None = None) -> Raw:
+    """The bytes of `rows` (rows, columns) as the type of that name. ValueError for values that it cannot hold.
+
+    `importance_K` are mean squares of the input columns; they weigh the search of the types in `SEARCHED` alone.
+    CheckpointError for importances that are negative or of another width.
+    """
     kind = BY_NAME[name]
     if rows.shape[-1] % kind.width:
         raise ValueError(f"has rows of {rows.shape[-1]} values; {name} needs a multiple of {kind.width}")
     rows = np.ascontiguousarray(rows, dtype=np.float32)
-    at_once = _SEARCHED_VALUES if name in SEARCHED else _CACHED_VALUES
+    encoder, at_once = ENCODERS[name], _CACHED_VALUES
+    if (searched := SEARCHED.get(name)) is not None:
+        weight_K = None if importance_K is None else column_weights(importance_K, rows.shape[-1])
+        encoder, at_once = partial(searched, weight_K=weight_K), _SEARCHED_VALUES
     step = max(1, at_once // max(1, rows.shape[-1]))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        parts = [ENCODERS[name](rows[at : at + step]).reshape(-1).view(np.uint8) for at in range(0, len(rows), step)]
+        parts = [encoder(rows[at : at + step]).reshape(-1).view(np.uint8) for at in range(0, len(rows), step)]
     return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])
 
 
@@ -99,26 +109,26 @@ def _q8_0(rows: F32) -> NDArray[Any]:
     return _blocks("q8_0", rows, d=d_N, qs=q_NI.astype(np.int8))
 
 
-def _q4_0(rows: F32) -> NDArray[Any]:
-    q_NI, d_N = _symmetric(rows, 4)
+def _q4_0(rows: F32, weight_K: F32 | None = None) -> NDArray[Any]:
+    q_NI, d_N = _symmetric(rows, 4, weight_K)
     return _blocks("q4_0", rows, d=d_N, qs=_packed(q_NI, 16, 4))
 
 
-def _q5_0(rows: F32) -> NDArray[Any]:
-    q_NI, d_N = _symmetric(rows, 5)
+def _q5_0(rows: F32, weight_K: F32 | None = None) -> NDArray[Any]:
+    q_NI, d_N = _symmetric(rows, 5, weight_K)
     high_N = ((q_NI >> np.uint8(4)).astype(np.uint32) << np.arange(32, dtype=np.uint32)).sum(axis=1, dtype=np.uint32)
     return _blocks("q5_0", rows, d=d_N, qs=_packed(q_NI & np.uint8(15), 16, 4), qh=high_N)
 
 
-def _symmetric(rows: F32, bits: int) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+def _symmetric(rows: F32, bits: int, weight_K: F32 | None) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     """Codes from 0 on, by block, and its scale."""
-    q, d = _native.search_scales(rows, bits)
+    q, d = _native.search_scales(rows, bits, weight_K)
     return (q.reshape(-1, 32) + np.int8(1 << bits - 1)).view(np.uint8), d.reshape(-1).view(np.float16)
 
 
-def _q6_k(rows: F32) -> NDArray[Any]:
+def _q6_k(rows: F32, weight_K: F32 | None = None) -> NDArray[Any]:
     """Sixteen groups of 16 with a signed 8-bit scale each; quants are -32 to 31."""
-    q_NV, scales_NG, d = _native.search_q6_k(rows)
+    q_NV, scales_NG, d = _native.search_q6_k(rows, weight_K)
     codes = (q_NV + np.int8(32)).view(np.uint8)
     return _blocks(
         "q6_k",
@@ -130,9 +140,9 @@ def _q6_k(rows: F32) -> NDArray[Any]:
     )
 
 
-def _q4_k(rows: F32) -> NDArray[Any]:
+def _q4_k(rows: F32, weight_K: F32 | None = None) -> NDArray[Any]:
     """Eight groups of 32 with a 6-bit scale and minimum each: a value is d · scale · q - dmin · minimum."""
-    q_NV, scales_NG, minimums_NG, d, dmin = _native.search_q4_k(rows)
+    q_NV, scales_NG, minimums_NG, d, dmin = _native.search_q4_k(rows, weight_K)
     return _blocks(
         "q4_k",
         rows,
@@ -163,5 +173,5 @@ ENCODERS: Mapping[str, Callable[[F32], NDArray[Any]]] = {
     "q4_0": _q4_0,
 }
 """Types that files can be written in, the largest first."""
-SEARCHED = frozenset(("q6_k", "q5_0", "q4_k", "q4_0"))
-"""Those of them whose scales are searched."""
+SEARCHED: Mapping[str, Callable[..., NDArray[Any]]] = {"q6_k": _q6_k, "q5_0": _q5_0, "q4_k": _q4_k, "q4_0": _q4_0}
+"""Those of them whose scales are searched: they take the weights of columns too."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from deepwell import _native
 from deepwell.errors import CheckpointError
+from deepwell.weights.importance import column_weights
 
 GROUP = 32
 F32 = NDArray[np.float32]
@@ -25,7 +26,7 @@ def quantise_int4(values_NK: F32, importance_K: F32 | None = None) -> tuple[NDAr
     CheckpointError for values that are not finite or too large for a float16 scale, and for importances that are
     negative or of another width.
     """
-    weight_K = None if importance_K is None else _weights(importance_K, values_NK.shape[1])
+    weight_K = None if importance_K is None else column_weights(importance_K, values_NK.shape[1])
     q_NK, d_NG = _native.search_scales(np.ascontiguousarray(values_NK, np.float32), 4, weight_K)
     if not np.isfinite(d_NG.view(np.float16)).all():
         raise CheckpointError("a weight is not finite or too large for int4's float16 scale")
@@ -37,12 +38,3 @@ def dequantise_int4(q_NK: NDArray[np.int8], d_NG: NDArray[np.uint16]) -> F32:
     d_NK = np.repeat(d_NG.view(np.float16).astype(np.float32), GROUP, axis=1)[:, : q_NK.shape[1]]
     product: F32 = q_NK * d_NK
     return product
-
-
-def _weights(importance_K: F32, cols: int) -> F32:
-    """Importances to a mean of 1, so that sums stay within float32; a column never used still counts a little."""
-    if importance_K.shape != (cols,) or not np.isfinite(importance_K).all() or (importance_K < 0).any():
-        raise CheckpointError(f"importances must be {cols} finite numbers of at least 0, one per input column")
-    mean = float(importance_K.mean(dtype=np.float64)) or 1.0
-    weight_K: F32 = importance_K / np.float32(mean) + np.float32(1e-3)
-    return np.ascontiguousarray(weight_K)

@@ -27,6 +27,9 @@ class TensorStream(msgspec.Struct, frozen=True):
 
     `read(begin, end)` gives rows as float32, (rows, values of a row); begin and end are multiples of `unit`, or the
     end. A vector is rows of one value.
+
+    `importance_PK` are the mean squares of its input columns, for each of the P equal parts that its rows are made of
+    (experts, heads; else one). They weigh the search of scales.
     """
 
     name: str
@@ -34,6 +37,7 @@ class TensorStream(msgspec.Struct, frozen=True):
     dtype: str
     read: Callable[[int, int], Rows]
     unit: int = 1
+    importance_PK: Rows | None = None
 
     @property
     def count(self) -> int:
@@ -58,14 +62,26 @@ class TensorStream(msgspec.Struct, frozen=True):
 
         `release` lets go of the memory that holds what was read; it is called now and then, and at the end.
         """
+        begin = 0
         for number, rows in enumerate(self.pieces(), 1):
             try:
-                yield encode(kind, rows)
+                for one, importance_K in self._weighed(begin, rows):
+                    yield encode(kind, one, importance_K)
             except ValueError as error:
                 raise ConfigError(f"tensor {self.name} {error}; choose another --dtype") from None
+            begin += len(rows)
             if number % RELEASE_EVERY == 0:
                 release()
         release()
+
+    def _weighed(self, begin: int, rows: Rows) -> Iterator[tuple[Rows, Rows | None]]:
+        """Rows from `begin` on, as runs that share their importances."""
+        if self.importance_PK is None:
+            yield rows, None
+            return
+        height = self.count // len(self.importance_PK)
+        for at in range(begin // height * height, begin + len(rows), height):
+            yield rows[max(at - begin, 0) : at - begin + height], self.importance_PK[at // height]
 
 
 def as_stored(source: Checkpoint, *, extra: bool = False) -> list[TensorStream]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -19,6 +19,7 @@ from deepwell.weights.gguf.checkpoint import GgufCheckpoint, joined
 from deepwell.weights.gguf.ggml_types import BY_NAME
 from deepwell.weights.gguf.keys import PAIRED
 from deepwell.weights.gguf.names import gguf_name
+from deepwell.weights.importance import gguf_tensors
 from deepwell.weights.tensor_stream import Rows, TensorStream
 
 _Q_OR_K = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_proj\.(weight|bias)")
@@ -27,11 +28,16 @@ _SENSITIVE = {"q5_0": "q6_k", "q4_k": "q6_k", "q4_0": "q6_k"}
 """Types of the head, whose errors reach every logit, beside matrices of few bits."""
 
 
-def as_gguf(config: ModelConfig, tensors: Sequence[TensorStream], rope_freqs: Rows | None = None) -> list[TensorStream]:
+def as_gguf(
+    config: ModelConfig,
+    tensors: Sequence[TensorStream],
+    rope_freqs: Rows | None = None,
+    importance: Mapping[str, Rows] | None = None,
+) -> list[TensorStream]:
     """Tensors in Hugging Face's layout under GGUF's names, in its layout. The same values, none of them rounded.
 
-    `tensors` are those of the decoder; those of multi-token prediction modules are left out. CheckpointError if two
-    of them would have one name.
+    `tensors` are those of the decoder; those of multi-token prediction modules are left out. `importance`
+    is by parameter (weights/importance.py). CheckpointError if two of the tensors would have one name.
     """
     made = [] if rope_freqs is None else [_constant("rope_freqs.weight", rope_freqs)]
     experts: dict[str, list[TensorStream]] = {}
@@ -52,7 +58,15 @@ def as_gguf(config: ModelConfig, tensors: Sequence[TensorStream], rope_freqs: Ro
     for one, other in itertools.pairwise(made):
         if one.name == other.name:
             raise CheckpointError(f"two tensors of the source would be called {one.name}")
-    return made
+    return _weighed(config, made, importance) if importance else made
+
+
+def _weighed(
+    config: ModelConfig, tensors: Sequence[TensorStream], importance: Mapping[str, Rows]
+) -> list[TensorStream]:
+    """Each tensor with the importances of its columns, where they are known."""
+    known = {name: np.atleast_2d(importance[key]) for name, key in gguf_tensors(config).items() if key in importance}
+    return [msgspec.structs.replace(one, importance_PK=known.get(one.name)) for one in tensors]
 
 
 def of_gguf(source: GgufCheckpoint) -> list[TensorStream]:
