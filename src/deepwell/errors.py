@@ -79,3 +79,28 @@ class QueueFull(DeepwellError):
 
 class EngineStopped(DeepwellError):
     """The engine is shutting down or has failed, and takes no more requests."""
+
+
+class BadKey(DeepwellError):
+    """A request has no API key, or one that does not hold. Its text never repeats the key."""
+
+
+class Broke(DeepwellError):
+    """An account's balance, or a key's budget, is used up."""
+
+
+class OverLimit(DeepwellError):
+    """A key's own limit is reached. `limit` names it; it makes room in `retry_after` seconds."""
+
+    def __init__(self, message: str, limit: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.retry_after = retry_after
+
+
+class LedgerDown(DeepwellError):
+    """What is used cannot be written down: the database is locked, full or away. Worth another try later."""
+
+    def __init__(self, message: str, retry_after: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

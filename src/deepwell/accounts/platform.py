@@ -1,0 +1,314 @@
+"""Who may ask, and what it costs: all that a server sees of accounts.
+
+A request is opened before it is queued, counted as it goes, and ended once. Money and limits are decided from what this
+process knows, which is refreshed every few seconds; the ledger alone is exact.
+"""
+
+from __future__ import annotations
+
+import calendar
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from deepwell.accounts.clock import Clock
+from deepwell.accounts.database import ANONYMOUS, Database
+from deepwell.accounts.journal import Found, Journal, Live, leftovers
+from deepwell.accounts.keys import Key, Keys, Limits, Role, digest
+from deepwell.accounts.ledger import Balance, Ledger, Row
+from deepwell.accounts.meter import FRESH_SECONDS, Meter, Tab, Use
+from deepwell.accounts.money import Price, units
+from deepwell.accounts.prices import Prices
+from deepwell.accounts.writer import Writer
+from deepwell.errors import BadKey, Broke, LedgerDown, ModelUnknown, OverLimit
+
+PATIENCE = 5.0
+"""Seconds that the database may be away before requests are refused and live ones end."""
+_KEPT = 10_000
+"""Keys and balances remembered at most."""
+_SECOND = 10**9
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks. `models` None is all of them; `scope` parts the prefix cache, where accounts are kept apart in it."""
+
+    account: int
+    key: int
+    name: str
+    role: Role
+    models: tuple[str, ...] | None
+    scope: bytes = b""
+    limits: Limits = Limits()
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether there was no key, because none was ever made: nothing is limited then, and nothing owed."""
+        return self.key == ANONYMOUS
+
+
+class Platform:
+    """The accounts of one server process. For any thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        prices: Prices | None = None,
+        *,
+        clock: Clock | None = None,
+        isolate: bool = False,
+        patience: float = PATIENCE,
+    ) -> None:
+        """Takes over what processes that were killed have left. `isolate`: no account finds the prompts of another in
+        the prefix cache; `patience`: seconds that the database may be away. Raises LedgerDown, OSError.
+        """
+        self._database = database
+        self._prices = prices or Prices()
+        self._clock = clock or Clock()
+        self._isolate = isolate
+        self._patience = int(patience * _SECOND)
+        self._keys = Keys(database, self._clock)
+        self._ledger = Ledger(database)
+        recover(database, self._clock)
+        self._journal = Journal(database.live, database.id)
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[int, Key | None]] = {}
+        self._any: tuple[int, bool] = (0, False)
+        self._tabs: dict[tuple[object, ...], Tab] = {}
+        self._uses: dict[int, Use] = {}
+        self._live: dict[str, Meter] = {}
+        self._writer = Writer(self._ledger, self._clock, self._settle)
+
+    @property
+    def required(self) -> bool:
+        """Whether a key is needed: from the first one that is made, for good. Raises LedgerDown."""
+        read_at, any_key = self._any
+        now = self._clock.elapsed()
+        if not read_at or (not any_key and now - read_at > FRESH_SECONDS * _SECOND):
+            self._any = now, self._keys.any()
+        return self._any[1]
+
+    def caller(self, secret: str | None) -> Caller:
+        """Who has this key. Raises BadKey, LedgerDown."""
+        if not self.required:
+            return Caller(ANONYMOUS, ANONYMOUS, "", "user", None)
+        if not secret:
+            raise BadKey("an API key is needed, as the header Authorization: Bearer sk-...")
+        key = self._key(secret)
+        if key is None:
+            raise BadKey("there is no such API key")
+        return self._caller(key)
+
+    def caller_of(self, key: int) -> Caller:
+        """The holder of a key by the key's id, for what is done later than it was asked. Raises BadKey, LedgerDown."""
+        if key == ANONYMOUS and not self.required:
+            return self.caller(None)
+        found = self._keys.get(key)
+        if found is None:
+            raise BadKey("there is no such API key")
+        return self._caller(found)
+
+    def open(self, caller: Caller, *, id: str, model: str, kind: str, prompt_tokens: int, max_tokens: int) -> Meter:
+        """Begin a request. `id` is the server's own, and of no other request; `kind` is chat, completion, and so on.
+
+        Raises ModelUnknown for a model that the key may not use, Broke, OverLimit, LedgerDown.
+        """
+        if trouble := self._trouble():
+            raise trouble
+        if caller.models is not None and model not in caller.models:
+            raise ModelUnknown(f"this key may not use {model!r}; it may use {', '.join(caller.models)}", "model")
+        started = self._clock.now()
+        price = self._prices.at(model, started, kind=kind)
+        tabs = self._tabs_of(caller, price, started)
+        live = Live(id, caller.account, caller.key, model, kind, started, price)
+        with self._lock:
+            for tab in tabs:
+                if tab.left <= 0:
+                    raise Broke(tab.exhausted)
+            if id in self._live:
+                raise ValueError(f"request {id} is being answered already")
+            use = self._uses.setdefault(caller.key, Use())
+            self._check(use, caller.limits, prompt_tokens)
+            slot = self._journal.take(live)
+            if slot is None:
+                raise LedgerDown("too many requests wait for the ledger")
+            now = self._clock.elapsed()
+            use.requests.add(now, 1)
+            use.tokens.add(now, prompt_tokens)
+            use.live += 1
+            made = Meter(
+                caller,
+                live,
+                slot,
+                tabs,
+                use,
+                clock=self._clock,
+                lock=self._lock,
+                trouble=self._trouble,
+                put=self._writer.put,
+            )
+            self._live[id] = made
+            return made
+
+    def balance(self, account: int) -> tuple[Balance, ...]:
+        """What an account has by the ledger. Raises LedgerDown."""
+        return self._ledger.balances(account, self._clock.now())
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until what has ended is in the ledger, `seconds` at most; whether it is."""
+        return self._writer.flush(seconds)
+
+    def close(self, seconds: float = PATIENCE) -> None:
+        """End what is live, and write for `seconds` at most; what is not written then is for the next start."""
+        for meter in list(self._live.values()):
+            meter.give_up("interrupted")
+        self._writer.close(seconds)
+        self._journal.close()
+
+    def _trouble(self) -> LedgerDown | None:
+        since = self._writer.failing_since
+        if since is None or self._clock.elapsed() - since <= self._patience:
+            return None
+        return LedgerDown("what is used cannot be written down at the moment; try again later")
+
+    def _key(self, secret: str) -> Key | None:
+        """By its secret; read anew every few seconds, and believed longer while the database is away."""
+        name, now = digest(secret), self._clock.elapsed()
+        known = self._known.get(name)
+        if known and now - known[0] <= FRESH_SECONDS * _SECOND:
+            return known[1]
+        try:
+            key = self._keys.find(secret)
+        except LedgerDown:
+            if not known:
+                raise
+            return known[1]
+        with self._lock:
+            _bound(self._known)
+            self._known[name] = now, key
+        return key
+
+    def _caller(self, key: Key) -> Caller:
+        if key.revoked is not None:
+            raise BadKey("this API key was revoked")
+        if key.expired(self._clock.now()):
+            raise BadKey("this API key has expired")
+        scope = key.account.to_bytes(8, "big") if self._isolate else b""
+        return Caller(key.account, key.id, key.name, key.role, key.models, scope, key.limits)
+
+    def _check(self, use: Use, limits: Limits, prompt_tokens: int) -> None:
+        """Raises OverLimit if one more request is too much."""
+        now = self._clock.elapsed()
+        if limits.concurrent is not None and use.live >= limits.concurrent:
+            raise OverLimit(f"this key may have {limits.concurrent} requests at one time", "concurrent")
+        if limits.requests_per_minute is not None:
+            wait = use.requests.wait(now, 1, limits.requests_per_minute)
+            _refuse(wait, f"this key may make {limits.requests_per_minute} requests per minute", "requests_per_minute")
+        if limits.tokens_per_minute is not None:
+            wait = use.tokens.wait(now, prompt_tokens + use.output_live, limits.tokens_per_minute)
+            _refuse(wait, f"this key may use {limits.tokens_per_minute} tokens per minute", "tokens_per_minute")
+
+    def _tabs_of(self, caller: Caller, price: Price, started: int) -> list[Tab]:
+        """What the request is paid from: its account's balance, and its key's budget."""
+        if price.free or caller.anonymous:
+            return []
+        account, key, limits = caller.account, caller.key, caller.limits
+        tabs = [
+            self._tab(
+                ("balance", account, price.currency),
+                "Insufficient Balance",
+                lambda: sum(one.total for one in self.balance(account) if one.currency == price.currency),
+            )
+        ]
+        budget = limits.budget
+        if budget is not None and limits.budget_currency == price.currency:
+            since = month_start(started) if limits.budget_period == "month" else 0
+            tabs.append(
+                self._tab(
+                    ("budget", key, price.currency, since, budget),
+                    f"this key's budget of {units(budget)} {price.currency} is used up",
+                    lambda: budget - self._ledger.spent(key, price.currency, since),
+                )
+            )
+        return tabs
+
+    def _tab(self, name: tuple[object, ...], exhausted: str, read: Callable[[], int]) -> Tab:
+        with self._lock:
+            tab = self._tabs.get(name)
+            if tab is None:
+                _bound(self._tabs, lambda tab: not tab.unsettled)
+                tab = self._tabs[name] = Tab(exhausted, read)
+        tab.refresh(self._clock, self._lock)
+        return tab
+
+    def _settle(self, group: Sequence[Meter]) -> None:
+        """Rows stand in the ledger: what was counted for them is counted there."""
+        with self._lock:
+            for meter in group:
+                self._live.pop(meter.live.id, None)
+                for tab in meter.tabs:
+                    tab.unsettled -= meter.cost
+                    tab.settled -= meter.cost
+                    tab.settlements += 1
+        for meter in group:
+            self._journal.free(meter.slot)
+
+
+def recover(database: Database, clock: Clock | None = None) -> int:
+    """Write down what processes that were killed have left, once; how many requests. Raises LedgerDown."""
+    count = 0
+    for left in leftovers(database.live):
+        found = left.read(database.id)
+        if found is None:
+            continue
+        Ledger(database).append([_row(one) for one in found], (clock or Clock()).now())
+        left.remove()
+        count += len(found)
+    return count
+
+
+def _row(found: Found) -> Row:
+    live, price = found.live, found.live.price
+    return Row(
+        id=live.id,
+        account=live.account,
+        key=live.key,
+        model=live.model,
+        kind=live.kind,
+        started=live.started,
+        ended=live.started + found.whole_us,
+        first_us=found.first_us,
+        whole_us=found.whole_us,
+        hit=found.hit,
+        miss=found.miss,
+        output=found.output,
+        reasoning=found.reasoning,
+        reason=found.reason,
+        price_hit=price.hit,
+        price_miss=price.miss,
+        price_output=price.output,
+        currency=price.currency,
+        cost=price.cost(found.hit, found.miss, found.output),
+    )
+
+
+def month_start(moment: int) -> int:
+    """When the calendar month of a moment began; both in microseconds (UTC)."""
+    year, month = time.gmtime(moment // 1_000_000)[:2]
+    return calendar.timegm((year, month, 1, 0, 0, 0)) * 1_000_000
+
+
+def _refuse(wait: int, message: str, limit: str) -> None:
+    if wait > 0:
+        raise OverLimit(message, limit, max(1, -(-wait // _SECOND)))
+
+
+def _bound(kept: dict[Any, Any], may_go: Callable[[Any], bool] = lambda _: True) -> None:
+    """Forget the oldest of what is remembered, when that is too much."""
+    while len(kept) >= _KEPT:
+        oldest = next((name for name, value in kept.items() if may_go(value)), None)
+        if oldest is None:
+            return
+        del kept[oldest]

@@ -1,0 +1,135 @@
+"""A request is opened, counted and billed once; who may not ask is told so."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deepwell.accounts import Database, Keys, Ledger, Limits, Platform, Prices, open_database
+from deepwell.accounts.money import Price
+from deepwell.errors import BadKey, Broke, LedgerDown, ModelUnknown, OverLimit
+
+
+class Flat(Prices):
+    """One price for all: 1, 2 and 8 dollars."""
+
+    def at(self, model: str, when: int, *, kind: str = "chat") -> Price:
+        return Price(1_000_000, 2_000_000, 8_000_000)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    made = open_database(str(tmp_path / "accounts.sqlite"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def platform(database: Database) -> Iterator[Platform]:
+    made = Platform(database, Flat())
+    yield made
+    made.close()
+
+
+def test_a_request_is_billed_once(database: Database, platform: Platform) -> None:
+    secret, key = Keys(database).add("ada")
+    Ledger(database).move(key.account, "USD", "grant", 100, 1)
+    Ledger(database).move(key.account, "USD", "top_up", 1_000_000, 1)
+    caller = platform.caller(secret)
+    assert (caller.name, caller.role, caller.models) == ("ada", "user", None)
+    meter = platform.open(caller, id="r1", model="m", kind="chat", prompt_tokens=30, max_tokens=100)
+    assert meter.progress(10, 20, 1)
+    assert meter.progress(10, 20, 5)
+    meter.end(10, 20, 7, 3, "stop")
+    meter.end(10, 20, 9, 3, "stop")
+    assert platform.flush(5)
+    [row] = Ledger(database).rows()
+    assert (row.hit, row.miss, row.output, row.reasoning, row.reason) == (10, 20, 7, 3, "stop")
+    assert row.cost == 10 + 2 * 20 + 8 * 7
+    assert (row.from_granted, row.from_topped_up) == (100, 6)
+    assert row.ended - row.started == row.whole_us >= (row.first_us or 0) >= 0
+    [balance] = platform.balance(key.account)
+    assert (balance.granted, balance.topped_up) == (0, 999_994)
+    assert Ledger(database).audit() == []
+    assert platform.open(caller, id="r2", model="m", kind="chat", prompt_tokens=1, max_tokens=1)
+
+
+def test_without_any_key_all_may_ask_and_nobody_owes(platform: Platform, database: Database) -> None:
+    assert not platform.required
+    caller = platform.caller("whatever an SDK sends")
+    assert caller.anonymous
+    meter = platform.open(caller, id="r1", model="m", kind="chat", prompt_tokens=1, max_tokens=1)
+    assert meter.progress(0, 10**6, 10**6)
+    meter.end(0, 10**6, 10**6, 0, "stop")
+    assert platform.flush(5)
+    assert Ledger(database).audit() == []
+
+
+def test_keys_that_do_not_hold_are_refused(database: Database) -> None:
+    keys = Keys(database)
+    revoked, key = keys.add("ada")
+    keys.revoke(key.id)
+    expired, _ = keys.add("ada", expires=1)
+    platform = Platform(database)
+    assert platform.required
+    for secret in (None, "", "sk-unknown", "sk-" + "x" * 10_000, "\ud800", revoked, expired):
+        with pytest.raises(BadKey) as refusal:
+            platform.caller(secret)
+        assert not secret or secret not in str(refusal.value)
+    platform.close()
+
+
+def test_a_secret_is_nowhere_in_the_database(database: Database, tmp_path: Path) -> None:
+    secret, _ = Keys(database).add("ada")
+    assert len(secret) >= 46
+    for file in tmp_path.iterdir():
+        assert secret.encode() not in file.read_bytes()
+        assert file.stat().st_mode & 0o077 == 0
+
+
+def test_models_money_and_limits(database: Database, platform: Platform) -> None:
+    keys = Keys(database)
+    secret, key = keys.add("ada", models=["small"], limits=Limits(requests_per_minute=2, concurrent=1))
+    caller = platform.caller(secret)
+    ask = {"kind": "chat", "prompt_tokens": 5, "max_tokens": 5}
+    with pytest.raises(ModelUnknown):
+        platform.open(caller, id="a", model="large", **ask)
+    with pytest.raises(Broke):
+        platform.open(caller, id="a", model="small", **ask)
+    Ledger(database).move(key.account, "USD", "top_up", 50, 1)
+    time.sleep(0.11)
+    meter = platform.open(caller, id="a", model="small", **ask)
+    with pytest.raises(OverLimit) as refusal:
+        platform.open(caller, id="b", model="small", **ask)
+    assert refusal.value.limit == "concurrent"
+    assert meter.progress(0, 5, 4)
+    assert not meter.progress(0, 5, 5)
+    assert isinstance(meter.why, Broke)
+    meter.end(0, 5, 5, 0, "balance")
+    assert platform.flush(5)
+    with pytest.raises(Broke):
+        platform.open(caller, id="b", model="small", **ask)
+
+
+def test_a_locked_database_refuses_and_loses_nothing(tmp_path: Path) -> None:
+    database = open_database(str(tmp_path / "a.sqlite"), busy_seconds=0.05)
+    platform = Platform(database, Flat(), patience=0.2)
+    ask = {"model": "m", "kind": "chat", "prompt_tokens": 5, "max_tokens": 5}
+    other = sqlite3.connect(tmp_path / "a.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    caller = platform.caller(None)
+    first, second = (platform.open(caller, id=id, **ask) for id in "ab")
+    first.end(0, 5, 1, 0, "stop")
+    assert not platform.flush(0.8)
+    with pytest.raises(LedgerDown):
+        platform.open(caller, id="c", **ask)
+    assert not second.progress(0, 5, 2)
+    assert isinstance(second.why, LedgerDown)
+    second.end(0, 5, 2, 0, "error")
+    other.execute("ROLLBACK")
+    assert platform.flush(5)
+    assert [row.id for row in Ledger(database).rows()] == ["a", "b"]
+    platform.close()
+    database.close()
