@@ -19,27 +19,27 @@ def joined(pieces: list[Marked]) -> str:
     return "".join(piece for piece in pieces if isinstance(piece, str))
 
 
-def pieces(parts: list[bytes], stop: tuple[str, ...] = ()) -> tuple[str, bool]:
+def pieces(parts: list[bytes], stop: tuple[str, ...] = ()) -> tuple[str, str | None]:
     detokenizer = Detokenizer(stop)
     text = joined([*(piece for part in parts for piece in detokenizer.push(part)), *detokenizer.flush()])
     return text, detokenizer.stopped
 
 
-def cut_by_reference(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
+def cut_by_reference(text: str, stop: tuple[str, ...]) -> tuple[str, str | None]:
     """Read one character after another until the text read ends with a stop text."""
     for end in range(1, len(text) + 1):
-        starts = [end - len(s) for s in stop if text[:end].endswith(s)]
-        if starts:
-            return text[: min(starts)], True
-    return text, False
+        found = max((s for s in stop if text[:end].endswith(s)), key=len, default=None)
+        if found is not None:
+            return text[: end - len(found)], found
+    return text, None
 
 
 @given(data)
 def test_every_split_in_two_gives_the_whole_decoding(data: bytes) -> None:
     whole = data.decode("utf-8", "replace")
     for at in range(len(data) + 1):
-        assert pieces([data[:at], data[at:]]) == (whole, False)
-    assert pieces([bytes([byte]) for byte in data]) == (whole, False)
+        assert pieces([data[:at], data[at:]]) == (whole, None)
+    assert pieces([bytes([byte]) for byte in data]) == (whole, None)
 
 
 @given(data)
@@ -78,7 +78,7 @@ def test_after_a_stop_nothing_more_is_said() -> None:
     detokenizer = Detokenizer(("stop",))
     assert detokenizer.push(b"a st") == ["a "]
     assert detokenizer.push(b"op b") == []
-    assert detokenizer.stopped
+    assert detokenizer.stopped == "stop"
     assert detokenizer.push(b"c") == detokenizer.mark(7, "<s>") == detokenizer.flush() == []
 
 
@@ -87,7 +87,7 @@ def test_after_a_stop_nothing_more_is_said() -> None:
     [([b"\xf0\x9f\x90"], "\ufffd"), ([b"\xe2", b"a"], "\ufffda"), ([b"\xff", b"\xf0\x9f"], "\ufffd\ufffd")],
 )
 def test_broken_bytes_become_replacement_characters(parts: list[bytes], text: str) -> None:
-    assert pieces(parts) == (text, False)
+    assert pieces(parts) == (text, None)
 
 
 def said(*parts: bytes | Tag | int, stop: tuple[str, ...]) -> tuple[list[Marked], bool]:
@@ -105,7 +105,7 @@ def said(*parts: bytes | Tag | int, stop: tuple[str, ...]) -> tuple[list[Marked]
             merged[-1] += piece
         else:
             merged.append(piece)
-    return merged, detokenizer.stopped
+    return merged, detokenizer.stopped is not None
 
 
 ROW = Tag("<row>", 5)

@@ -114,6 +114,19 @@ def test_a_gap_is_filled_in_llama_cpps_words(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "how"), [({}, ("eos", "")), ({"stop": ["y", "="]}, ("word", "=")), ({"n_predict": 1}, ("limit", ""))]
+)
+def test_a_filled_gap_says_how_it_ended(fields: dict[str, Any], how: tuple[str, str], stream: bool) -> None:
+    runner = FakeRunner(context=CONTEXT, next_token=reply([*T.encode(" = 1"), *T.eos], after=T.encode("x")[0]))
+    body = {"input_prefix": "", "input_suffix": "", "prompt": "x", "stream": stream, **fields}
+    with client_of(make_service(runner)) as client:
+        *_, last = filter(None, client.post("/infill", json=body).text.splitlines())
+    part = json.loads(last.removeprefix("data: "))
+    assert (part["stop_type"], part["stopping_word"]) == how
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_gap_may_be_read_into_the_cache_without_an_answer(stream: bool) -> None:
     """As editors warm it."""
     body = {"input_prefix": "a " * 200, "input_suffix": "b", "n_predict": 0, "stream": stream}

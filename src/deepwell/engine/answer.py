@@ -120,7 +120,7 @@ class AnswerState:
         data, mark = self._tokenizer.token_bytes(token), self._tokenizer.mark(token)
         marked = self._text.push(data) if mark is None else self._text.mark(mark, data.decode())
         reason: FinishReason | None = None
-        if self._text.stopped:
+        if self._text.stopped is not None:
             reason = "stop"
         elif self.room <= 0:
             reason = "length"
@@ -143,6 +143,8 @@ class AnswerState:
             finish_reason=reason,
             usage=self.usage() if reason else None,
             error=error,
+            stopped_by=self._text.stopped if reason == "stop" else None,
+            cached_tokens=self.sequence.cached_tokens or 0,
         )
 
     def _points(self, count: int) -> tuple[float, ...]:

@@ -25,7 +25,8 @@ class Detokenizer:
         """What is held, its added tokens spelled out."""
         self._tokens: list[tuple[int, int, Marked]] = []
         """Begin, end and mark of each added token in it."""
-        self.stopped = False
+        self.stopped: str | None = None
+        """The stop text that was found."""
 
     def push(self, data: bytes) -> list[Marked]:
         """Add a token's bytes and return what is certain now. Returns nothing once `stopped`."""
@@ -46,12 +47,12 @@ class Detokenizer:
         return self._cut(final=True)
 
     def _cut(self, final: bool) -> list[Marked]:
-        if self.stopped:
+        if self.stopped is not None:
             return []
-        found = [(at + len(stop), at) for stop in self._stop if (at := self._find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stop if (at := self._find(stop)) >= 0]
         if found:
-            self.stopped = True
-            return list(self._given(min(found)[1]))
+            _, at, self.stopped = min(found)
+            return list(self._given(at))
         held = 0 if final else max(map(self._begun, self._stop), default=0)
         kept = len(self._text) - held
         # a tag is given whole

@@ -92,7 +92,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     `marked` is its text and its special tokens, in order; a token that ends the answer is not among them. Texts are
     whole UTF-8: bytes that do not form a character yet wait for the next piece, at most until a special token comes.
     `prompt_logprobs` comes once, in the first delta, when asked for. `finish_reason` and `usage` come once, in the
-    last one. `error` says what went wrong when `finish_reason` is "error".
+    last one. `error` says what went wrong when `finish_reason` is "error"; `stopped_by` is the stop text that ended the
+    answer, if one did. `cached_tokens` of the prompt came from the prefix cache.
     """
 
     marked: tuple[Marked, ...] = ()
@@ -102,6 +103,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
+    stopped_by: str | None = None
+    cached_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -120,4 +123,6 @@ def join(deltas: Sequence[Delta]) -> Delta:
         finish_reason=last.finish_reason,
         usage=last.usage,
         error=last.error,
+        stopped_by=last.stopped_by,
+        cached_tokens=last.cached_tokens,
     )

@@ -8,14 +8,13 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepwell.chat import render_chat
-from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reader, Reasoning
-from deepwell.chat.reading.marks import ThoughtMeter
+from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reasoning
 from deepwell.engine.types import Delta
 from deepwell.server.answers import respond
-from deepwell.server.conversations import conversation_of, texts_of
+from deepwell.server.conversations import conversation_of
 from deepwell.server.logprobs import TokenBytes, chat_logprobs
 from deepwell.server.protocol import ChatRequest
+from deepwell.server.question import question_of
 from deepwell.server.replies import (
     CallAnswer,
     CallDelta,
@@ -47,32 +46,16 @@ async def chat_completions(request: Request) -> Response:
     async with service.admitted(request, ChatRequest) as (asked, place):
         model = check_common(asked, service)
         conversation = conversation_of(asked, service.format)
-
-        replay = service.replay
-
-        def render() -> tuple[tuple[int, ...], Reader]:
-            rendered = render_chat(conversation, service.tokenizer, service.format)
-            return replay.apply(conversation, rendered), service.format.reader(conversation, service.tokenizer)
-
-        prompt, reader = await service.rendered(request.receive, render, texts_of(conversation), "messages", chat=True)
-        meter = ThoughtMeter(reader.thoughts, service.tokenizer)
-        thinks = meter.thinking or service.format.thinks == "always"
-        habit = service.format.thought_tokens if thinks else None
-        max_tokens = max_tokens_of(asked, len(prompt), "messages", service, habit)
+        question = await question_of(request, conversation, service, "messages")
+        max_tokens = max_tokens_of(asked, len(question.prompt), "messages", service, question.habit)
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        turn = Turn(
-            reader,
-            meter,
-            one_call=asked.parallel_tool_calls is False,
-            ended=lambda turn: replay.keep(conversation, prompt, turn.message, turn.ids),
-        )
         head = service.head(model)
         sampling = sampling_of(asked, service.advice, max_tokens, logprobs, ends=service.ends)
-        stream = service.submit(place, head.id, prompt, sampling)
+        stream = service.submit(place, head.id, question.prompt, sampling)
         writer = ChatWriter(
             head,
             service.tokenizer.token_bytes,
-            turn,
+            question.turn(one_call=asked.parallel_tool_calls is False),
             with_usage=asked.stream_options is not None and bool(asked.stream_options.include_usage),
         )
         return await respond(request, stream, writer, timer, bool(asked.stream), service.limits.keep_alive_seconds)

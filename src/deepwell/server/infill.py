@@ -19,9 +19,9 @@ from deepwell.server.replies import EventWriter
 from deepwell.server.rules import check_common, max_tokens_of, sampling_of
 from deepwell.server.service import Service
 
-StopType = Literal["eos", "limit", "none"]
+StopType = Literal["eos", "word", "limit", "none"]
 STOP_TYPES: dict[str | None, StopType] = {"stop": "eos", "length": "limit"}
-"""llama.cpp's words for why an answer ended."""
+"""llama.cpp's words for why an answer ended, where no stop text ended it."""
 
 
 class Snippet(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +57,7 @@ class Infilled(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens_cached: int | UnsetType = UNSET
     truncated: bool | UnsetType = UNSET
     stop_type: StopType | UnsetType = UNSET
+    stopping_word: str | UnsetType = UNSET
 
 
 async def infill(request: Request) -> Response:
@@ -123,5 +124,6 @@ class InfillWriter(EventWriter):
             tokens_evaluated=delta.usage.prompt_tokens,
             tokens_cached=delta.usage.cached_tokens,
             truncated=False,
-            stop_type=STOP_TYPES.get(delta.finish_reason, "none"),
+            stop_type="word" if delta.stopped_by is not None else STOP_TYPES.get(delta.finish_reason, "none"),
+            stopping_word=delta.stopped_by or "",
         )
