@@ -200,10 +200,10 @@ import sys, time
 from deepwell.weights import tensor_stream
 from deepwell.weights.gguf import writer as gguf_writer
 encode = tensor_stream.encode
-def slow(kind, rows):
+def slow(kind, rows, *rest):
     print("writing", flush=True)
     time.sleep(0.2)
-    return encode(kind, rows)
+    return encode(kind, rows, *rest)
 tensor_stream.encode = slow
 from deepwell.cli.main import main
 sys.exit(main(sys.argv[1:]))
