@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from fake_server import Fake
 from playwright.sync_api import Page, expect
 from talking import ask, last, say
@@ -21,6 +22,17 @@ OLD = """async () => {
   await new Promise(done => transaction.oncomplete = done);
   request.result.close();
 }"""
+
+MUTE = "BroadcastChannel.prototype.postMessage = () => undefined"
+"""As if the tab was always closed between saving and saying so, or was too busy to answer when it is asked."""
+NO_LOCKS = "delete Navigator.prototype.locks"
+"""As on plain http from another machine."""
+STORED = """chat => new Promise(done => {
+  indexedDB.open("deepwell").onsuccess = ({ target: { result } }) => {
+    const all = result.transaction("messages").objectStore("messages").getAll(IDBKeyRange.bound([chat], [chat, []]));
+    all.onsuccess = () => done(all.result.find(({ role }) => role === "assistant"));
+  };
+})"""
 
 
 def texts(page: Page) -> list[str]:
@@ -94,6 +106,52 @@ def test_an_answer_whose_tab_was_closed_can_go_on(page: Page, second: Page) -> N
     expect(last(page).locator(".notice.info")).to_contain_text("Stopped when the page was left.")
     page.get_by_role("button", name="Continue").click()
     expect(last(page)).to_contain_text("and the second.")
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["locks", "no-locks"])
+def test_an_answer_goes_on_whatever_its_closed_tab_saved_without_a_word(page: Page, second: Page, locks: bool) -> None:
+    """One press of Continue, and nothing that was saved is lost."""
+    second.add_init_script(MUTE)
+    for each in (page, second):
+        each.add_init_script("" if locks else NO_LOCKS)
+    second.goto("/")
+    second.wait_for_selector("#status-dot[data-state=online]")
+    say(second, "something slow")
+    expect(last(second)).to_contain_text("drop 25 ")
+    page.goto("about:blank")
+    page.goto(second.url)
+    expect(last(page)).to_contain_text("drop 0 ")
+    chat = second.url.rpartition("/")[2]
+    before = stored = page.evaluate(STORED, chat)
+    while stored["revision"] < before["revision"] + 2:
+        page.wait_for_timeout(50)
+        stored = page.evaluate(STORED, chat)
+    assert last(page).locator(".markdown").last.inner_text() < stored["text"]
+    if locks:
+        expect(last(page)).to_contain_text("Being answered in another tab")
+        expect(last(page).locator(".notice")).to_have_count(0)
+    second.close()
+    expect(last(page).locator(".notice.info")).to_contain_text("Stopped when the page was left.")
+    expect(last(page)).not_to_contain_text("Being answered in another tab")
+    page.get_by_role("button", name="Continue").click()
+    expect(last(page)).to_contain_text("and the second.")
+    expect(last(page)).to_contain_text(stored["text"])
+    expect(last(page).locator(".notice")).to_have_count(0)
+
+
+def test_what_another_tab_has_finished_meanwhile_is_shown_and_not_asked_again(
+    page: Page, second: Page, fake: Fake
+) -> None:
+    second.add_init_script(MUTE)
+    ask(page, "to the limit")
+    second.goto(page.url)
+    second.get_by_role("button", name="Continue").click()
+    expect(last(second)).to_contain_text("and the second.")
+    expect(last(second).locator(".notice")).to_have_count(0)
+    expect(last(page)).not_to_contain_text("and the second.")
+    page.get_by_role("button", name="Continue").click()
+    expect(last(page)).to_contain_text("and the second.")
+    assert len(fake.bodies) == 2
 
 
 def test_an_answer_left_by_a_reload_is_not_called_an_error(page: Page, fake: Fake) -> None:

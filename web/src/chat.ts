@@ -110,8 +110,9 @@ export class Chat implements Actions, Watcher {
   async resume(message: Message): Promise<void> {
     const { conversation } = this;
     const asked = conversation.messages.find((other) => other.id === message.parent);
-    if (!asked || this.isRunning(conversation) || !(await this.app.history.reopen(conversation, message))) return;
-    await this.make(conversation, asked, message);
+    if (!asked || this.isRunning(conversation)) return;
+    const reopened = await this.app.history.reopen(conversation, message);
+    if (reopened) await this.make(conversation, asked, reopened);
   }
 
   startOver(message: Message): void {
@@ -210,7 +211,7 @@ export class Chat implements Actions, Watcher {
 
   /** Makes `message` grow from what it has; `fresh` messages are saved with it the first time. */
   private async make(conversation: Conversation, asked: Message, message: Message, ...fresh: Message[]): Promise<void> {
-    const begun = message.text || message.reasoning ? unfinished(message) : null;
+    const before = message.text || message.reasoning ? unfinished(message) : null;
     let savedAt = Date.now();
     const generation = new Generation((progress) => {
       fill(message, progress);
@@ -220,20 +221,20 @@ export class Chat implements Actions, Watcher {
       void this.save(conversation, message);
     }, message.text, message.reasoning);
     this.running.set(conversation.id, generation);
-    this.app.history.making.add(message.id);
+    this.app.history.begin(message);
     this.render();
     this.follower.start();
     announce("Answering");
     void this.save(conversation, ...fresh, message);
     message.model = await this.app.modelName();
-    const outcome = await generation.run("v1/chat/completions", this.body(conversation, asked, message.model, begun), this.app.settings.apiKey);
+    const outcome = await generation.run("v1/chat/completions", this.body(conversation, asked, message.model, before), this.app.settings.apiKey);
     this.finish(conversation, message, outcome, generation);
   }
 
-  private body(conversation: Conversation, asked: Message, model: string, begun: ChatMessage | null): Record<string, unknown> {
+  private body(conversation: Conversation, asked: Message, model: string, before: ChatMessage | null): Record<string, unknown> {
     const { chat, system } = this.app.settings;
     const own = ownValues("chat", this.app.model?.advice ?? null);
-    const messages = [...requestMessages(conversation, asked, system), ...(begun ? [begun] : [])];
+    const messages = [...requestMessages(conversation, asked, system), ...(before ? [before] : [])];
     return { model, messages, ...sampling(chat, own), ...(this.app.model?.thinks === false ? {} : thinking(chat)) };
   }
 
@@ -247,12 +248,15 @@ export class Chat implements Actions, Watcher {
     this.refresh(conversation, message, false);
     announce(message.error ?? `Answer complete. ${message.text.slice(0, 500)}`);
     // A conversation that was deleted meanwhile stays so.
-    if (this.app.history.find(conversation.id)) void this.save(conversation, message);
+    const saved = this.app.history.find(conversation.id) ? this.save(conversation, message) : Promise.resolve();
+    void saved.then(() => this.app.history.ended(message));
   }
 
   private async save(conversation: Conversation, ...changed: Message[]): Promise<void> {
     try {
-      await this.app.history.save(conversation, ...changed);
+      const saved = this.app.history.save(conversation, ...changed);
+      this.changed();
+      await saved;
     } catch (error) {
       toast(`This conversation could not be saved in the browser: ${String(error)}`);
     }

@@ -23,11 +23,11 @@ export class History {
   readonly making = new Set<string>();
   watcher: Watcher | null = null;
   private watching = false;
+  private begun: Promise<unknown> = Promise.resolve();
   private readonly tabs = new Tabs({
     saved: (chat) => void this.read(chat),
     removed: (chat) => this.forget(chat),
     stop: (chat) => this.watcher?.stopped(chat),
-    making: () => [...this.making],
   });
 
   private constructor(private readonly database: Database | null) {}
@@ -60,21 +60,62 @@ export class History {
     await this.write(conversation, [], true);
   }
 
-  /** Makes an ended answer a running one of this tab. False: another tab was first, and its state comes by itself. */
-  async reopen(conversation: Conversation, message: Message): Promise<boolean> {
-    const { end: _end, error: _error, ...rest } = message;
-    const next = { ...rest, revision: (message.revision ?? 0) + 1 };
+  /** Begins an answer in this tab, unless it was reopened. */
+  begin(message: Message): void {
+    if (this.making.has(message.id)) return;
     this.making.add(message.id);
-    if (this.database && !(await this.database.replace(conversation.id, message, next))) {
-      this.making.delete(message.id);
+    this.begun = this.tabs.hold(message.id);
+  }
+
+  /** The end of an answer of this tab is saved. */
+  ended(message: Message): void {
+    this.tabs.letGo(message.id);
+  }
+
+  /**
+   * Makes an ended answer a running one of this tab, with whatever was saved of it. Null: another tab was first, or its end
+   * is another one by now; that state is then shown.
+   */
+  async reopen(conversation: Conversation, shown: Message): Promise<Message | null> {
+    if (this.making.has(shown.id)) return null;
+    this.making.add(shown.id);
+    const mine = await this.tabs.hold(shown.id);
+    const reopened = mine ? await this.replaceNewest(conversation, shown) : null;
+    if (!reopened) {
+      this.making.delete(shown.id);
+      this.tabs.letGo(shown.id);
       await this.read(conversation.id);
-      return false;
     }
-    delete message.end;
-    delete message.error;
-    message.revision = next.revision;
-    this.tabs.tell({ kind: "saved", chat: conversation.id });
-    return true;
+    return reopened;
+  }
+
+  /** Stores an answer that ended as `shown` did as one that runs, once this tab knows the last that is stored of it. */
+  private async replaceNewest(conversation: Conversation, shown: Message): Promise<Message | null> {
+    for (let message = shown; message.end === shown.end; ) {
+      const { end: _end, error: _error, ...rest } = message;
+      const next = { ...rest, revision: (message.revision ?? 0) + 1 };
+      if (!this.database || (await this.database.replace(conversation.id, message, next))) {
+        delete message.end;
+        delete message.error;
+        message.revision = next.revision;
+        this.tabs.tell({ kind: "saved", chat: conversation.id });
+        return message;
+      }
+      // A tab that is closed may have saved once more without a word of it.
+      const newer = await this.readNewer(conversation, message);
+      if (!newer) return null;
+      message = newer;
+    }
+    return null;
+  }
+
+  /** What is stored of a message if it is newer than here; as left if it ran and nobody makes it. */
+  private async readNewer(conversation: Conversation, { id, revision }: Message): Promise<Message | null> {
+    await this.read(conversation.id);
+    const message = conversation.messages.find((each) => each.id === id);
+    if (!message || message.revision === revision) return null;
+    if (isRunning(message) && (await this.tabs.abandoned([id])).length > 0) message.end = "left";
+    return message;
   }
 
   async remove(conversation: Conversation): Promise<void> {
@@ -108,6 +149,8 @@ export class History {
     if (!this.conversations.includes(conversation)) this.conversations.push(conversation);
     this.sort();
     if (!this.database) return;
+    // Who reads of an answer must find its maker.
+    await this.begun;
     conversation.title = await this.database.write(conversation, changed, renamed);
     this.tabs.tell({ kind: "saved", chat: conversation.id });
   }
@@ -141,15 +184,21 @@ export class History {
     if (this.watching) return;
     this.watching = true;
     for (let open = this.elsewhere(); open.length > 0; open = this.elsewhere()) {
-      const lost = new Set(await this.tabs.abandoned(open));
-      for (const conversation of this.conversations) {
-        const left = conversation.messages.filter((each) => lost.has(each.id) && isRunning(each) && !this.making.has(each.id));
-        for (const message of left) message.end = "left";
-        if (left.length > 0) this.watcher?.changedElsewhere(conversation);
+      const lost = await this.tabs.abandoned(open);
+      for (const conversation of [...this.conversations]) {
+        if (conversation.messages.some((each) => lost.includes(each.id))) await this.leave(conversation, lost);
       }
       await new Promise((resolve) => setTimeout(resolve, WATCH_MS));
     }
     this.watching = false;
+  }
+
+  /** Marks those of `lost` that still run as left, with the last that their tabs had saved. */
+  private async leave(conversation: Conversation, lost: readonly string[]): Promise<void> {
+    await this.read(conversation.id);
+    const left = conversation.messages.filter((each) => lost.includes(each.id) && isRunning(each) && !this.making.has(each.id));
+    for (const message of left) message.end = "left";
+    if (left.length > 0) this.watcher?.changedElsewhere(conversation);
   }
 
   private elsewhere(): string[] {

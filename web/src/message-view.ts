@@ -155,7 +155,10 @@ class AssistantView implements MessageView {
   private await(message: Message, { elsewhere, queued }: Place, running: boolean): void {
     const empty = message.text === "" && !message.reasoning && !message.calls;
     this.wait.hidden = !running || !(empty || elsewhere);
-    if (this.wait.hidden) return;
+    if (this.wait.hidden) {
+      this.wait.replaceChildren();
+      return;
+    }
     const words = elsewhere ? "Being answered in another tab…" : queued ? "Waiting for a place in the queue…" : "";
     if (this.wait.textContent !== words || !this.wait.firstChild) this.wait.replaceChildren(ripple(), words);
   }
