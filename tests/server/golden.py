@@ -85,7 +85,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 FAULTS: list[dict[str, Any]] = [
     {"logprobs": False, "top_logprobs": 2},
-    {"response_format": {"type": "json_object"}},
+    {"response_format": {"type": "xml"}},
     {"thinking": {"type": "maybe"}},
     {"reasoning_effort": "much"},
     THINKING,

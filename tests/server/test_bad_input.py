@@ -100,7 +100,7 @@ def raw(client: TestClient, body: bytes, content_type: str | None = "application
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "from 0 to 20"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type", "not supported yet"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
         ({"response_format": "json"}, "response_format", "object"),
     ],
 )

@@ -1,6 +1,6 @@
 """Conversations and texts as token ids, and token ids as answers: one renderer and one reader per prompt format."""
 
-from deepwell.chat.conversation import Call, Conversation, Message, Result, Role, Text, Thought, Tool
+from deepwell.chat.conversation import Call, Conversation, Message, Result, Role, Structure, Text, Thought, Tool
 from deepwell.chat.fim import fills_gaps, opening, render_fim, render_text
 from deepwell.chat.formats import FORMATS, detect, find_format, trained_to_chat
 from deepwell.chat.render import end_ids, render_chat
@@ -12,6 +12,7 @@ __all__ = [
     "Message",
     "Result",
     "Role",
+    "Structure",
     "Text",
     "Thought",
     "Tool",

@@ -121,12 +121,23 @@ class Message(msgspec.Struct, frozen=True):
         return None
 
 
+class Structure(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer must be: JSON, of a `schema` if there is one; a text that the regular expression or the Lark
+    grammar `text` describes; or one of the `texts`. The request's `field` asked for it."""
+
+    kind: Literal["json", "regex", "lark", "choice"]
+    field: str
+    schema: dict[str, Any] | None = None
+    text: str = ""
+    texts: tuple[str, ...] = ()
+
+
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """What a prompt is rendered from.
 
     `thinking` None leaves it to the format's own habit. `effort` is how long to think, by a name of `EFFORTS`, None the
     format's habit. `choice` says which tools the model may call: none, any it likes ("auto"), at least one
-    ("required"), or the one of that `Tool`.
+    ("required"), or the one of that `Tool`. `structure` says what the answer must be where it is no call.
     """
 
     messages: tuple[Message, ...]
@@ -134,6 +145,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     choice: Literal["none", "auto", "required"] | Tool = "auto"
     thinking: bool | None = None
     effort: str | None = None
+    structure: Structure | None = None
 
     @property
     def must_call(self) -> bool:

@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from deepwell.engine.constraint import masks_of
 from deepwell.engine.detokenize import Detokenizer
 from deepwell.engine.scheduler import Segment, SequenceState
 from deepwell.engine.types import Delta, FinishReason, Request, TokenLogprob, Usage, join
+from deepwell.grammar.constraint import masks_of
 from deepwell.ops.sampling import Ask, Chosen, RowLogprob
 from deepwell.weights.tokenizer import Marked, Tokenizer
 

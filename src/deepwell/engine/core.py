@@ -128,6 +128,11 @@ class EngineCore:
         self._finished: dict[FinishReason, int] = dict.fromkeys(("stop", "length", "abort", "error"), 0)
 
     @property
+    def vocab_size(self) -> int:
+        """The width of the logits."""
+        return self._backend.vocab_size
+
+    @property
     def live(self) -> Collection[str]:
         """Ids of the requests that have not ended."""
         return self._live.keys()

@@ -130,6 +130,11 @@ class AsyncEngine:
         self._refusal: str | None = "the engine has not been started"
 
     @property
+    def vocab_size(self) -> int:
+        """The width of the logits."""
+        return self._core.vocab_size
+
+    @property
     def refusal(self) -> str | None:
         """Why `submit` refuses every request; None while it takes them."""
         return self._refusal

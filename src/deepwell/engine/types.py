@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from deepwell.engine.constraint import Constraint
+from deepwell.grammar.constraint import Constraint
 from deepwell.ops.sampling import SamplingRules
 from deepwell.weights.tokenizer import Marked
 

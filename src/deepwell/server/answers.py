@@ -6,7 +6,7 @@ A new protocol is a file beside chat_completions.py: an endpoint, what it asks a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, closing
 from typing import Any, Protocol, TypeVar
 
@@ -205,9 +205,9 @@ async def watch(stream: Pieces[T], receive: Receive, silence: float | None = Non
                 task.cancel()
 
 
-async def while_there(work: asyncio.Future[T], receive: Receive) -> T:
-    """The result of `work`, which is cancelled when the client leaves first: ClientDisconnect."""
-    gone = asyncio.ensure_future(_disconnected(receive))
+async def while_there(awaited: Awaitable[T], receive: Receive) -> T:
+    """The result of some work, which is cancelled when the client leaves first: ClientDisconnect."""
+    work, gone = asyncio.ensure_future(awaited), asyncio.ensure_future(_disconnected(receive))
     both: set[asyncio.Future[Any]] = {work, gone}
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

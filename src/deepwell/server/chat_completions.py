@@ -51,7 +51,7 @@ async def chat_completions(request: Request) -> Response:
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         head = service.head(model)
         sampling = sampling_of(asked, service.advice, max_tokens, logprobs, ends=service.ends)
-        stream = service.submit(place, head.id, question.prompt, sampling)
+        stream = question.submit(place, head.id, sampling)
         writer = ChatWriter(
             head,
             service.tokenizer.token_bytes,

@@ -20,6 +20,7 @@ from deepwell.server.protocol import (
     OfferedTool,
     TemplateOptions,
 )
+from deepwell.server.structure import structure_of
 
 Choice = Literal["none", "auto", "required"] | Tool
 
@@ -49,6 +50,7 @@ def conversation_of(asked: ChatRequest, format: Format) -> Conversation:
         choice=choice,
         thinking=thinking,
         effort=effort,
+        structure=structure_of(asked),
     )
     return settle(told, format, FIELDS)
 
@@ -66,9 +68,6 @@ def texts_of(conversation: Conversation) -> list[str]:
 def _check_pairs(asked: ChatRequest) -> None:
     if asked.top_logprobs is not None and not asked.logprobs:
         raise RequestError("top_logprobs is only allowed with logprobs: true", "top_logprobs")
-    if asked.response_format is not None and asked.response_format.type != "text":
-        kind = shown(asked.response_format.type)
-        raise RequestError(f"response_format {kind} is not supported yet; allowed: text", "response_format.type")
 
 
 def _thinking(asked: ChatRequest, format: Format, must_call: bool) -> tuple[bool | None, str | None]:

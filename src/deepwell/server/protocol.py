@@ -82,6 +82,25 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     type: str
 
 
+class NamedSchema(msgspec.Struct, frozen=True, kw_only=True):
+    """A JSON schema as OpenAI wraps it. Its answers always keep to it, whether or not it is called `strict`."""
+
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """What the answer must be: JSON, JSON of a schema, what a regular expression matches or a Lark grammar derives."""
+
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["text", "json_object", "json_schema", "regex", "grammar"]})]
+    json_schema: NamedSchema | None = None
+    schema: dict[str, Any] | None = None
+    regex: str | None = None
+    pattern: str | None = None
+    grammar: str | None = None
+
+
 class Function(msgspec.Struct, frozen=True, kw_only=True):
     """A function that the model may call. `parameters` is a JSON schema of an object; none means no arguments."""
 
@@ -188,7 +207,9 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     ] = None
     enable_thinking: Annotated[bool | None, Meta(description="true or false; another way to say thinking")] = None
     reasoning_effort: Annotated[str | None, Meta(description=f"one of {', '.join(EFFORTS)}")] = None
-    response_format: Annotated[Kind | None, Meta(description='an object such as {"type": "text"}')] = None
+    response_format: Annotated[ResponseFormat | None, Meta(description='an object such as {"type": "json_object"}')] = (
+        None
+    )
     tools: Annotated[
         Annotated[list[OfferedTool], Meta(max_length=MAX_TOOLS)] | None,
         Meta(

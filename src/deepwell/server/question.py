@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
 from deepwell.chat import Conversation, Message, render_chat
 from deepwell.chat.reading import Reader
 from deepwell.chat.reading.marks import ThoughtMeter
+from deepwell.engine.engine import Place, Stream
+from deepwell.engine.types import SamplingParams
+from deepwell.grammar.turns import grammar_of
+from deepwell.server.answers import while_there
 from deepwell.server.conversations import texts_of
 from deepwell.server.service import Service
 from deepwell.server.turn import Turn
+
+if TYPE_CHECKING:
+    from deepwell.grammar.compiled import Compiled
 
 
 @dataclass(frozen=True)
@@ -23,12 +31,22 @@ class Question:
     conversation: Conversation
     prompt: tuple[int, ...]
     reader: Reader
+    compiled: Compiled | None = None
 
     @property
     def habit(self) -> int | None:
         """How long an answer may be where nobody says, in tokens; None for as long as fits."""
         format = self.service.format
         return format.thought_tokens if self.reader.thoughts.open or format.thinks == "always" else None
+
+    def submit(self, place: Place, id: str, sampling: SamplingParams) -> Stream:
+        """Have it answered, within the grammar that holds the answer, if any. Raises what `Service.submit` does."""
+        constraint = None
+        if self.compiled is not None:
+            from deepwell.grammar.thoughts import behind_thought
+
+            constraint = behind_thought(self.compiled, self.reader.thoughts)
+        return self.service.submit(place, id, self.prompt, sampling, constraint)
 
     def turn(self, one_call: bool = False, returned: Callable[[Message], Message] = lambda said: said) -> Turn:
         """The turn that answers it; with `one_call`, of one call at most.
@@ -43,11 +61,15 @@ class Question:
 
 
 async def question_of(request: Request, conversation: Conversation, service: Service, param: str) -> Question:
-    """Lay out a conversation, which came as the field `param`. Raises what `Service.rendered` does."""
+    """Lay out a conversation, which came as the field `param`. Raises what `Service.rendered` and `Grammars.compiled`
+    do."""
+    grammar = grammar_of(conversation)
+    compiled = None if grammar is None else await while_there(service.grammars.compiled(grammar), request.receive)
 
     def render() -> Question:
         rendered = render_chat(conversation, service.tokenizer, service.format)
         prompt = service.replay.apply(conversation, rendered)
-        return Question(service, conversation, prompt, service.format.reader(conversation, service.tokenizer))
+        reader = service.format.reader(conversation, service.tokenizer)
+        return Question(service, conversation, prompt, reader, compiled)
 
     return await service.rendered(request.receive, render, texts_of(conversation), param, chat=True)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from starlette.requests import Request as HttpRequest
@@ -23,6 +23,7 @@ from deepwell.chat.replay import Replay
 from deepwell.engine.engine import AsyncEngine, Place, Stream
 from deepwell.engine.types import Request, SamplingParams
 from deepwell.errors import ContextExceeded, ModelUnknown, shown
+from deepwell.grammar.constraint import Constraint
 from deepwell.server.answers import while_there
 from deepwell.server.body import Bodies
 from deepwell.server.metrics import Metrics
@@ -30,6 +31,9 @@ from deepwell.server.replies import Head
 from deepwell.server.request_log import record_of
 from deepwell.weights.advice import Advice
 from deepwell.weights.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from deepwell.grammar.grammars import Grammars
 
 B = TypeVar("B", bound=msgspec.Struct)
 T = TypeVar("T")
@@ -100,6 +104,13 @@ class Service:
     def replay(self) -> Replay:
         """The turns answered lately."""
         return Replay(self.tokenizer, (*self.tokenizer.ends, *self.ends))
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What answers may have to keep to."""
+        from deepwell.grammar.grammars import Grammars  # slow to import, and few servers need it
+
+        return Grammars(self.tokenizer, self.engine.vocab_size, self.ends)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -176,9 +187,16 @@ class Service:
         """For short chats whose template is a stranger's: what long texts take must not keep them waiting."""
         return ThreadPoolExecutor(1, "deepwell-template")
 
-    def submit(self, place: Place, id: str, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
+    def submit(
+        self,
+        place: Place,
+        id: str,
+        prompt: tuple[int, ...],
+        sampling: SamplingParams,
+        constraint: Constraint | None = None,
+    ) -> Stream:
         """Fill a place. Raises EngineStopped or RequestError at once."""
-        return place.submit(Request(id=id, prompt=prompt, sampling=sampling))
+        return place.submit(Request(id=id, prompt=prompt, sampling=sampling, constraint=constraint))
 
     def stop(self) -> asyncio.Task[None]:
         """Take no more requests and end the running ones within the engine's drain time; the same task every time."""

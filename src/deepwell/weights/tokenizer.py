@@ -253,6 +253,11 @@ class Tokenizer:
         """Whether a token is not shown. Tags are."""
         return id in self._special_ids
 
+    def is_control(self, id: int) -> bool:
+        """Whether a token is a special one, or a tag that has a part in the layout of conversations."""
+        tag = self._tag_ids.get(id)
+        return id in self._special_ids or (tag is not None and is_control(tag, self.template))
+
     def mark(self, id: int) -> Marked | None:
         """What stands for an added token in an answer: the id of a special one, the text of a tag; None for others."""
         return id if id in self._special_ids else self._tag_ids.get(id)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deepwell.engine import Delta, EngineConfig, EngineCore, Request, SamplingParams
-from deepwell.engine.constraint import AfterTrigger, Allowed, ConstraintError, masks_of
+from deepwell.grammar.constraint import AfterTrigger, Allowed, ConstraintError, masks_of
 from fakes import EOS, FakeRunner, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -1,4 +1,4 @@
-"""What may come next in one answer, beyond what the model would like: the engine's side of a grammar.
+"""What may come next in one answer, beyond what the model would like: what the engine keeps to.
 
 A constraint speaks of tokens that are part of the answer. Tokens that end it are the engine's: they are allowed where
 the constraint says that the answer may end.
@@ -44,17 +44,24 @@ class Constraint(Protocol):
 
 
 class AfterTrigger:
-    """Allows everything until one of the `triggers` was said, and keeps to `inner` from then on: free thought, strict
-    answer. The answer may not end before."""
+    """Allows what `free` masks, None for everything, until one of the `triggers` was said, and keeps to `inner` from
+    then on: free thought, strict answer. The answer may not end before, unless it `may_end`."""
 
-    def __init__(self, triggers: Collection[int], inner: Constraint) -> None:
+    def __init__(
+        self,
+        triggers: Collection[int],
+        inner: Constraint,
+        free: NDArray[np.uint32] | None = None,
+        may_end: bool = False,
+    ) -> None:
         self._triggers = frozenset(triggers)
         self._inner = inner
+        self._free = Allowed(None if free is None else with_tokens(free, self._triggers), may_end)
         self._triggered = False
 
     def allowed(self, draft: Sequence[int]) -> Sequence[Allowed]:
         free = 0 if self._triggered else self._place(draft)
-        return [*[Allowed(may_end=False)] * free, *(self._inner.allowed(draft[free:]) if free <= len(draft) else ())]
+        return [*[self._free] * free, *(self._inner.allowed(draft[free:]) if free <= len(draft) else ())]
 
     def accept(self, tokens: Sequence[int]) -> None:
         free = 0 if self._triggered else self._place(tokens)
@@ -66,6 +73,41 @@ class AfterTrigger:
         """How many of the places before, between and behind `tokens` are free: one more than there are tokens if none
         of them is a trigger."""
         return next((place + 1 for place, token in enumerate(tokens) if token in self._triggers), len(tokens) + 1)
+
+
+class Unless:
+    """Keeps to `inner`, unless the answer begins with one of the tokens `marks`: it then keeps to `other` behind it."""
+
+    def __init__(self, marks: Collection[int], inner: Constraint, other: Constraint) -> None:
+        self._marks = frozenset(marks)
+        self._inner, self._other = inner, other
+        self._chosen: Constraint | None = None
+
+    def allowed(self, draft: Sequence[int]) -> Sequence[Allowed]:
+        if self._chosen is not None:
+            return self._chosen.allowed(draft)
+        marked = bool(draft) and draft[0] in self._marks
+        first, *others = self._inner.allowed(() if marked else draft)
+        return [self._with_marks(first), *(self._other.allowed(draft[1:]) if marked else others)]
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        if self._chosen is None and tokens:
+            marked = tokens[0] in self._marks
+            self._chosen = self._other if marked else self._inner
+            tokens = tokens[1:] if marked else tokens
+        if tokens and self._chosen is not None:
+            self._chosen.accept(tokens)
+
+    def _with_marks(self, place: Allowed) -> Allowed:
+        return place if place.mask is None else Allowed(with_tokens(place.mask, self._marks), place.may_end)
+
+
+def with_tokens(mask: NDArray[np.uint32], tokens: Iterable[int]) -> NDArray[np.uint32]:
+    """A mask that allows these tokens too."""
+    wider = mask.copy()
+    for id in tokens:
+        wider[id // 32] |= np.uint32(1 << id % 32)
+    return wider
 
 
 def masks_of(places: Sequence[Allowed], count: int, ends: Iterable[int], vocab_size: int) -> NDArray[np.uint32] | None:

@@ -1,0 +1,61 @@
+"""Grammars compiled beside the event loop and the engine, each of them once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+
+from deepwell.errors import RequestError
+from deepwell.grammar.compiled import Compiled
+from deepwell.grammar.source import Grammar
+from deepwell.grammar.vocabulary import Vocabulary
+from deepwell.weights.tokenizer import Tokenizer
+
+KEPT = 64
+"""Grammars that are kept compiled, those asked for last."""
+SECONDS = 10.0
+"""What compiling may take before its request is refused."""
+THREADS = 2
+
+
+class Grammars:
+    """The grammars of one model, for the event loop. `size` is that of its logits; for `ends` see Vocabulary."""
+
+    def __init__(self, tokenizer: Tokenizer, size: int, ends: Iterable[int] = ()) -> None:
+        self._tokenizer, self._size, self._more_ends = tokenizer, size, tuple(ends)
+        self._kept: OrderedDict[Grammar, Future[Compiled]] = OrderedDict()
+
+    async def compiled(self, grammar: Grammar) -> Compiled:
+        """The grammar, ready to be followed. Raises RequestError for one that is wrong or takes too long.
+
+        Those who wait for the same grammar wait together. A grammar that failed is tried anew the next time.
+        """
+        work = self._kept.get(grammar)
+        if work is None:
+            work = self._kept[grammar] = self._threads.submit(self._compile, grammar)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(grammar)
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(work)), SECONDS)
+        except TimeoutError:
+            raise RequestError(
+                f"{grammar.field} takes more than {SECONDS:g} s to compile; simplify it", grammar.field
+            ) from None
+        except RequestError:
+            self._kept.pop(grammar, None)
+            raise
+
+    def _compile(self, grammar: Grammar) -> Compiled:
+        return Compiled(grammar, self._vocabulary)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self._tokenizer, self._size, self._more_ends)
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(THREADS, "deepwell-grammar")

@@ -1,0 +1,34 @@
+"""The grammar of a whole turn: what an answer to a conversation may be."""
+
+from __future__ import annotations
+
+from deepwell.chat import Conversation, Structure
+from deepwell.errors import RequestError
+from deepwell.grammar.source import Grammar, of_choice, of_lark, of_regex, of_schema
+
+
+def grammar_of(conversation: Conversation) -> Grammar | None:
+    """What the answer is held to, None if it is free. Raises RequestError, naming the field, for what no grammar can
+    hold."""
+    structure = conversation.structure
+    if structure is None or conversation.must_call:
+        return None
+    last = conversation.messages[-1]
+    if last.prefix and last.content:
+        where = f"messages[{len(conversation.messages) - 1}].prefix"
+        raise RequestError(f"{where} with a begun answer is not allowed together with {structure.field}", where)
+    if conversation.tools and conversation.choice == "auto":
+        raise RequestError(
+            f'{structure.field} is not allowed together with tools that may be called; send "tool_choice": "none"',
+            structure.field,
+        )
+    return of_structure(structure)
+
+
+def of_structure(structure: Structure) -> Grammar:
+    """The grammar of a text of that structure."""
+    if structure.kind == "json":
+        return of_schema({"type": "object"} if structure.schema is None else structure.schema, structure.field)
+    if structure.kind == "choice":
+        return of_choice(structure.texts, structure.field)
+    return (of_regex if structure.kind == "regex" else of_lark)(structure.text, structure.field)

@@ -1,0 +1,82 @@
+"""Answers over HTTP that keep to what the request says of their shape, with and without a thought before them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from serving import chat, client_of, make_service
+
+from fakes import FakeRunner
+
+POINT = {
+    "type": "object",
+    "properties": {"x": {"type": "integer", "minimum": -9, "maximum": 9}, "on": {"type": "boolean"}},
+    "required": ["x", "on"],
+    "additionalProperties": False,
+}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "point", "strict": True, "schema": POINT}}
+
+
+def answers(*bodies: dict[str, Any], format: str = "toy", **config: Any) -> list[dict[str, Any]]:
+    """What a random model answers to each body."""
+    with client_of(make_service(FakeRunner(context=4096), format=format, **config)) as client:
+        found = []
+        for body in bodies:
+            answer = client.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 200, answer.text
+            found.append(answer.json()["choices"][0])
+        return found
+
+
+@pytest.mark.parametrize("speculate", ["off", "lookup"])
+def test_a_random_model_keeps_to_a_schema(speculate: str) -> None:
+    bodies = [chat(f"point {n}, as json", response_format=SCHEMA, seed=n) for n in range(6)]
+    found = answers(*bodies, speculate=speculate)
+    assert {choice["finish_reason"] for choice in found} == {"stop"}
+    for choice in found:
+        jsonschema.validate(json.loads(choice["message"]["content"]), POINT)
+    assert len({choice["message"]["content"] for choice in found}) > 1
+
+
+def test_thought_is_free_and_the_answer_is_strict() -> None:
+    bodies = [
+        chat(f"json {n}", response_format=SCHEMA, seed=n, thinking={"type": "enabled"}, max_tokens=3000)
+        for n in range(4)
+    ]
+    found = answers(*bodies)
+    ended = [choice["message"] for choice in found if choice["finish_reason"] == "stop"]
+    assert len(ended) >= 2
+    for message in ended:
+        jsonschema.validate(json.loads(message["content"]), POINT)
+    assert any(message["reasoning_content"] for message in ended)
+
+
+def test_json_of_no_schema_is_an_object_or_cut_off() -> None:
+    found = answers(*(chat("json", response_format={"type": "json_object"}, seed=n, max_tokens=800) for n in range(3)))
+    for choice in found:
+        assert choice["message"]["content"].startswith("{")
+        if choice["finish_reason"] == "stop":
+            assert isinstance(json.loads(choice["message"]["content"]), dict)
+        else:
+            assert choice["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("format", "field", "words"),
+    [
+        ({"type": "xml"}, "response_format.type", "json_schema"),
+        ({"type": "json_schema"}, "response_format.json_schema.schema", "missing"),
+        ({"type": "regex", "regex": "("}, "response_format.regex", "unclosed group"),
+        ({"type": "grammar", "grammar": "start: other"}, "response_format.grammar", "other"),
+    ],
+)
+def test_what_cannot_be_kept_to_is_refused(format: dict[str, Any], field: str, words: str) -> None:
+    with client_of(make_service(format="toy")) as client:
+        answer = client.post("/v1/chat/completions", json=chat("json", response_format=format))
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == field
+    assert words in error["message"]
