@@ -20,13 +20,6 @@ class Flat(Prices):
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    made = open_database(str(tmp_path / "accounts.sqlite"))
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def platform(database: Database) -> Iterator[Platform]:
     made = Platform(database, Flat())
     yield made
