@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rows import row
 
-from deepwell.accounts import Database, Keys, Ledger, Limits, Platform, Prices, open_database
+from deepwell.accounts import Balance, Database, Keys, Ledger, Limits, Platform, Prices, open_database
 from deepwell.accounts.money import Price
+from deepwell.accounts.prices import Welcome
 from deepwell.errors import BadKey, Broke, LedgerDown, ModelUnknown, OverLimit
 
 
@@ -126,3 +128,17 @@ def test_a_locked_database_refuses_and_loses_nothing(tmp_path: Path) -> None:
     assert [row.id for row in Ledger(database).rows()] == ["a", "b"]
     platform.close()
     database.close()
+
+
+def test_a_new_account_is_welcomed_once(database: Database) -> None:
+    keys = Keys(database, welcome=Welcome(10_000_000, "CNY", 30))
+    _, key = keys.add("ada")
+    keys.add("ada")
+    keys.account("ada")
+    ledger = Ledger(database)
+    assert ledger.balances(key.account, key.created) == (Balance("CNY", 10_000_000, 0),)
+    assert ledger.balances(key.account, key.created + 30 * 86_400_000_000) == (Balance("CNY", 0, 0),)
+    ledger.append([row("a", account=key.account, currency="CNY", cost=7)], key.created + 30 * 86_400_000_000)
+    assert ledger.balances(key.account, key.created) == (Balance("CNY", 0, -7),)
+    assert [(one.kind, one.amount) for one in ledger.movements()] == [("grant", 10_000_000), ("expiry", -10_000_000)]
+    assert ledger.audit() == []

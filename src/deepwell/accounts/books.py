@@ -195,5 +195,5 @@ def _latencies(
 def _sum(row: Any, first: Latency | None, whole: Latency | None) -> Sum:
     known = {name: row[name] for name in Sum.__struct_fields__ if row.get(name) is not None}
     # PostgreSQL's sums of 64-bit integers are decimals.
-    exact = {name: int(value) if isinstance(value, Decimal) else value for name, value in known.items()}
+    exact: dict[str, Any] = {name: int(value) if isinstance(value, Decimal) else value for name, value in known.items()}
     return Sum(**exact, first=first, whole=whole)

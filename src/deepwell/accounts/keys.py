@@ -16,11 +16,14 @@ import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
 from deepwell.accounts.clock import Clock
-from deepwell.accounts.database import ANONYMOUS, Database, accounts, keys
+from deepwell.accounts.database import Database, accounts, keys
+from deepwell.accounts.ledger import move
+from deepwell.accounts.prices import Welcome
 from deepwell.errors import DeepwellError, shown
 
 Role = Literal["admin", "user"]
 Period = Literal["month", "total"]
+_DAY = 24 * 3600 * 1_000_000
 _SHOWN = 10
 """Characters of a secret that are kept to tell keys apart."""
 MAX_SECRET = 256
@@ -60,9 +63,11 @@ class Key(msgspec.Struct, frozen=True):
 class Keys:
     """The keys of a database. All may raise LedgerDown."""
 
-    def __init__(self, database: Database, clock: Clock | None = None) -> None:
+    def __init__(self, database: Database, clock: Clock | None = None, welcome: Welcome | None = None) -> None:
+        """`welcome` is granted to every account that is made."""
         self._database = database
         self._clock = clock or Clock()
+        self._welcome = welcome
 
     def add(
         self,
@@ -77,7 +82,7 @@ class Keys:
         secret = "sk-" + secrets.token_urlsafe(32)
         now = self._clock.now()
         with self._database.writing() as connection:
-            account = _account(connection, name, now)
+            account = self._account(connection, name, now)
             made = connection.execute(
                 keys.insert().values(
                     account=account,
@@ -96,7 +101,7 @@ class Keys:
     def account(self, name: str) -> int:
         """The id of the account `name`, which is made if need be."""
         with self._database.writing() as connection:
-            return _account(connection, name, self._clock.now())
+            return self._account(connection, name, self._clock.now())
 
     def find(self, secret: str) -> Key | None:
         """The key of a secret, also when it is expired or revoked."""
@@ -150,6 +155,19 @@ class Keys:
             connection.execute(keys.update().where(this).values(revoked=self._clock.now()))
             return _one(connection, id)
 
+    def _account(self, connection: Connection, name: str, now: int) -> int:
+        if not name or len(name) > 200 or not name.isprintable() or name != name.strip():
+            raise DeepwellError(f"an account's name is 1 to 200 printable characters, not {shown(name)}")
+        known = connection.scalar(sql.select(accounts.c.id).where(accounts.c.name == name))
+        if known is not None:
+            return int(known)
+        id = int(connection.scalar(sql.select(sql.func.max(accounts.c.id))) or 0) + 1
+        connection.execute(accounts.insert().values(id=id, name=name, created=now))
+        if gift := self._welcome:
+            expires = None if gift.days is None else now + gift.days * _DAY
+            move(connection, id, gift.currency, "grant", gift.amount, now, expires=expires, note="welcome")
+        return id
+
     def _change(self, id: int, **values: object) -> Key:
         with self._database.writing() as connection:
             connection.execute(keys.update().where(keys.c.id == id).values(**values))
@@ -163,17 +181,6 @@ def digest(secret: str) -> str:
 
 def _means(key: Key, which: str) -> bool:
     return key.name == which or (len(which) >= _SHOWN and which.startswith(key.prefix))
-
-
-def _account(connection: Connection, name: str, now: int) -> int:
-    if not name or len(name) > 200 or not name.isprintable() or name != name.strip():
-        raise DeepwellError(f"an account's name is 1 to 200 printable characters, not {shown(name)}")
-    known = connection.scalar(sql.select(accounts.c.id).where(accounts.c.name == name))
-    if known is not None:
-        return int(known)
-    most = connection.scalar(sql.select(sql.func.max(accounts.c.id))) or ANONYMOUS
-    connection.execute(accounts.insert().values(id=most + 1, name=name, created=now))
-    return int(most) + 1
 
 
 def _one(connection: Connection, id: int) -> Key:

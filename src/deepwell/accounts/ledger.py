@@ -111,18 +111,8 @@ class Ledger:
         note: str = "",
     ) -> Balance:
         """Grant, top up or adjust by micro-units; only an adjustment may be negative. The balance after it."""
-        if not (-MAX_AMOUNT if kind == "adjustment" else 1) <= amount <= MAX_AMOUNT:
-            raise DeepwellError(f"a {kind} must be above 0 and up to {units(MAX_AMOUNT)}, not {units(amount)}")
-        if expires is not None and (kind != "grant" or expires <= now):
-            raise DeepwellError("only a grant may end, and only in the future")
         with self._database.writing() as connection:
-            purse = _purses(connection, {(account, currency)}, now)[account, currency]
-            if kind == "grant":
-                purse.grant(connection, amount, now, expires, note)
-            else:
-                purse.move(connection, kind, amount, now, note)
-            purse.save(connection)
-            return purse.balance()
+            return move(connection, account, currency, kind, amount, now, expires=expires, note=note)
 
     def balances(self, account: int, now: int) -> tuple[Balance, ...]:
         """What an account has, without grants that have ended by now."""
@@ -159,6 +149,31 @@ class Ledger:
         """What does not add up, in sentences; empty if all does."""
         with self._database.reading() as connection:
             return list(_audit(connection))
+
+
+def move(
+    connection: Connection,
+    account: int,
+    currency: str,
+    kind: Literal["grant", "top_up", "adjustment"],
+    amount: int,
+    now: int,
+    *,
+    expires: int | None = None,
+    note: str = "",
+) -> Balance:
+    """As `Ledger.move`, inside a transaction that does more."""
+    if not (-MAX_AMOUNT if kind == "adjustment" else 1) <= amount <= MAX_AMOUNT:
+        raise DeepwellError(f"a {kind} must be above 0 and up to {units(MAX_AMOUNT)}, not {units(amount)}")
+    if expires is not None and (kind != "grant" or expires <= now):
+        raise DeepwellError("only a grant may end, and only in the future")
+    purse = _purse(connection, account, currency, now)
+    if kind == "grant":
+        purse.grant(connection, amount, now, expires, note)
+    else:
+        purse.move(connection, kind, amount, now, note)
+    purse.save(connection)
+    return purse.balance()
 
 
 class _Purse:

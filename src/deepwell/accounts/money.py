@@ -47,12 +47,11 @@ def micro(value: object, name: str, most: int = MAX_AMOUNT, least: int = 0) -> i
         exact = number * MICRO
         if not number.is_finite() or exact != exact.to_integral_value():
             raise ValueError
-        amount = int(exact)
     except (DecimalException, ValueError):
-        raise ConfigError(f"{name} must be a number with six decimals at most, not {shown(value)}") from None
-    if not least <= amount <= most:
-        raise ConfigError(f"{name} must be from {units(least)} to {units(most)}, not {shown(value)}")
-    return amount
+        raise ConfigError(f"{name} must be a number with six decimals at most, not {shown(str(value))}") from None
+    if not least <= exact <= most:
+        raise ConfigError(f"{name} must be from {units(least)} to {units(most)}, not {shown(str(value))}")
+    return int(exact)
 
 
 def units(amount: int) -> str:
