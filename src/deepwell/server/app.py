@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deepwell.chat import fills_gaps
+from deepwell.server.asterisk import AnswerAsterisk
 from deepwell.server.base_path import BasePath
 from deepwell.server.chat_completions import chat_completions
 from deepwell.server.completions import completions
@@ -66,6 +67,7 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None) 
         *([Middleware(CheckHost, hosts=hosts)] if hosts else []),
         *([_allowing(site.allow_origins)] if site.allow_origins else []),
         Middleware(AnswerFailures),
+        Middleware(AnswerAsterisk),
         Middleware(BasePath, prefix=site.base_path),
     ]
     app = Starlette(

@@ -75,6 +75,7 @@ class Connection(asyncio.Protocol):
         self._running: Exchange | None = None
         self._waiting: deque[Exchange] = deque()
         self._newest: Exchange | None = None
+        self._refusal: tuple[int, str, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deaf = self._ended = False
         self._may_write = asyncio.Event()
@@ -107,13 +108,12 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Whether the connection stays open: for answers still to come, if the client may be there for them."""
-        whole = self._running is not None and self._newest is not None and not self._newest.more_body
-        self._ended = True
-        if self._deaf or not whole:
+        self._ended = self._deaf = True
+        self._forget_half()
+        if self._running is None:
             return False
-        assert self._newest is not None
-        self._newest.keep_alive = False
-        self._deaf = True
+        if self._refusal is None:
+            (self._waiting or [self._running])[-1].keep_alive = False
         self._ask_peer()
         self._watch_peer()
         return True
@@ -141,6 +141,7 @@ class Connection(asyncio.Protocol):
     def shutdown(self) -> None:
         """Take no more requests; the answer that runs may end. A body that is only half here will not be waited for."""
         self._waiting.clear()
+        self._refusal = None
         running = self._running
         if running is None:
             self._transport.close()
@@ -183,6 +184,8 @@ class Connection(asyncio.Protocol):
             self._close()
         elif self._waiting:
             self._start(self._waiting.popleft())
+        elif self._refusal is not None:
+            self._say(*self._refusal)
         else:
             self.read_on()
             self._watch()
@@ -192,8 +195,8 @@ class Connection(asyncio.Protocol):
         if exchange.started or exchange is not self._running:
             self._transport.close()
         else:
-            self._newest = exchange
-            self._refuse(500, FAILED, INTERNAL)
+            self._running = None
+            self._say(500, FAILED, INTERNAL)
 
     # What the parser tells.
 
@@ -326,19 +329,31 @@ class Connection(asyncio.Protocol):
         task.add_done_callback(self._state.tasks.discard)
 
     def _refuse(self, status: int, message: str, kind: str = INVALID) -> None:
-        """Answer what cannot be answered by the application, after the answers before it, and hear no more."""
+        """Answer what cannot be answered by the application, after the requests before it, and hear no more."""
         self._deaf = True
-        running = self._running
-        if running is not None and (running is not self._newest or not running.more_body):
-            running.keep_alive = False
-            self._waiting.clear()
+        self._forget_half()
+        if self._running is not None:
+            self._refusal = status, message, kind
+        else:
+            self._say(status, message, kind)
+
+    def _forget_half(self) -> None:
+        """Drop a request of which no more will be heard; if its answer had begun, it ends here, and the connection."""
+        newest, self._newest = self._newest, None
+        if newest is None or not newest.more_body:
             return
-        self._running = None
-        if running is not None:
-            running.leave()
-            if running.started:
+        if newest is self._running:
+            self._running = None
+            newest.leave()
+            if newest.started:
                 self._transport.close()
-                return
+        elif self._waiting and self._waiting[-1] is newest:
+            self._waiting.pop()
+
+    def _say(self, status: int, message: str, kind: str) -> None:
+        """Write a refusal, the last word on this connection."""
+        if self._transport.is_closing():
+            return
         id = uuid.uuid4().hex
         body = msgspec.json.encode(error_body(message, kind))
         fields = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nx-request-id: {id}\r\n"
