@@ -433,3 +433,27 @@ async def test_a_request_that_cannot_be_taken_in_ends_alone(monkeypatch: pytest.
         assert (bad[-1].finish_reason, bad[-1].error) == ("error", "TypeError: too odd")
         assert good[-1].finish_reason == "length"
         assert sorted(ended.id for ended, _, _ in ends) == ["bad", "good"]
+
+
+async def test_a_follower_waits_for_its_leader_and_finds_its_prompt() -> None:
+    async with running() as engine:
+        with engine.place() as first, first.another() as second:
+            leader = first.submit(request("leader"))
+            follower = second.submit(request("follower"), after=leader)
+        said, again = await asyncio.gather(read(leader), read(follower))
+        assert [d.token_ids for d in said] == [d.token_ids for d in again]
+        assert again[-1].usage == Usage(prompt_tokens=100, cached_tokens=64, completion_tokens=20)
+
+
+@pytest.mark.parametrize("first_to_go", ["leader", "follower"])
+async def test_a_follower_ends_once_whoever_leaves_before_it_began(first_to_go: str) -> None:
+    async with running(FakeRunner(delay=0.01), token_budget=16) as engine:
+        with engine.place() as first, first.another() as second:
+            leader = first.submit(request("leader", max_tokens=3))
+            follower = second.submit(request("follower", max_tokens=3), after=leader)
+        streams = {"leader": leader, "follower": follower}
+        gone = streams.pop(first_to_go)
+        gone.abort()
+        (stays,) = streams.values()
+        ends = [deltas[-1].finish_reason for deltas in await asyncio.gather(read(gone), read(stays))]
+        assert ends == ["abort", "length"]

@@ -59,9 +59,9 @@ def noted(engine: AsyncEngine, note: Callable[[Request], object]) -> None:
     """Have every request that reaches the engine told to `note`."""
     fill = engine._fill
 
-    def noting(request: Request) -> Stream:
+    def noting(request: Request, after: Stream | None = None) -> Stream:
         note(request)
-        return fill(request)
+        return fill(request, after)
 
     engine._fill = noting  # type: ignore[method-assign]
 

@@ -41,7 +41,6 @@ def asked_of_engine(path: str, body: dict[str, Any], **options: Any) -> Request:
         ("structured_outputs", {"choice": ["a"]}),
         ("regex", "a+"),
         ("ebnf", "root ::= x"),
-        ("best_of", 2),
         ("use_beam_search", True),
         ("typical_p", 0.9),
         ("mirostat", 2),
@@ -61,7 +60,6 @@ def asked_of_engine(path: str, body: dict[str, Any], **options: Any) -> Request:
         ("functions", [{"name": "f"}]),
         ("function_call", {"name": "f"}),
         ("modalities", ["text", "audio"]),
-        ("n", 2),
     ],
 )
 def test_what_would_change_the_answer_is_refused_by_its_name(
@@ -72,7 +70,9 @@ def test_what_would_change_the_answer_is_refused_by_its_name(
     assert error["message"].startswith(field)
 
 
-@pytest.mark.parametrize("field", ["continue_final_message", "echo", "reasoning", "documents", "chat_template"])
+@pytest.mark.parametrize(
+    "field", ["best_of", "continue_final_message", "echo", "reasoning", "documents", "chat_template"]
+)
 def test_so_is_what_belongs_to_chats(client: TestClient, field: str) -> None:
     assert error_of(client.post(CHAT, json=chat(**{field: {"a": 1}})))["param"] == field
 
@@ -125,7 +125,7 @@ def test_what_asks_for_nothing_is_accepted(path: str) -> None:
 
 
 def test_every_unsupported_field_is_known_to_both_endpoints() -> None:
-    own = {"echo", "add_special_tokens"}
+    own = {"best_of", "echo", "add_special_tokens"}
     for kind in (ChatRequest, CompletionRequest):
         assert set(Unsupported.__struct_fields__) <= set(kind.__struct_fields__)
     assert own <= set(Unsupported.__struct_fields__), "which completions support, and chats do not"

@@ -38,11 +38,21 @@ class Stream:
         self.request = request
         self._commands = commands
         self._pieces: asyncio.Queue[Delta] = asyncio.Queue()
-        self._ended = self._aborted = self._read = False
+        self._followers: list[Stream] = []
+        self._started = self._begun = self._ended = self._aborted = self._read = False
+
+    def start(self, after: Stream | None = None) -> None:
+        """Have the request computed, once; if `after` is given, as soon as the first piece of that one has come."""
+        if after is not None and not after._begun:
+            after._followers.append(self)
+        elif not self._started:
+            self._started = True
+            self._commands.put(self.request)
 
     def abort(self) -> None:
         """End the request soon; its last piece then says "abort". Nothing happens if it has ended."""
         if not (self._ended or self._aborted):
+            self.start()
             self._aborted = True
             self._commands.put(self.request.id)
 
@@ -73,6 +83,9 @@ class Stream:
 
     def deliver(self, delta: Delta) -> None:
         """Called by the engine, on the event loop."""
+        self._begun = True
+        while self._followers:
+            self._followers.pop(0).start()
         self._ended = delta.finish_reason is not None
         self._pieces.put_nowait(delta)
 
@@ -89,11 +102,18 @@ class Place:
         self._held = True
         self._stream: Stream | None = None
 
-    def submit(self, request: Request) -> Stream:
-        """Fill the place. Raises RequestError or EngineStopped, and then the place is still held."""
+    def another(self) -> Place:
+        """One more place for the same client. Raises QueueFull or EngineStopped at once."""
+        return self._engine.place()
+
+    def submit(self, request: Request, after: Stream | None = None) -> Stream:
+        """Fill the place. Raises RequestError or EngineStopped, and then the place is still held.
+
+        A request `after` another waits for that one's first piece, and finds the prompt that they share in the cache.
+        """
         if not self._held:
             raise RuntimeError("this place was filled or given back before")
-        self._stream = self._engine._fill(request)
+        self._stream = self._engine._fill(request, after)
         self._held = False
         return self._stream
 
@@ -198,7 +218,7 @@ class AsyncEngine:
         """Raise AssertionError if a block is leaked. For an idle or stopped engine."""
         self._core.check_integrity()
 
-    def _fill(self, request: Request) -> Stream:
+    def _fill(self, request: Request, after: Stream | None = None) -> Stream:
         """The request of a place. Raises RequestError or EngineStopped."""
         self.check_open()
         self._core.check(request, self._streams.keys())
@@ -206,7 +226,7 @@ class AsyncEngine:
         stream = self._streams[request.id] = Stream(request, self._commands)
         self._places -= 1
         self._empty.clear()
-        self._commands.put(request)
+        stream.start(after)
         return stream
 
     def _give_back(self) -> None:

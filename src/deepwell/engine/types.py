@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Literal
 
 import msgspec
@@ -33,6 +34,14 @@ class SamplingParams(SamplingRules, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+
+    def of_answer(self, number: int) -> SamplingParams:
+        """The rules of one of several answers to a request: each has a seed of its own, the first (0) that of the
+        request, and whoever knows that seed gets all of them again."""
+        if self.seed is None or number == 0:
+            return self
+        digest = blake2b(number.to_bytes(8, "little"), key=self.seed.to_bytes(9, "little", signed=True), digest_size=8)
+        return msgspec.structs.replace(self, seed=int.from_bytes(digest.digest(), "little") >> 1)
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

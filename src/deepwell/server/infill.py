@@ -44,6 +44,7 @@ class InfillRequest(SamplingFields, frozen=True, kw_only=True):
     prompt: str = ""
     n_predict: Annotated[Tokens | None, Meta(description="an integer; llama.cpp's name of max_tokens")] = None
     samplers: Any = None
+    n: Annotated[Annotated[int, Meta(ge=1, le=1)] | None, Meta(description="1: a gap has one answer")] = None
 
 
 class Infilled(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -21,6 +21,8 @@ from deepwell.server.unsupported import Unsupported
 MAX_INT = 2**31 - 1
 
 MAX_TOOLS = 128
+MAX_ANSWERS = 16
+"""To one question."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "latest_reminder")
 
@@ -173,7 +175,10 @@ class SamplingFields(Unsupported, frozen=True, kw_only=True):
     max_completion_tokens: Annotated[
         Tokens | None, Meta(description="an integer; OpenAI's newer name of max_tokens")
     ] = None
-    n: Annotated[Annotated[int, Meta(ge=1, le=1)] | None, Meta(description="1: a request has one answer")] = None
+    n: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] | None,
+        Meta(description=f"an integer from 1 to {MAX_ANSWERS}, how many answers there are"),
+    ] = None
     stream: Annotated[bool | None, Meta(description="true or false")] = None
     stream_options: Annotated[
         StreamOptions | None, Meta(description='an object such as {"include_usage": true}, with stream: true only')
@@ -245,3 +250,10 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
         Meta(description=f"an integer from 0 to {MAX_TOP_LOGPROBS}"),
     ] = None
     echo: Annotated[bool | None, Meta(description="true or false")] = None
+    best_of: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] | None,
+        Meta(
+            description=f"an integer from 1 to {MAX_ANSWERS}, at least n: of so many answers, the n that the model "
+            "found likeliest per token are shown; without stream"
+        ),
+    ] = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from deepwell.chat.reading import Reader
 from deepwell.chat.reading.marks import ThoughtMeter
 from deepwell.engine.engine import Place, Stream
 from deepwell.engine.types import SamplingParams
+from deepwell.grammar.constraint import Constraint
 from deepwell.grammar.turns import grammar_of
 from deepwell.server.answers import while_there
 from deepwell.server.conversations import texts_of
@@ -25,31 +26,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation that the model of `service` is to go on with. `prompt` are its token ids."""
+    """A conversation that the model of `service` is to go on with. `prompt` are its token ids; each answer to it has one
+    of the `readers`."""
 
     service: Service
     conversation: Conversation
     prompt: tuple[int, ...]
-    reader: Reader
+    readers: tuple[Reader, ...]
     compiled: Compiled | None = None
 
     @property
     def habit(self) -> int | None:
         """How long an answer may be where nobody says, in tokens; None for as long as fits."""
         format = self.service.format
-        return format.thought_tokens if self.reader.thoughts.open or format.thinks == "always" else None
+        return format.thought_tokens if self.readers[0].thoughts.open or format.thinks == "always" else None
 
     def submit(self, place: Place, id: str, sampling: SamplingParams) -> Stream:
         """Have it answered, within the grammar that holds the answer, if any. Raises what `Service.submit` does."""
-        constraint = None
-        if self.compiled is not None:
-            from deepwell.grammar.thoughts import behind_thought
+        return self.submit_alike([place], id, sampling)[0]
 
-            constraint = behind_thought(self.compiled, self.reader.thoughts)
-        return self.service.submit(place, id, self.prompt, sampling, constraint)
+    def submit_alike(self, places: Sequence[Place], id: str, sampling: SamplingParams) -> list[Stream]:
+        """Have it answered several times; see `Service.submit_alike`."""
+        return self.service.submit_alike(places, id, self.prompt, sampling, constraint=self._constraint)
 
-    def turn(self, one_call: bool = False, returned: Callable[[Message], Message] = lambda said: said) -> Turn:
-        """The turn that answers it; with `one_call`, of one call at most.
+    def turn(
+        self, one_call: bool = False, returned: Callable[[Message], Message] = lambda said: said, number: int = 0
+    ) -> Turn:
+        """The turn that answers it, of several the one of that `number`; with `one_call`, of one call at most.
 
         Its tokens are remembered for when a client returns the turn: as the message that `returned` makes of it.
         """
@@ -57,19 +60,29 @@ class Question:
         def keep(turn: Turn) -> None:
             self.service.replay.keep(self.conversation, self.prompt, returned(turn.message), turn.ids)
 
-        return Turn(self.reader, ThoughtMeter(self.reader.thoughts, self.service.tokenizer), one_call, ended=keep)
+        reader = self.readers[number]
+        return Turn(reader, ThoughtMeter(reader.thoughts, self.service.tokenizer), one_call, ended=keep)
+
+    def _constraint(self) -> Constraint | None:
+        if self.compiled is None:
+            return None
+        from deepwell.grammar.thoughts import behind_thought
+
+        return behind_thought(self.compiled, self.readers[0].thoughts)
 
 
-async def question_of(request: Request, conversation: Conversation, service: Service, param: str) -> Question:
-    """Lay out a conversation, which came as the field `param`. Raises what `Service.rendered` and `Grammars.compiled`
-    do."""
+async def question_of(
+    request: Request, conversation: Conversation, service: Service, param: str, answers: int = 1
+) -> Question:
+    """Lay out a conversation, which came as the field `param`, for so many answers. Raises what `Service.rendered` and
+    `Grammars.compiled` do."""
     grammar = grammar_of(conversation)
     compiled = None if grammar is None else await while_there(service.grammars.compiled(grammar), request.receive)
 
     def render() -> Question:
         rendered = render_chat(conversation, service.tokenizer, service.format)
         prompt = service.replay.apply(conversation, rendered)
-        reader = service.format.reader(conversation, service.tokenizer)
-        return Question(service, conversation, prompt, reader, compiled)
+        readers = tuple(service.format.reader(conversation, service.tokenizer) for _ in range(answers))
+        return Question(service, conversation, prompt, readers, compiled)
 
     return await service.rendered(request.receive, render, texts_of(conversation), param, chat=True)

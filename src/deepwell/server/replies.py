@@ -177,7 +177,7 @@ class EventWriter:
     def event(self, data: msgspec.Struct) -> bytes:
         return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
-    def opening(self) -> Iterable[bytes]:
+    def opening(self, number: int = 0) -> Iterable[bytes]:
         return ()
 
     def ping(self) -> bytes:

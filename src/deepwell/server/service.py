@@ -194,9 +194,30 @@ class Service:
         prompt: tuple[int, ...],
         sampling: SamplingParams,
         constraint: Constraint | None = None,
+        after: Stream | None = None,
     ) -> Stream:
-        """Fill a place. Raises EngineStopped or RequestError at once."""
-        return place.submit(Request(id=id, prompt=prompt, sampling=sampling, constraint=constraint))
+        """Fill a place; see `Place.submit`. Raises EngineStopped or RequestError at once."""
+        return place.submit(Request(id=id, prompt=prompt, sampling=sampling, constraint=constraint), after)
+
+    def submit_alike(
+        self,
+        places: Sequence[Place],
+        id: str,
+        prompt: tuple[int, ...],
+        sampling: SamplingParams,
+        begin: int = 0,
+        constraint: Callable[[], Constraint | None] = lambda: None,
+    ) -> list[Stream]:
+        """Fill places with one question, for different answers to it: the first is the answer that it has alone.
+
+        They are numbered from `begin` on among the answers to request `id`. `constraint` makes one for each.
+        """
+        streams: list[Stream] = []
+        for number, place in enumerate(places):
+            own = f"{id}-{begin + number}" if begin + number else id
+            first = streams[0] if streams else None
+            streams.append(self.submit(place, own, prompt, sampling.of_answer(number), constraint(), after=first))
+        return streams
 
     def stop(self) -> asyncio.Task[None]:
         """Take no more requests and end the running ones within the engine's drain time; the same task every time."""

@@ -1,24 +1,29 @@
-"""Several answers to one request, such as those to a list of prompts: one response, in which each has its number."""
+"""Several answers to one request: to a list of prompts, or different ones to the same; one response, in which each has
+its number."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import ExitStack, aclosing, closing
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, aclosing, closing, contextmanager
 from typing import Protocol
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deepwell.engine.engine import Stream
+from deepwell.engine.engine import Place, Stream
 from deepwell.engine.types import Delta
-from deepwell.server.answers import FAILED, EventStream, Writer, in_one_piece, joined, note, watch
+from deepwell.server.answers import FAILED, EventStream, Writer, in_one_piece, joined, note, respond, watch
 from deepwell.server.metrics import RequestTimer
 
 
 class ManyWriter(Writer, Protocol):
     """A writer that can tell answers apart."""
+
+    def opening(self, number: int = 0) -> Iterable[bytes]:
+        """What comes before the first piece of the answer of that number."""
+        ...
 
     def pieces(self, delta: Delta, number: int = 0) -> Iterable[bytes]:
         """The next piece of the answer of that number."""
@@ -27,6 +32,14 @@ class ManyWriter(Writer, Protocol):
     def wholes(self, deltas: Sequence[Delta]) -> msgspec.Struct:
         """The body with all answers, each in one piece."""
         ...
+
+
+@contextmanager
+def enough(place: Place, count: int) -> Iterator[list[Place]]:
+    """`count` places of one client, the first of them `place`; those that are not filled are given back. Raises
+    QueueFull if there are not as many, and EngineStopped."""
+    with ExitStack() as stack:
+        yield [place, *(stack.enter_context(place.another()) for _ in range(count - 1))]
 
 
 class Together:
@@ -62,7 +75,9 @@ async def respond_together(
     streamed: bool,
     silence: float,
 ) -> Response:
-    """As `answers.respond`, for several streams. One that fails fails them all."""
+    """As `answers.respond`, for one stream or several. One that fails fails them all."""
+    if len(streams) == 1:
+        return await respond(request, streams[0], writer, timers[0], streamed, silence)
     for stream, timer in zip(streams, timers, strict=True):
         note(request, stream, timer)
     together = Together(streams)
@@ -93,6 +108,7 @@ async def _wholes(request: Request, together: Together, timers: Sequence[Request
 async def _events(
     request: Request, together: Together, writer: ManyWriter, timers: Sequence[RequestTimer], silence: float
 ) -> AsyncGenerator[bytes, None]:
+    opened: set[int] = set()
     with ExitStack() as stack:
         for timer in timers:
             stack.enter_context(closing(timer))
@@ -106,6 +122,9 @@ async def _events(
                 if delta.finish_reason == "error":
                     yield writer.failed(delta.error or FAILED)
                     break
+                for event in () if number in opened else writer.opening(number):
+                    yield event
+                opened.add(number)
                 for event in writer.pieces(delta, number):
                     yield event
         yield writer.ended()
