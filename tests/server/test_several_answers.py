@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -142,3 +143,15 @@ def test_seeds_are_one_each() -> None:
         seeds.clear()
         client.post(CHAT, json=asked(CHAT, n=2, seed=None))
         assert seeds == [None, None]
+
+
+def test_each_answer_keeps_to_the_format_by_itself(client: TestClient) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 2, 3]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    body = client.post(CHAT, json=asked(CHAT, n=4, response_format=form, ignore_eos=False, max_tokens=40)).json()
+    assert all(json.loads(text)["a"] in (1, 2, 3) for text in texts(body))
