@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation that the model of `service` is to go on with. `prompt` are its token ids; each answer to it has one
-    of the `readers`."""
+    """A conversation that the model of `service` is to go on with. `prompt` are its token ids; each answer has a
+    reader of its own."""
 
     service: Service
     conversation: Conversation
