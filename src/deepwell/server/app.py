@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deepwell.chat import fills_gaps
+from deepwell.server import anthropic
 from deepwell.server.asterisk import AnswerAsterisk
 from deepwell.server.base_path import BasePath
 from deepwell.server.chat_completions import chat_completions
@@ -31,6 +32,8 @@ from deepwell.server.tokens import detokenize, tokenize, tokenizer_info
 
 PREFIXES = ("", "/v1", "/beta")
 """DeepSeek's base addresses; all three lead to the same endpoints."""
+ANTHROPIC = ("/v1", "/anthropic/v1")
+"""Where Anthropic's clients look for it, and DeepSeek's own address of it."""
 SITE = Site()
 
 
@@ -57,6 +60,10 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None) 
         *(Route(f"{prefix}/detokenize", detokenize, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/tokenizer_info", tokenizer_info) for prefix in PREFIXES),
         *(Route(f"{prefix}/infill", infill, methods=["POST"]) for prefix in PREFIXES),
+        *(Route(f"{prefix}/messages", anthropic.messages, methods=["POST"]) for prefix in ANTHROPIC),
+        *(Route(f"{prefix}/messages/count_tokens", anthropic.count_tokens, methods=["POST"]) for prefix in ANTHROPIC),
+        Route("/anthropic/v1/models", anthropic.models),
+        Route("/anthropic/v1/models/{id:path}", anthropic.model),
         Route("/health", health),
         Route("/metrics", metrics),
         Route("/openapi.json", openapi_document),
@@ -64,6 +71,7 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None) 
     counted = frozenset(route.path for route in routes)
     middleware = [
         Middleware(RecordRequests, metrics=service.metrics, paths=counted, base_path=site.base_path),
+        Middleware(anthropic.WordErrors, base_path=site.base_path),
         *([Middleware(CheckHost, hosts=hosts)] if hosts else []),
         *([_allowing(site.allow_origins)] if site.allow_origins else []),
         Middleware(AnswerFailures),
@@ -82,12 +90,16 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None) 
 
 async def models(request: Request) -> Response:
     """The model names that requests may use."""
+    if anthropic.asks_anthropic(request):
+        return await anthropic.models(request)
     service: Service = request.app.state.service
     return JsonResponse(ModelList(data=[_card(name, service) for name in service.names]))
 
 
 async def model(request: Request) -> Response:
     """One of them."""
+    if anthropic.asks_anthropic(request):
+        return await anthropic.model(request)
     service: Service = request.app.state.service
     return JsonResponse(_card(service.named(request.path_params["id"]), service))
 

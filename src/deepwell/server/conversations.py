@@ -43,7 +43,14 @@ def conversation_of(asked: ChatRequest, format: Format) -> Conversation:
     _check_pairs(asked)
     tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(asked.tools or ()))
     choice = _choice(asked, tools)
-    thinking, effort = _thinking(asked, format, must_call=choice not in ("none", "auto"))
+    thinking, effort = thinking_of(
+        _said_of_thinking(asked, format),
+        asked.reasoning_effort,
+        asked.model,
+        format,
+        must_call=choice not in ("none", "auto"),
+        field="reasoning_effort",
+    )
     told = Conversation(
         messages=tuple(_message(message, f"messages[{index}]") for index, message in enumerate(asked.messages)),
         tools=tools,
@@ -70,16 +77,16 @@ def _check_pairs(asked: ChatRequest) -> None:
         raise RequestError("top_logprobs is only allowed with logprobs: true", "top_logprobs")
 
 
-def _thinking(asked: ChatRequest, format: Format, must_call: bool) -> tuple[bool | None, str | None]:
+def thinking_of(
+    wanted: bool | None, effort: str | None, model: str | None, format: Format, must_call: bool, field: str
+) -> tuple[bool | None, str | None]:
     """Whether to think, None for the format's habit, and how long.
 
-    What is said of thinking itself comes before the effort, and the effort, but for "none", before the model's name.
-    The latter two do not stand in the way of a demanded call.
+    What is `wanted` of thinking itself comes before the effort, which stands in `field`, and the effort, but for
+    "none", before the model's name. The latter two do not stand in the way of a demanded call.
     """
-    effort = asked.reasoning_effort
-    wanted = _said_of_thinking(asked, format)
     if effort == "none":
-        check_thinking(False, format, "reasoning_effort", "reasoning_effort cannot be none")
+        check_thinking(False, format, field, f"{field} cannot be none")
         return False, None
     if wanted is not None:
         return wanted, effort
@@ -87,21 +94,25 @@ def _thinking(asked: ChatRequest, format: Format, must_call: bool) -> tuple[bool
         return None, effort
     if effort is not None:
         return effort != "minimal" or format.efforts, effort
-    return format.names.get(asked.model or ""), None
+    return format.names.get(model or ""), None
 
 
-def _said_of_thinking(asked: ChatRequest, format: Format) -> bool | None:
-    """By `thinking`, or else by the names that other servers have for it."""
-    kind = None if asked.thinking is None else asked.thinking.type
+def thinking_said(kind: str | None, format: Format) -> bool | None:
+    """What `thinking.type` asks for; None leaves it to the model."""
     if kind not in (None, "enabled", "disabled", "adaptive"):
         raise RequestError(
             f"thinking.type {shown(kind)} is unknown; allowed: enabled, disabled, adaptive", "thinking.type"
         )
-    if kind is not None:
-        wanted = {"enabled": True, "disabled": False}.get(kind)
-        other = "disabled" if wanted else "enabled"
-        check_thinking(wanted, format, "thinking.type", f"thinking.type may be {other} or adaptive")
-        return wanted
+    wanted = {"enabled": True, "disabled": False}.get(kind or "")
+    other = "disabled" if wanted else "enabled"
+    check_thinking(wanted, format, "thinking.type", f"thinking.type may be {other} or adaptive")
+    return wanted
+
+
+def _said_of_thinking(asked: ChatRequest, format: Format) -> bool | None:
+    """By `thinking`, or else by the names that other servers have for it."""
+    if asked.thinking is not None:
+        return thinking_said(asked.thinking.type, format)
     told = asked.chat_template_kwargs or TemplateOptions()
     for field, wanted in (
         ("chat_template_kwargs.thinking", told.thinking),

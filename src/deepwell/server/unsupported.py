@@ -98,16 +98,19 @@ class Unsupported(msgspec.Struct, frozen=True, kw_only=True):
     echo: Annotated[Any, _off()] = None
 
 
-def check_supported(asked: Unsupported) -> None:
-    """Raise RequestError, naming the field, for one whose value asks for what is not supported."""
+def check_supported(asked: msgspec.Struct, where: str = "") -> None:
+    """Raise RequestError, naming the field, for one whose value asks for what is not supported.
+
+    `where` stands in front of its name.
+    """
     for name, (neutral, description) in _fields(type(asked)).items():
         value = getattr(asked, name)
         if value is not None and value not in neutral:
-            raise RequestError(f"{name} is {description}", name)
+            raise RequestError(f"{where}{name} is {description}", f"{where}{name}")
 
 
 @cache
-def _fields(kind: type[Unsupported]) -> dict[str, tuple[tuple[Any, ...], str]]:
+def _fields(kind: type[msgspec.Struct]) -> dict[str, tuple[tuple[Any, ...], str]]:
     """By field, the values that ask for nothing, and what to say of others."""
     described = inspect.type_info(kind)
     assert isinstance(described, inspect.StructType)
