@@ -14,6 +14,7 @@
 #include "module_search.h"
 #include "pool.h"
 #include "program.h"
+#include "released.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -42,7 +43,7 @@ void fill(Matrix& m, int index, int row_start, const Floats2& values) {
   require(static_cast<int>(values.shape(1)) == m.cols(), "the rows have " + std::to_string(values.shape(1)) +
           " columns, the matrix has " + std::to_string(m.cols()));
   const int rows = static_cast<int>(values.shape(0));
-  nb::gil_scoped_release release;
+  const Released release;
   m.fill(index, row_start, rows, values.data());
 }
 
@@ -53,7 +54,7 @@ using Halves = nb::ndarray<const uint16_t, nb::ndim<2>, nb::c_contig, nb::device
 void fill_blocks(Matrix& m, int index, int row_start, const Blocks& blocks) {
   require(blocks.shape(1) == m.row_bytes(), "the rows have " + std::to_string(blocks.shape(1)) +
           " bytes, the matrix needs " + std::to_string(m.row_bytes()));
-  nb::gil_scoped_release release;
+  const Released release;
   m.fill_blocks(index, row_start, static_cast<int>(blocks.shape(0)), blocks.data());
 }
 
@@ -62,7 +63,7 @@ void fill_coded(Matrix& m, int index, int row_start, const Codes8& q, const Halv
               d.shape(1) == ceil_div(m.cols(), kGroup),
           "codes must be n x " + std::to_string(m.cols()) + " and scales n x " +
               std::to_string(ceil_div(m.cols(), kGroup)));
-  nb::gil_scoped_release release;
+  const Released release;
   m.fill_coded(index, row_start, static_cast<int>(q.shape(0)), q.data(), d.data());
 }
 
@@ -123,7 +124,7 @@ std::vector<nb::object> run(Program& program, const Ints& tokens, const Ints& po
   std::vector<nb::object> results{logits.array};
   const auto further = further_of(program, batch, results);
   {
-    nb::gil_scoped_release release;
+    const Released release;
     program.run(batch, cache, logits.data, from, further);
   }
   return results;
@@ -141,7 +142,7 @@ std::pair<nb::list, std::vector<nb::object>> step(Program& program, const Ints& 
   const auto further = states ? further_of(program, batch, results) : std::vector<float*>{};
   std::vector<Chosen> chosen;
   {
-    nb::gil_scoped_release release;
+    const Released release;
     program.step(batch, cache, from, further,
                  [&](const float* logits) { chosen = choose(logits, vocab, asks.all); });
   }
@@ -259,9 +260,9 @@ void bind_program(nb::module_& m) {
 }
 
 void bind_limits(nb::module_& m) {
-  m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "rounds"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "rounds"_a, nb::call_guard<Released>());
   m.def("peak", [](const std::string& kind, int rounds) -> std::optional<std::pair<std::string, std::vector<double>>> {
-    nb::gil_scoped_release release;
+    const Released release;
     auto found = peak(kind, rounds);
     if (!found) return std::nullopt;
     return std::pair(std::move(found->instruction), std::move(found->rates));
@@ -274,6 +275,7 @@ void bind_limits(nb::module_& m) {
 NB_MODULE(_native, m) {
   using namespace deepwell;
   m.doc() = "Deepwell's kernels and plans for CPUs.";
+  Released::watch_exit();
   m.def("isa", &isa, "The instruction set in use.");
   m.def("available_isas", &available_isas, "Instruction sets this machine can run, best first.");
   m.def("set_isa", &set_isa, "name"_a, "Force an instruction set.");
@@ -285,7 +287,7 @@ NB_MODULE(_native, m) {
     return out.array;
   }, "x"_a, "The exponential the kernels use; a row of results.");
   m.def("checksum", [](const Raw& bytes) {
-    nb::gil_scoped_release release;
+    const Released release;
     return checksum(bytes.data(), bytes.size());
   }, "bytes"_a, "A 64-bit sum of bytes that finds damage, not forgery; computed by all threads.");
   m.def("storages", [] {

@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "isa.h"
+#include "released.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -61,7 +62,7 @@ nb::list choose_by(const Logits& logits, const nb::sequence& given) {
   const Asks asks = asks_of(given, rows, vocab);
   std::vector<Chosen> chosen;
   {
-    nb::gil_scoped_release release;
+    const Released release;
     chosen = choose(logits.data(), vocab, asks.all);
   }
   return answers_of(chosen);

@@ -6,6 +6,7 @@
 #include <nanobind/stl/tuple.h>
 
 #include "common.h"
+#include "released.h"
 #include "search.h"
 
 namespace nb = nanobind;
@@ -42,7 +43,7 @@ auto scales(const Values& values, int bits, const Importance& importance) {
   auto q = zeros<int8_t>(n, cols);
   auto d = zeros<uint16_t>(n, ceil_div(cols, kGroup));
   {
-    nb::gil_scoped_release release;
+    const Released release;
     search_scales(values.data(), n, cols, bits, weight, q.data(), d.data());
   }
   return std::tuple(q, d);
@@ -54,7 +55,7 @@ auto q4_k(const Values& values, const Importance& importance) {
   auto q = zeros<uint8_t>(blocks, 256), s = zeros<uint8_t>(blocks, 8), m = zeros<uint8_t>(blocks, 8);
   auto d = zeros<uint16_t>(blocks, 1), dmin = zeros<uint16_t>(blocks, 1);
   {
-    nb::gil_scoped_release release;
+    const Released release;
     search_q4_k(values.data(), n, cols, weight, q.data(), s.data(), m.data(), d.data(), dmin.data());
   }
   return std::tuple(q, s, m, d, dmin);
@@ -66,7 +67,7 @@ auto q6_k(const Values& values, const Importance& importance) {
   auto q = zeros<int8_t>(blocks, 256), s = zeros<int8_t>(blocks, 16);
   auto d = zeros<uint16_t>(blocks, 1);
   {
-    nb::gil_scoped_release release;
+    const Released release;
     search_q6_k(values.data(), n, cols, weight, q.data(), s.data(), d.data());
   }
   return std::tuple(q, s, d);
