@@ -21,10 +21,12 @@ class Arrival(msgspec.Struct, frozen=True):
     answer: int
     score_prompt: bool
     abort_after: int | None
+    account: int = 0
+    priority: int = 0
 
 
 @st.composite
-def arrivals(draw: st.DrawFn, capacity: int) -> list[Arrival]:
+def arrivals(draw: st.DrawFn, capacity: int, accounts: int = 1) -> list[Arrival]:
     """Prompts of few different tokens, so that they share prefixes often."""
     found = []
     for _ in range(draw(st.integers(1, 12))):
@@ -38,6 +40,8 @@ def arrivals(draw: st.DrawFn, capacity: int) -> list[Arrival]:
                 answer=draw(st.integers(1, 90)),
                 score_prompt=draw(st.booleans()),
                 abort_after=draw(st.none() | st.integers(0, 30)),
+                account=draw(st.integers(1, accounts)),
+                priority=draw(st.integers(-1, 1)) if accounts > 1 else 0,
             )
         )
     return found
@@ -51,8 +55,11 @@ class World:
     """Runs a scheduler as the engine does and checks every step against a cache of (position, token) slots per group,
     through block tables that are kept by what plans say has changed."""
 
-    def __init__(self, groups: tuple[CacheGroup, ...], limits: SchedulerLimits, shared: int | None = None) -> None:
+    def __init__(
+        self, groups: tuple[CacheGroup, ...], limits: SchedulerLimits, shared: int | None = None, alone: bool = True
+    ) -> None:
         self.groups = groups
+        self.alone = alone
         self.shared = shared
         self.limits = limits
         self.scheduler = Scheduler(Pools(groups, b""), limits)
@@ -65,7 +72,8 @@ class World:
         self.steps = 0
 
     def arrive(self, arrival: Arrival) -> None:
-        sequence = SequenceState(str(len(self.ends)), arrival.prompt, arrival.score_prompt)
+        who = {"account": arrival.account, "priority": arrival.priority}
+        sequence = SequenceState(str(len(self.ends)), arrival.prompt, arrival.score_prompt, **who)
         self.ends[sequence.id] = min(self.capacity, len(arrival.prompt) + arrival.answer)
         self.next_wanted[sequence.id] = 0 if arrival.score_prompt else len(arrival.prompt) - 1
         self.order.append(sequence)
@@ -79,7 +87,8 @@ class World:
     def step(self) -> None:
         ready = {s.id for s in self.scheduler.running if s.is_ready}
         plan = self.scheduler.plan(None, self.shared)
-        if self.shared is not None and self.shared > 2 * self.limits.max_running and not self.scheduler.preemptions:
+        room = self.shared or 0 if self.alone else min(self.shared or 0, self.limits.token_budget)
+        if room > 2 * self.limits.max_running and not self.scheduler.preemptions:
             assert ready <= {segment.id for segment in plan.segments}, "every answer gets its token"
         self.scheduler.check_integrity()
         self._check(plan)
@@ -97,9 +106,13 @@ class World:
 
     def _check(self, plan: StepPlan) -> None:
         """Budget, fairness, block tables, unique slots, contents, and which rows give logits."""
-        assert [*self.scheduler.running, *self.scheduler.waiting] == self.order
-        if self.order:
-            assert plan.segments[0].id == self.order[0].id, "the oldest request must move every step"
+        if self.scheduler.shares.several:
+            assert {*self.scheduler.running, *self.scheduler.waiting} == {*self.order}
+            assert plan.segments, "somebody must move every step"
+        elif self.alone:
+            assert [*self.scheduler.running, *self.scheduler.waiting] == self.order
+            if self.order:
+                assert plan.segments[0].id == self.order[0].id, "the oldest request must move every step"
         assert plan.tokens <= self.limits.token_budget
         assert len(plan.segments) <= len(self.scheduler.running) <= self.limits.max_running
         extra = sum(max(0, segment.wanted - 1) for segment in plan.segments)
@@ -163,6 +176,7 @@ GROUPS = st.sampled_from(
     st.integers(1, 6),
     st.sampled_from([0, 64]),
     st.none() | st.integers(1, 80),
+    st.integers(1, 3),
 )
 @settings(max_examples=250, deadline=None)
 def test_every_plan_is_legal_and_everyone_finishes(
@@ -172,9 +186,10 @@ def test_every_plan_is_legal_and_everyone_finishes(
     max_running: int,
     scored_rows: int,
     shared: int | None,
+    accounts: int,
 ) -> None:
-    world = World(groups, SchedulerLimits(budget, max_running, scored_rows), shared)
-    pending = sorted(data.draw(arrivals(world.capacity)), key=lambda arrival: arrival.step)
+    world = World(groups, SchedulerLimits(budget, max_running, scored_rows), shared, alone=accounts == 1)
+    pending = sorted(data.draw(arrivals(world.capacity, accounts)), key=lambda arrival: arrival.step)
     deadline: dict[str, int] = {}
     while pending or world.order:
         while pending and pending[0].step <= world.steps:

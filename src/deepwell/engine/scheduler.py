@@ -1,19 +1,21 @@
 """Which tokens are computed next. Pure: it reads no clock and no model, and the same calls give the same plans.
 
 There is no prefill phase and no decode phase. A sequence has tokens known and tokens computed; each step computes some
-of the missing ones, oldest sequence first, within one budget of tokens.
+of the missing ones, oldest sequence first, within one budget of tokens. Where several accounts have sequences, they
+take turns by what they were served (shares.py).
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
 from deepwell.engine.blocks import Pools, block_key
+from deepwell.engine.shares import Shares, youngest_of_richest
 from deepwell.ops.base import BLOCK_TOKENS
 from deepwell.ops.paging import Page
 
@@ -27,7 +29,8 @@ class SequenceState:
     """`computed` of the `tokens` known are in the cache, in the blocks of `tables`, one block table per cache group.
 
     `scope` and `extras` enter the keys of its blocks, so that a hit means more than equal token ids: `scope` is who
-    may share them, `extras` are (position, digest) of what stands behind a token, such as an image.
+    may share them, `extras` are (position, digest) of what stands behind a token, such as an image. `account` is whose
+    it is, and `priority` whether it comes before others: see Shares.
     """
 
     def __init__(
@@ -38,8 +41,11 @@ class SequenceState:
         *,
         scope: bytes = b"",
         extras: Sequence[tuple[int, bytes]] = (),
+        account: int = 0,
+        priority: int = 0,
     ) -> None:
         self.id = id
+        self.account, self.priority = account, priority
         self.prompt_tokens = len(prompt)
         self.tokens = list(prompt)
         self.computed = 0
@@ -163,11 +169,12 @@ class Part(msgspec.Struct):
 
 
 class Scheduler:
-    """Continuous batching over block pools: first come, first served, the youngest gives way.
+    """Continuous batching over block pools: first come, first served in each account, the youngest gives way.
 
     A sequence enters `running` when the blocks for all its known tokens are there, so that only growing answers can
     run out. Then the youngest running sequence is preempted: it gives its blocks back, keeps its tokens, returns to
-    the front of the queue and is computed again later. The oldest can take everything, so it always moves on.
+    the front of the queue and is computed again later. The oldest can take everything, so it always moves on. Of
+    several accounts, the one with the most sequences running gives way, also to one that waits and has two fewer.
 
     Sequences in `fetching` hold blocks that a slower tier is filling; they run when `fetched` says so.
     """
@@ -180,12 +187,14 @@ class Scheduler:
         self.running: list[SequenceState] = []
         self.fetching: dict[str, tuple[SequenceState, Fetch]] = {}
         self.preemptions = 0
+        self.shares = Shares()
         self._gone: list[str] = []
         self._fetches: list[Fetch] = []
 
     def add(self, sequence: SequenceState) -> None:
         """Queue a sequence. It must fit into the pools alone."""
         sequence.tables = self.pools.empty()
+        self.shares.enter(sequence.account)
         self.waiting.append(sequence)
 
     def remove(self, sequence: SequenceState, forget: bool = False) -> None:
@@ -194,6 +203,7 @@ class Scheduler:
             self.running.remove(sequence)
         elif self.fetching.pop(sequence.id, None) is None:
             self.waiting.remove(sequence)
+        self.shares.leave(sequence.account)
         self._release(sequence, forget)
 
     def plan(self, drafts: Mapping[str, Sequence[int]] | None = None, budget: int | None = None) -> StepPlan:
@@ -203,16 +213,18 @@ class Scheduler:
         what is left, the oldest half of it, the next one half of the rest, and so on. `drafts` are guesses at the
         tokens that follow those known, by sequence; they get what known tokens leave over.
         """
-        shared = budget is not None
+        shared = budget is not None or self.shares.several
         budget = min(self.limits.token_budget, budget or self.limits.token_budget)
         scored_rows = self.limits.scored_rows
         parts: list[Part] = []
-        while budget > 0 and self._has(len(parts)):
-            sequence = self.running[len(parts)]
-            most = self._share(len(parts), budget) if shared else budget
+        turns, full = self._turns(), False
+        while budget > 0 and (len(parts) < len(turns) or (not full and self._has(turns))):
+            sequence = turns[len(parts)]
+            most = self._share(turns, len(parts), budget) if shared else budget
             end = min(_end(sequence, most, scored_rows), self.pools.end(sequence))
-            if not self._grow(sequence, end):
-                break
+            if not self._grow(sequence, end, turns, len(parts)):
+                full = True
+                continue
             parts.append(Part(sequence, end))
             budget -= end - sequence.computed
             scored_rows -= max(0, _wanted(sequence, end) - 1)
@@ -226,6 +238,8 @@ class Scheduler:
         fetches, self._fetches = self._fetches, []
         if not parts:
             return StepPlan((), fetches=tuple(fetches))
+        for part in parts:
+            self.shares.charge(part.sequence.account, part.end - part.sequence.computed)
         gone, self._gone = self._gone, []
         return StepPlan(tuple(map(_segment, parts)), tuple(gone), tuple(fetches))
 
@@ -262,11 +276,41 @@ class Scheduler:
             if not sequence.computed <= len(sequence.tokens) <= room + 1:
                 raise AssertionError(f"running sequence {sequence.id} has tokens without blocks")
 
-    def _share(self, place: int, budget: int) -> int:
-        """How much of the rest of a shared budget the running sequence number `place` may have."""
-        behind = self.running[place + 1 :]
+    def _turns(self) -> list[SequenceState]:
+        """The running sequences in the order in which they get of a step: by age, or by turns of the accounts."""
+        if not self.shares.several:
+            return list(self.running)
+        self._make_places()
+        return self.shares.turns(self.running)
+
+    def _make_places(self) -> None:
+        """Admit who waits, an account with too many places giving way to one with at least two fewer whose turn it is.
+
+        So the first answer of one account does not wait for the end of another's hundred.
+        """
+        while (sequence := self.shares.next(self.waiting)) is not None:
+            if self._admit():
+                continue
+            places = self._places()
+            rich = [
+                one
+                for one in self.running
+                if places[one.account] >= places[sequence.account] + 2 and self.shares.comes_before(sequence, one)
+            ]
+            if not rich:
+                return
+            self._preempt(youngest_of_richest(rich, places))
+
+    def _places(self) -> Counter[int]:
+        """How many sequences each account has that hold blocks."""
+        fetching = (sequence for sequence, _ in self.fetching.values())
+        return Counter(sequence.account for sequence in (*self.running, *fetching))
+
+    def _share(self, turns: Sequence[SequenceState], place: int, budget: int) -> int:
+        """How much of the rest of a shared budget the sequence whose turn is number `place` may have."""
+        behind = turns[place + 1 :]
         left = budget - sum(sequence.is_ready for sequence in behind)
-        if self.running[place].is_ready or not (behind or self.waiting):
+        if turns[place].is_ready or not (behind or self.waiting):
             return max(1, left)
         return max(1, min(left, max(_LEAST_SHARE, left // 2)))
 
@@ -277,22 +321,25 @@ class Scheduler:
         end = min(_end(sequence, most, had + scored_rows), self.pools.end(sequence))
         return end if end > part.end and self.pools.grow(sequence, len(sequence.tokens), end) else part.end
 
-    def _has(self, place: int) -> bool:
-        """Whether there is a running sequence number `place`, or one can be admitted to be it."""
-        while place == len(self.running):
-            if not self._admit():
-                return False
-        return True
+    def _has(self, turns: list[SequenceState]) -> bool:
+        """Whether one more sequence can be admitted to have a turn."""
+        had = running = len(self.running)
+        while running == had and self._admit():  # one that waits for a fetch does not run yet
+            running = len(self.running)
+        turns += self.running[had:]
+        return running > had
 
     def _admit(self) -> bool:
-        """Take in the head of the queue if there is a place and all its blocks; nobody overtakes it."""
-        if not self.waiting or len(self.running) + len(self.fetching) >= self.limits.max_running:
+        """Take in whose turn it is if there is a place and all its blocks; nobody overtakes it."""
+        if len(self.running) + len(self.fetching) >= self.limits.max_running:
             return False
-        sequence = self.waiting[0]
+        sequence = self.shares.next(self.waiting)
+        if sequence is None:
+            return False
         hit = self.pools.match(sequence, sequence.scored)
         if not self.pools.take(sequence, hit, len(sequence.tokens)):
             return False
-        self.waiting.popleft()
+        self.waiting.remove(sequence)
         sequence.computed = hit
         sequence.told = [0] * len(sequence.tables)
         if not self._fetch(sequence):
@@ -324,16 +371,24 @@ class Scheduler:
             sequence.cached_tokens = sequence.computed
         self.running.append(sequence)
 
-    def _grow(self, sequence: SequenceState, end: int) -> bool:
-        """Give a sequence the blocks for its next tokens, preempting the youngest; False if that was itself."""
+    def _grow(self, sequence: SequenceState, end: int, turns: list[SequenceState], place: int) -> bool:
+        """Give the sequence of a turn the blocks for its next tokens, preempting the youngest whose turn is not over, of
+        the account with the most; False if that was itself."""
         while not self.pools.grow(sequence, len(sequence.tokens), end):
-            victim = self.running.pop()
-            self._release(victim)
-            self.waiting.appendleft(victim)
-            self.preemptions += 1
+            left = set(turns[place:])
+            victim = youngest_of_richest((one for one in self.running if one in left), self._places())
+            turns.remove(victim)
+            self._preempt(victim)
             if victim is sequence:
                 return False
         return True
+
+    def _preempt(self, victim: SequenceState) -> None:
+        """Take back a running sequence's blocks; it waits in front of those that came after it."""
+        self.running.remove(victim)
+        self._release(victim)
+        self.waiting.appendleft(victim)
+        self.preemptions += 1
 
     def _add_drafts(
         self, parts: list[Part], drafts: Mapping[str, Sequence[int]], budget: int, scored_rows: int
