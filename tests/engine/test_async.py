@@ -4,14 +4,15 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from random import Random
 
 import pytest
 
 from deepwell.engine import AsyncEngine, Delta, EngineConfig, EngineCore, Request, SamplingParams, Stream
+from deepwell.engine.engine import PIECES
 from deepwell.engine.types import FinishReason, Usage
-from deepwell.errors import EngineStopped, QueueFull, RequestError
+from deepwell.errors import Broke, EngineStopped, LedgerDown, OverLimit, QueueFull, RequestError
 from deepwell.ops.base import Batch
 from fakes import FakeRunner, tiny_tokenizer
 
@@ -97,7 +98,7 @@ async def test_a_cancelled_reader_aborts_its_request() -> None:
             await reader
         assert (await other)[-1].finish_reason == "length"
         await settled(engine)
-        assert engine.stats().finished == {"stop": 0, "length": 1, "abort": 1, "error": 0}
+        assert engine.stats().finished == {"stop": 0, "length": 1, "abort": 1, "error": 0, "cut": 0}
 
 
 async def test_leaving_the_block_aborts() -> None:
@@ -457,3 +458,87 @@ async def test_a_follower_ends_once_whoever_leaves_before_it_began(first_to_go: 
         (stays,) = streams.values()
         ends = [deltas[-1].finish_reason for deltas in await asyncio.gather(read(gone), read(stays))]
         assert ends == ["abort", "length"]
+
+
+async def test_one_account_cannot_take_all_the_room() -> None:
+    async with running(FakeRunner(delay=0.001), max_running=2, max_waiting=6) as engine:
+        with ExitStack() as stack:
+            for _ in range(6):
+                stack.enter_context(engine.place(account=1))
+            with pytest.raises(OverLimit, match="an account may have 6 requests at one time; try") as refused:
+                engine.place(account=1)
+            assert refused.value.retry_after >= 1
+            modest = stack.enter_context(engine.place(account=2))
+            with pytest.raises(OverLimit, match="4 requests at one time while 1 others wait"):
+                engine.place(account=1)
+            stream = modest.submit(Request(id="1", prompt=(1,), sampling=SamplingParams(max_tokens=2)))
+            async for _ in stream:
+                pass
+        with ExitStack() as stack:
+            for _ in range(8):
+                stack.enter_context(engine.place())  # who gave no account may have all of it
+            with pytest.raises(QueueFull):
+                engine.place(account=2)
+
+
+async def test_requests_of_low_priority_keep_out_nobody_else() -> None:
+    async with running(FakeRunner(), max_running=1, max_waiting=1) as engine:
+        low = [engine.place(priority=-1) for _ in range(2)]
+        with pytest.raises(QueueFull):
+            engine.place(priority=-1)
+        high = [engine.place() for _ in range(2)]
+        for place in (*low, *high):
+            place.close()
+        assert engine.stats().waiting == 0
+
+
+class Purse:
+    """A meter that lets an answer have so many tokens."""
+
+    def __init__(self, most: int, why: Exception | None) -> None:
+        self.most, self.why = most, why
+        self.counts: list[tuple[int, int, int]] = []
+
+    def progress(self, hit: int, miss: int, output: int) -> bool:
+        self.counts.append((hit, miss, output))
+        return output < self.most
+
+
+@pytest.mark.parametrize(("why", "reason"), [(Broke("Insufficient Balance"), "cut"), (LedgerDown("away"), "error")])
+async def test_a_meter_counts_tokens_before_they_are_seen_and_ends_the_answer(why: Exception, reason: str) -> None:
+    async with running(FakeRunner()) as engine:
+        purse = Purse(3, why)
+        seen = 0
+        request = Request(id="1", prompt=(1, 2), sampling=SamplingParams(max_tokens=9, ignore_eos=True), meter=purse)
+        async for delta in engine.submit(request):
+            seen += len(delta.token_ids)
+            assert purse.counts[-1][2] >= seen
+        assert purse.counts == [(0, 2, 1), (0, 2, 2), (0, 2, 3)]
+        assert (delta.finish_reason, seen, delta.error) == (reason, 3, str(why))
+        assert delta.usage is not None
+        assert delta.usage.completion_tokens == 3
+
+
+async def test_who_waits_too_long_for_a_turn_is_told() -> None:
+    async with running(FakeRunner(delay=0.01), max_running=1, queue_seconds=0.1) as engine:
+        rules = SamplingParams(max_tokens=40, ignore_eos=True)
+        first, second = (engine.submit(Request(id=id, prompt=(1,), sampling=rules)) for id in "12")
+        pieces = [piece async for piece in second]
+        assert [piece.finish_reason for piece in pieces] == ["abort"]
+        assert "waited 0.1 seconds for its turn" in (pieces[0].error or "")
+        assert len([piece async for piece in first]) == 40
+
+
+async def test_a_slow_reader_finds_all_of_the_answer_in_few_pieces() -> None:
+    async with running(FakeRunner()) as engine:
+        rules = SamplingParams(max_tokens=1000, ignore_eos=True, logprobs=0, seed=1)
+        slow, quick = (engine.submit(Request(id=id, prompt=(1,), sampling=rules)) for id in "12")
+        expected = [piece async for piece in quick]
+        while engine.stats().running:
+            await asyncio.sleep(0.01)
+        found = [piece async for piece in slow]
+        assert len(found) <= 3 * PIECES < len(expected)
+        assert "".join(piece.text for piece in found) == "".join(piece.text for piece in expected)
+        for part in ("token_ids", "logprobs"):
+            assert [x for p in found for x in getattr(p, part)] == [x for p in expected for x in getattr(p, part)]
+        assert found[-1].finish_reason == "length"

@@ -393,7 +393,7 @@ def test_a_closed_generator_aborts() -> None:
     next(pieces)
     pieces.close()
     core.check_integrity()
-    assert core.stats().finished == {"stop": 0, "length": 0, "abort": 1, "error": 0}
+    assert core.stats().finished == {"stop": 0, "length": 0, "abort": 1, "error": 0, "cut": 0}
     assert same_answer(joined(list(core.generate(PROBE))), run_one(EngineCore(FakeRunner(), TOKENIZER), PROBE))
 
 

@@ -162,7 +162,7 @@ def test_a_client_that_leaves_while_it_is_encoded_gives_its_place_back(
         wait_idle(service)
         gate.open.set()
         until(lambda: f'path="{path}",status="499"}} 1.0' in httpx.get(address + "/metrics").text)
-        assert service.engine.stats().finished == {"stop": 0, "length": 0, "abort": 0, "error": 0}
+        assert service.engine.stats().finished == {"stop": 0, "length": 0, "abort": 0, "error": 0, "cut": 0}
 
 
 async def test_long_texts_are_encoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

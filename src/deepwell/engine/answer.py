@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deepwell.engine.detokenize import Detokenizer
 from deepwell.engine.scheduler import Segment, SequenceState
 from deepwell.engine.types import Delta, FinishReason, Request, TokenLogprob, Usage, join
+from deepwell.errors import Broke
 from deepwell.grammar.constraint import masks_of
 from deepwell.ops.sampling import Ask, Chosen, RowLogprob
 from deepwell.weights.tokenizer import Marked, Tokenizer
@@ -22,7 +23,7 @@ class AnswerState:
     """The rules, the text and the log-probabilities of one request.
 
     `sampler` is the backend's state of its rules, `seed` is used where the request names none. `capacity` bounds prompt
-    and answer together, in tokens.
+    and answer together, in tokens; `arrived` is when it came.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class AnswerState:
         seed: int,
         capacity: int,
         vocab_size: int,
+        arrived: float = 0.0,
     ) -> None:
         sampling = request.sampling
-        self.request, self.sequence = request, sequence
+        self.request, self.sequence, self.arrived = request, sequence, arrived
         self.generated = self.drafted = self.accepted = 0
         self._tokenizer = tokenizer
         self._capacity, self._vocab_size = capacity, vocab_size
@@ -99,6 +101,17 @@ class AnswerState:
         if self.request.constraint is not None and delta.finish_reason is None:
             self.request.constraint.accept(delta.token_ids)
         return msgspec.structs.replace(delta, usage=self.usage()) if delta.finish_reason else delta
+
+    def metered(self, delta: Delta) -> Delta:
+        """The same, once the request's meter has counted it: as the last piece, if that lets it go on no longer."""
+        meter, usage = self.request.meter, self.usage()
+        goes_on = meter is None or meter.progress(
+            usage.cached_tokens, usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens
+        )
+        if goes_on or delta.finish_reason is not None:
+            return delta
+        broke = meter is None or isinstance(meter.why, Broke)
+        return join([delta, self.end("cut" if broke else "error", str(meter.why) if meter else None)])
 
     def end(self, reason: FinishReason, error: str | None = None) -> Delta:
         """The last piece, with whatever text is still held."""

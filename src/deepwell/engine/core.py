@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from typing import get_args
 
 import msgspec
 
@@ -31,9 +32,10 @@ class EngineConfig(msgspec.Struct, frozen=True):
     `token_budget`: tokens computed per step, at most. `step_ms`: about how many milliseconds a step may take while
     others wait for it, 0 for no aim: by what was measured, fewer tokens are then computed. `max_running`: requests
     served together. `max_waiting`: requests that may wait for a place; `max_running` + `max_waiting` live ones are the
-    most, and the next is refused. `drain_seconds`: how long live requests may go on after a stop. `blocks`: KV blocks
-    used, None for all that the runner has. `speculate`: where guesses at the next tokens come from, and `draft_tokens`
-    the most of them per answer and step; no answer depends on either.
+    most, those of lower priority not counted, and the next is refused. `drain_seconds`: how long live requests may go
+    on after a stop. `queue_seconds`: how long one may wait for its turn. `blocks`: KV blocks used, None for all that the
+    runner has. `speculate`: where guesses at the next tokens come from, and `draft_tokens` the most of them per answer
+    and step; no answer depends on either.
     """
 
     token_budget: int = 512
@@ -41,6 +43,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_running: int = 64
     max_waiting: int = 64
     drain_seconds: float = 5.0
+    queue_seconds: float = 600.0
     blocks: int | None = None
     speculate: Speculate = "off"
     draft_tokens: int = 3
@@ -52,6 +55,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
             "max_running": 1,
             "max_waiting": 0,
             "drain_seconds": 0,
+            "queue_seconds": 0,
             "draft_tokens": 1,
         }
         for field, low in least.items():
@@ -101,7 +105,8 @@ class EngineCore:
         on_end: OnEnd | None = None,
         tier: Tier | None = None,
     ) -> None:
-        """`clock` gives seconds; it decides how long steps seem to take, and nothing about what they say.
+        """`clock` gives seconds; it decides how long steps seem to take, and who has waited too long, but nothing about
+        what answers say.
 
         `on_end` is told of every request that was added, once, when it ends. Blocks that `tier` has are read from there
         instead of being computed.
@@ -125,7 +130,7 @@ class EngineCore:
         self._live: dict[str, AnswerState] = {}
         self._drafted: dict[Kind, int] = dict.fromkeys(DRAFTERS, 0)
         self._accepted: dict[Kind, int] = dict.fromkeys(DRAFTERS, 0)
-        self._finished: dict[FinishReason, int] = dict.fromkeys(("stop", "length", "abort", "error"), 0)
+        self._finished: dict[FinishReason, int] = dict.fromkeys(get_args(FinishReason), 0)
 
     @property
     def vocab_size(self) -> int:
@@ -138,18 +143,27 @@ class EngineCore:
         return self._live.keys()
 
     def check(self, request: Request, live: Collection[str]) -> None:
-        """Raise RequestError or QueueFull unless the request may join the `live` ones. Any thread may call this."""
+        """Raise RequestError unless the request may join the `live` ones. Any thread may call this."""
         check_request(request, self._backend.vocab_size, self._capacity)
         if request.id in live:
             raise RequestError(f"a request with id {request.id!r} is live already", param="id")
-        if len(live) >= self.config.max_running + self.config.max_waiting:
-            raise QueueFull(f"the queue is full: {len(live)} requests are live; try again shortly")
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises RequestError or QueueFull."""
         self.check(request, self._live.keys())
+        ahead = sum(answer.request.priority >= request.priority for answer in self._live.values())
+        if ahead >= self.config.max_running + self.config.max_waiting:
+            raise QueueFull(f"the queue is full: {ahead} requests are live; try again shortly")
         scores = request.sampling.prompt_logprobs is not None
-        sequence = SequenceState(request.id, request.prompt, scores, scope=request.scope, extras=request.extras)
+        sequence = SequenceState(
+            request.id,
+            request.prompt,
+            scores,
+            scope=request.scope,
+            extras=request.extras,
+            account=request.account,
+            priority=request.priority,
+        )
         self._live[request.id] = AnswerState(
             request,
             sequence,
@@ -158,6 +172,7 @@ class EngineCore:
             seed=secrets.randbits(63),
             capacity=self._capacity,
             vocab_size=self._backend.vocab_size,
+            arrived=self._clock(),
         )
         self._steps.add(sequence)
 
@@ -182,20 +197,23 @@ class EngineCore:
         if not self._live:
             return []
         begun = self._clock()
+        late = self._dismissed(begun)
+        if not self._live:
+            return late
         self._take_in(wait=False)
         plan = self._steps.plan(self._drafts())
         for fetch in plan.fetches:
             self._begin(fetch)
         if not plan.segments and (plan.fetches or self._steps.scheduler.fetching):
             self._take_in(wait=True)
-            return []
+            return late
         if not plan.segments:
             raise RuntimeError(f"the scheduler found no work for {len(self._live)} live requests")
         pieces = self._compute(plan)
         seconds = self._clock() - begun
         self._steps.took(plan, seconds)
         self._speculator.learn(plan, sum(len(delta.token_ids) for _, delta in pieces), seconds)
-        return pieces
+        return late + pieces
 
     def generate(self, request: Request, watch: Callable[[int], None] = lambda computed: None) -> Iterator[Delta]:
         """Answer one request in the caller's thread, where no other is live. Closing the iterator aborts it.
@@ -239,6 +257,14 @@ class EngineCore:
         self._steps.check_integrity()
         if set(self._steps.live) != set(self._live):
             raise AssertionError(f"sequences {set(self._steps.live)} differ from requests {set(self._live)}")
+
+    def _dismissed(self, now: float) -> list[tuple[str, Delta]]:
+        """The ends of requests that have waited too long for their turn to begin."""
+        most = self.config.queue_seconds
+        waiting = (self._live[sequence.id] for sequence in self._steps.scheduler.waiting)
+        late = [answer for answer in waiting if now - answer.arrived > most and answer.sequence.cached_tokens is None]
+        said = f"the server is overloaded: the request waited {most:g} seconds for its turn; try again later"
+        return [(answer.request.id, self._end(answer.request.id, answer.end("abort", said))) for answer in late]
 
     def _drafts(self) -> dict[str, tuple[int, ...]]:
         """Guesses for the answers that wait for their next token only."""
@@ -327,6 +353,7 @@ class EngineCore:
         try:
             before = answer.accepted
             delta = answer.advance(segment, chosen) if chosen is not None else None
+            delta = delta and answer.metered(delta)
             self._steps.commit(segment, delta.token_ids if delta is not None else ())
         except Exception as error:
             _log.exception("request %s failed", segment.id)

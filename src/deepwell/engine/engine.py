@@ -6,6 +6,7 @@ import asyncio
 import logging
 import queue
 import threading
+from collections import Counter, deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
@@ -14,14 +15,24 @@ import msgspec
 
 from deepwell.engine.core import EngineConfig, EngineCore, EngineStats
 from deepwell.engine.runner import Backend
-from deepwell.engine.types import NOTHING, Delta, FinishReason, OnEnd, Request, Usage
-from deepwell.errors import EngineStopped, QueueFull
+from deepwell.engine.types import NOTHING, Delta, FinishReason, OnEnd, Request, Usage, compact
+from deepwell.errors import EngineStopped, OverLimit, QueueFull
 from deepwell.weights.tokenizer import Tokenizer
 
 __all__ = ["AsyncEngine", "EngineConfig", "EngineStats", "Place", "Stream"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+NOBODY = 0
+"""The account of requests of which nobody said whose they are."""
+SHARE = 0.75
+"""How much of the room one account may have that is alone."""
+PIECES = 64
+"""Pieces of an answer that wait for their reader one by one."""
+
+Prepare = Callable[[Request], Request]
+"""What is done to a request last of all before it is queued."""
 
 _Command = Request | str | None
 """To the engine's thread: add a request, abort an id, or end."""
@@ -32,12 +43,17 @@ class Stream:
 
     Cancelling a wait for the next piece aborts the request: wrap the wait in a task (asyncio.wait) to put a time limit
     on it. Leaving the `async with` block, or `aclose`, aborts too, unless the answer is complete.
+
+    Neither the engine nor other streams wait for a slow reader: what it has not read is kept, joined to one piece
+    wherever many would wait, so that little more than the text itself is held.
     """
 
     def __init__(self, request: Request, commands: queue.SimpleQueue[_Command]) -> None:
         self.request = request
         self._commands = commands
-        self._pieces: asyncio.Queue[Delta] = asyncio.Queue()
+        self._pieces: deque[Delta] = deque()
+        self._most = PIECES
+        self._news = asyncio.Event()
         self._followers: list[Stream] = []
         self._started = self._begun = self._ended = self._aborted = self._read = False
 
@@ -66,10 +82,13 @@ class Stream:
         if self._read:
             raise StopAsyncIteration
         try:
-            delta = await self._pieces.get()
+            while not self._pieces:
+                self._news.clear()
+                await self._news.wait()
         except asyncio.CancelledError:
             self.abort()
             raise
+        delta = self._pieces.popleft()
         self._read = delta.finish_reason is not None
         return delta
 
@@ -87,33 +106,41 @@ class Stream:
         while self._followers:
             self._followers.pop(0).start()
         self._ended = delta.finish_reason is not None
-        self._pieces.put_nowait(delta)
+        self._pieces.append(delta)
+        if len(self._pieces) > self._most:
+            joined = compact(self._pieces)
+            self._pieces = deque([joined])
+            self._most = max(PIECES, len(joined.token_ids) // 8)  # each token is joined a few times, and no more
+        self._news.set()
 
 
 class Place:
-    """Room for one request, held while it is read, rendered and encoded; on the event loop only.
+    """Room for one request of an account, held while it is read, rendered and encoded; on the event loop only.
 
     A context manager: leaving it without `submit` gives the room back. Leaving with an error after `submit` aborts the
     request, since nobody will read it then.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: AsyncEngine, account: int, priority: int, prepare: Prepare) -> None:
+        self._engine, self.account, self.priority, self._prepare = engine, account, priority, prepare
         self._held = True
         self._stream: Stream | None = None
 
     def another(self) -> Place:
-        """One more place for the same client. Raises QueueFull or EngineStopped at once."""
-        return self._engine.place()
+        """One more place for the same client. Raises what `AsyncEngine.place` does."""
+        return self._engine.place(self.account, self.priority, self._prepare)
 
     def submit(self, request: Request, after: Stream | None = None) -> Stream:
-        """Fill the place. Raises RequestError or EngineStopped, and then the place is still held.
+        """Fill the place, for its account. Raises RequestError, EngineStopped, or what its `prepare` does, and then the
+        place is still held.
 
         A request `after` another waits for that one's first piece, and finds the prompt that they share in the cache.
         """
         if not self._held:
             raise RuntimeError("this place was filled or given back before")
-        self._stream = self._engine._fill(request, after)
+        self._engine.check(request)
+        request = msgspec.structs.replace(request, account=self.account, priority=self.priority)
+        self._stream = self._engine._fill(self._prepare(request), after)
         self._held = False
         return self._stream
 
@@ -121,7 +148,7 @@ class Place:
         """Give the room back. Nothing happens if a request is in it, or the second time."""
         if self._held:
             self._held = False
-            self._engine._give_back()
+            self._engine._give_back(self)
 
     def __enter__(self) -> Place:
         return self
@@ -143,6 +170,8 @@ class AsyncEngine:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._streams: dict[str, Stream] = {}
         self._places = 0
+        self._held: Counter[tuple[int, int]] = Counter()
+        """Places that are held or filled, by account and priority."""
         self._listeners: list[OnEnd] = []
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -176,22 +205,49 @@ class AsyncEngine:
         if self._refusal is not None:
             raise EngineStopped(self._refusal)
 
-    def check_room(self) -> None:
-        """Raise QueueFull or EngineStopped if `place` would now."""
-        self.check_open()
-        taken = len(self._streams) + self._places
-        if taken >= self.config.max_running + self.config.max_waiting:
-            raise QueueFull(f"the queue is full: {taken} requests are live; try again shortly")
+    def check_room(self, account: int = NOBODY, priority: int = 0) -> None:
+        """Raise what `place` would now.
 
-    def place(self) -> Place:
-        """Take room for one request, among the running and the waiting. Raises QueueFull or EngineStopped at once."""
-        self.check_room()
+        Requests of lower priority do not count. Of the room there is, an account has its share: an equal one while
+        others have requests too, and SHARE of it when it is alone, so that the next one finds some. Half of the room is
+        for whoever comes first.
+        """
+        self.check_open()
+        room = self.config.max_running + self.config.max_waiting
+        ahead = Counter[int]()
+        for (one, other), count in self._held.items():
+            if other >= priority:
+                ahead[one] += count
+        taken = ahead.total()
+        if taken >= room:
+            raise QueueFull(f"the queue is full: {taken} requests are live; try again shortly")
+        if account == NOBODY or 2 * taken < room:
+            return
+        accounts = len({*ahead, account})
+        share = max(1, int(room * SHARE) if accounts == 1 else room // accounts)
+        if ahead[account] >= share:
+            others = "" if accounts == 1 else f" while {accounts - 1} others wait"
+            raise OverLimit(f"an account may have {share} requests at one time{others}; try again shortly", "share")
+
+    def place(self, account: int = NOBODY, priority: int = 0, prepare: Prepare = lambda request: request) -> Place:
+        """Take room for one request of an account, among the running and the waiting.
+
+        `prepare` is given the request that fills it, when nothing else can be wrong with it any more, to give it a
+        meter or refuse it. Raises QueueFull, OverLimit for an account that has its share of the room, or EngineStopped, at once.
+        """
+        self.check_room(account, priority)
         self._places += 1
-        return Place(self)
+        self._held[account, priority] += 1
+        return Place(self, account, priority, prepare)
+
+    def check(self, request: Request) -> None:
+        """Raise RequestError or EngineStopped unless the request may fill a place."""
+        self.check_open()
+        self._core.check(request, self._streams.keys())
 
     def submit(self, request: Request) -> Stream:
-        """Queue a request. Raises RequestError, QueueFull or EngineStopped at once."""
-        with self.place() as place:
+        """Queue a request. Raises RequestError, QueueFull, OverLimit or EngineStopped at once."""
+        with self.place(request.account, request.priority) as place:
             return place.submit(request)
 
     async def stop(self) -> None:
@@ -219,9 +275,7 @@ class AsyncEngine:
         self._core.check_integrity()
 
     def _fill(self, request: Request, after: Stream | None = None) -> Stream:
-        """The request of a place. Raises RequestError or EngineStopped."""
-        self.check_open()
-        self._core.check(request, self._streams.keys())
+        """The request of a place, checked."""
         self._loop = asyncio.get_running_loop()
         stream = self._streams[request.id] = Stream(request, self._commands)
         self._places -= 1
@@ -229,8 +283,14 @@ class AsyncEngine:
         stream.start(after)
         return stream
 
-    def _give_back(self) -> None:
+    def _give_back(self, place: Place) -> None:
         self._places -= 1
+        self._leave(place.account, place.priority)
+
+    def _leave(self, account: int, priority: int) -> None:
+        self._held[account, priority] -= 1
+        if not self._held[account, priority]:
+            del self._held[account, priority]
 
     def _ended(self, request: Request, usage: Usage, reason: FinishReason) -> None:
         for listener in self._listeners:
@@ -287,12 +347,14 @@ class AsyncEngine:
             for id in list(self._core.live):
                 self._core.abort(id)
             self._streams.clear()
+            self._held.clear()
 
     def _deliver(self, pieces: list[tuple[str, Delta]]) -> None:
         for id, delta in pieces:
             self._streams[id].deliver(delta)
             if delta.finish_reason is not None:
-                del self._streams[id]
+                request = self._streams.pop(id).request
+                self._leave(request.account, request.priority)
         if not self._streams:
             self._empty.set()
 

@@ -372,8 +372,8 @@ class Scheduler:
         self.running.append(sequence)
 
     def _grow(self, sequence: SequenceState, end: int, turns: list[SequenceState], place: int) -> bool:
-        """Give the sequence of a turn the blocks for its next tokens, preempting the youngest whose turn is not over, of
-        the account with the most; False if that was itself."""
+        """Give the sequence of a turn the blocks for its next tokens, preempting the youngest of the account with the
+        most, among those whose turn is not over; False if that was itself."""
         while not self.pools.grow(sequence, len(sequence.tokens), end):
             left = set(turns[place:])
             victim = youngest_of_richest((one for one in self.running if one in left), self._places())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
-from typing import Literal
+from itertools import groupby
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -15,7 +16,8 @@ from deepwell.weights.tokenizer import Marked
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "error", "cut"]
+"""`abort`: by whoever asked, or a stop; `cut`: the meter let it go on no longer."""
 
 
 class SamplingParams(SamplingRules, frozen=True, kw_only=True):
@@ -44,12 +46,27 @@ class SamplingParams(SamplingRules, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, seed=int.from_bytes(digest.digest(), "little") >> 1)
 
 
+class Meter(Protocol):
+    """Is told what a request has used so far, before anybody sees the tokens. `why` says why `progress` said no."""
+
+    @property
+    def why(self) -> Exception | None: ...
+
+    def progress(self, hit: int, miss: int, output: int) -> bool:
+        """Tokens of the prompt that were cached, those that were not, and tokens generated. False: with these the
+        answer ends. Must be quick; called by the engine's thread."""
+        ...
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A prompt as token ids and how to continue it. `id` is unique among live requests.
 
     `constraint` bounds what may come next; it serves this request alone. `scope` says with whom the prefix cache is
     shared: requests of one scope find each other's blocks. `extras` are (position, digest) of what stands behind a
     token of the prompt, such as an image, and must be equal for a hit too.
+
+    Requests of different `account`s share the engine fairly, whoever has more of them; of higher `priority` they come
+    first. `meter` counts what is used.
     """
 
     id: str
@@ -58,6 +75,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     constraint: Constraint | None = None
     scope: bytes = b""
     extras: tuple[tuple[int, bytes], ...] = ()
+    account: int = 0
+    priority: int = 0
+    meter: Meter | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
@@ -123,6 +143,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
 
 def join(deltas: Sequence[Delta]) -> Delta:
     """Consecutive pieces as one."""
+    if len(deltas) == 1:
+        return deltas[0]
     last = deltas[-1]
     return Delta(
         marked=tuple(part for delta in deltas for part in delta.marked),
@@ -135,3 +157,17 @@ def join(deltas: Sequence[Delta]) -> Delta:
         stopped_by=last.stopped_by,
         cached_tokens=last.cached_tokens,
     )
+
+
+def compact(deltas: Sequence[Delta]) -> Delta:
+    """As `join`, with neighbouring texts as one."""
+
+    def runs(marked: Sequence[Marked]) -> Iterator[Marked]:
+        for is_text, run in groupby(marked, key=lambda part: type(part) is str):
+            if is_text:
+                yield "".join(part for part in run if isinstance(part, str))
+            else:
+                yield from run
+
+    joined = join(deltas)
+    return msgspec.structs.replace(joined, marked=tuple(runs(joined.marked)))

@@ -173,7 +173,7 @@ def joined(parts: Sequence[Delta]) -> Delta:
     if whole.finish_reason == "error":
         raise AnswerFailed(whole.error or FAILED)
     if whole.finish_reason == "abort" and not whole.token_ids:
-        raise EngineStopped("the server stopped before this request began; try again")
+        raise EngineStopped(whole.error or "the server stopped before this request began; try again")
     return whole
 
 

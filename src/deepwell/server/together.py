@@ -47,13 +47,15 @@ class Together:
 
     def __init__(self, streams: Sequence[Stream]) -> None:
         self._streams, self._open = streams, len(streams)
-        self._pieces: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
+        self._pieces: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue(len(streams))
         self._readers = [asyncio.ensure_future(self._read(*numbered)) for numbered in enumerate(streams)]
 
     def abort(self) -> None:
         """End all of them soon."""
         for stream in self._streams:
             stream.abort()
+        for reader in self._readers:
+            reader.cancel()
 
     async def __anext__(self) -> tuple[int, Delta]:
         if not self._open:
@@ -64,7 +66,7 @@ class Together:
 
     async def _read(self, number: int, stream: Stream) -> None:
         async for delta in stream:
-            self._pieces.put_nowait((number, delta))
+            await self._pieces.put((number, delta))
 
 
 async def respond_together(
