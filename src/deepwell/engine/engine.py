@@ -233,7 +233,8 @@ class AsyncEngine:
         """Take room for one request of an account, among the running and the waiting.
 
         `prepare` is given the request that fills it, when nothing else can be wrong with it any more, to give it a
-        meter or refuse it. Raises QueueFull, OverLimit for an account that has its share of the room, or EngineStopped, at once.
+        meter or refuse it. Raises QueueFull, OverLimit for an account that has its share of the room, or EngineStopped,
+        at once.
         """
         self.check_room(account, priority)
         self._places += 1
