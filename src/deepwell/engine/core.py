@@ -34,8 +34,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     served together. `max_waiting`: requests that may wait for a place; `max_running` + `max_waiting` live ones are the
     most, those of lower priority not counted, and the next is refused. `drain_seconds`: how long live requests may go
     on after a stop. `queue_seconds`: how long one may wait for its turn. `blocks`: KV blocks used, None for all that
-    the runner has. `speculate`: where guesses at the next tokens come from, and `draft_tokens` the most of them per answer
-    and step; no answer depends on either.
+    the runner has. `speculate`: where guesses at the next tokens come from, and `draft_tokens` the most of them per
+    answer and step; no answer depends on either.
     """
 
     token_budget: int = 512
