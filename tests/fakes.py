@@ -18,7 +18,7 @@ from deepwell.errors import ConfigError
 from deepwell.ops import native
 from deepwell.ops.base import BLOCK_TOKENS, Batch
 from deepwell.ops.paging import CacheGroup, Page
-from deepwell.ops.sampling import Ask, Chosen, SamplingRules
+from deepwell.ops.sampling import Ask, Chosen, SamplingRules, with_states
 from deepwell.weights.tokenizer import Tokenizer
 
 BOS = "<｜begin▁of▁sentence｜>"
@@ -103,7 +103,7 @@ class FakeRunner:
     ) -> None:
         self.vocab_size, self.blocks, self.context, self.fingerprint = vocab_size, blocks, context, fingerprint
         self.next_token, self.delay, self.fail, self.nan_after = next_token, delay, fail, nan_after
-        self.has_draft_head = False
+        self.has_draft_head, self.hidden = False, 2
         self.slots = np.full((blocks, BLOCK_TOKENS, 2), -1, np.int64)
         self.violations: list[str] = []
         self.batches: list[Batch] = []
@@ -117,8 +117,9 @@ class FakeRunner:
 
     def step(self, batch: Batch, asks: Sequence[Ask], states: bool) -> tuple[list[Chosen], NDArray[np.float32] | None]:
         """See Backend. The state of a row is (position, token)."""
-        chosen = native.choose(self.run(batch), asks)
-        return chosen, np.stack([batch.positions_T, batch.tokens_T], axis=1).astype(np.float32) if states else None
+        x_ND = np.stack([batch.positions_T, batch.tokens_T], axis=1).astype(np.float32)
+        chosen = with_states(native.choose(self.run(batch), asks), asks, x_ND[batch.selected_L])
+        return chosen, x_ND if states else None
 
     def predict(
         self, batch: Batch, x_ND: NDArray[np.float32], again: bool

@@ -46,6 +46,7 @@ def test_models(client: TestClient) -> None:
         "completion",
         "chat",
         "fim",
+        "embedding",
     ]
     assert card["sampling"] is None
 

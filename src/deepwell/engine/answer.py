@@ -76,6 +76,7 @@ class AnswerState:
             logprobs=sampling.logprobs,
             score_logprobs=sampling.prompt_logprobs,
             masks=self._masks(draft) if choose else None,
+            state=self.request.embeds and known_end == len(self.request.prompt),
         )
 
     def advance(self, segment: Segment, chosen: Chosen) -> Delta | None:
@@ -88,7 +89,7 @@ class AnswerState:
         self._prompt_logprobs += map(self._logprob, chosen.scores)
         if not chosen.tokens:
             scored = segment.end == len(self.request.prompt) and self.request.sampling.max_tokens == 0
-            return self.end("length") if scored else None
+            return msgspec.structs.replace(self.end("length"), state=chosen.state) if scored else None
         deltas: list[Delta] = []
         for place, token in enumerate(chosen.tokens):
             self.generated += 1

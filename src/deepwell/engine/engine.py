@@ -166,6 +166,7 @@ class AsyncEngine:
 
     def __init__(self, backend: Backend, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
+        self.hidden = backend.hidden
         self._core = EngineCore(backend, tokenizer, self.config, on_end=self._ended)
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._streams: dict[str, Stream] = {}

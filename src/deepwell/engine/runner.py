@@ -27,13 +27,15 @@ _LEAST_ROWS, _LEAST_COLUMNS = 8, 16
 class Backend(Protocol):
     """A model with its KV cache. Called from one thread; may release the GIL. N rows of a step, D hidden width.
 
-    `context` is the longest sequence in tokens, `vocab_size` the width of the logits, `fingerprint` names the model
+    `context` is the longest sequence in tokens, `vocab_size` the width of the logits, `hidden` that of the states,
+    `fingerprint` names the model
     and cache layout (it salts the prefix hashes). `has_draft_head` says that `predict` works: a multi-token prediction
     module is there, with a cache layer of its own in the same pages.
     """
 
     context: int
     vocab_size: int
+    hidden: int
     fingerprint: bytes
 
     @property

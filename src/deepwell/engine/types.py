@@ -8,6 +8,8 @@ from itertools import groupby
 from typing import Literal, Protocol
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from deepwell.grammar.constraint import Constraint
 from deepwell.ops.sampling import SamplingRules
@@ -61,7 +63,8 @@ class Meter(Protocol):
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A prompt as token ids and how to continue it. `id` is unique among live requests.
 
-    `constraint` bounds what may come next; it serves this request alone. `scope` says with whom the prefix cache is
+    `constraint` bounds what may come next; it serves this request alone. One that `embeds` has no answer (`max_tokens`
+    0) but the hidden state of the prompt's last token. `scope` says with whom the prefix cache is
     shared: requests of one scope find each other's blocks. `extras` are (position, digest) of what stands behind a
     token of the prompt, such as an image, and must be equal for a hit too.
 
@@ -73,6 +76,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prompt: tuple[int, ...]
     sampling: SamplingParams
     constraint: Constraint | None = None
+    embeds: bool = False
     scope: bytes = b""
     extras: tuple[tuple[int, bytes], ...] = ()
     account: int = 0
@@ -122,7 +126,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     whole UTF-8: bytes that do not form a character yet wait for the next piece, at most until a special token comes.
     `prompt_logprobs` comes once, in the first delta, when asked for. `finish_reason` and `usage` come once, in the
     last one. `error` says what went wrong when `finish_reason` is "error"; `stopped_by` is the stop text that ended the
-    answer, if one did. `cached_tokens` of the prompt came from the prefix cache.
+    answer, if one did. `cached_tokens` of the prompt came from the prefix cache. `state` (D,) comes in the
+    last one of a request that embeds: the hidden state after the final norm, as it is.
     """
 
     marked: tuple[Marked, ...] = ()
@@ -134,6 +139,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     stopped_by: str | None = None
     cached_tokens: int = 0
+    state: NDArray[np.float32] | None = None
 
     @property
     def text(self) -> str:
@@ -156,6 +162,7 @@ def join(deltas: Sequence[Delta]) -> Delta:
         error=last.error,
         stopped_by=last.stopped_by,
         cached_tokens=last.cached_tokens,
+        state=last.state,
     )
 
 

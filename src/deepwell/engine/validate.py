@@ -45,6 +45,8 @@ def check_request(request: Request, vocab_size: int, capacity: int) -> None:
         raise RequestError(f"seed is {sampling.seed}; it must have 64 bits, from -2^63 to 2^64-1", param="seed")
     if sampling.top_k not in _TOP_KS:
         raise RequestError(f"top_k is {sampling.top_k}; it must be at most 2^31-1", param="top_k")
+    if request.embeds and sampling.max_tokens:
+        raise RequestError("a request for an embedding has no answer: max_tokens must be 0", param="max_tokens")
     _check_stop(sampling, vocab_size)
     _check_bias(sampling, vocab_size)
 

@@ -20,7 +20,7 @@ from deepwell.model.decoder import Decoder
 from deepwell.ops import native
 from deepwell.ops.base import BLOCK_TOKENS, Batch, GqaShape
 from deepwell.ops.paging import CacheGroup, Page
-from deepwell.ops.sampling import Ask, Chosen, SamplingRules
+from deepwell.ops.sampling import Ask, Chosen, SamplingRules, with_states
 from deepwell.weights.importance import read_importance
 from deepwell.weights.source import Source
 
@@ -75,14 +75,15 @@ class NativeRunner:
         left = free - need.weights - need.activations
         self.blocks = blocks or default_blocks(config, self.context, left, self.kv_bytes, mtp=mtp)
         self.context = min(self.context, self.blocks * BLOCK_TOKENS)
-        self.vocab_size = config.vocab
+        self.vocab_size, self.hidden = config.vocab, config.hidden
         weighted = read_importance(importance, config) if importance else None
         params = (*source.params, *(source.mtp_params if mtp else ()))
         self.packed = pack_all(source, params, self.kept, weighted, progress)
         self.handles = self.packed.handles
         recorder, decoder = native.Recorder(), Decoder(config, self.handles)
         x = decoder.hidden(recorder)
-        self._plan = recorder.finish(decoder.logits(recorder, x), *([x] if mtp else ()))
+        h = decoder.normed(recorder, x)
+        self._plan = recorder.finish(decoder.head(recorder, h), h, *([x] if mtp else ()))
         self._draft_head = [_draft_head_plan(decoder, again) for again in ((False, True) if mtp else ())]
         self.widths = tuple(config.cache_widths(int(mtp)))
         self.fingerprint = Identity(config, self.packed.contents, self.widths, self.cache_dtype, native.KERNELS).digest
@@ -103,8 +104,11 @@ class NativeRunner:
     def step(
         self, batch: Batch, asks: Sequence[Ask], states: bool
     ) -> tuple[Sequence[Chosen], NDArray[np.float32] | None]:
-        chosen, further = self._plan.step(batch, self._cache, asks, states=states)
-        return chosen, further[0] if states else None
+        embeds = any(ask.state for ask in asks)
+        chosen, further = self._plan.step(batch, self._cache, asks, states=states or embeds)
+        if embeds:
+            chosen = with_states(chosen, asks, further[0])
+        return chosen, further[1] if states else None
 
     def predict(
         self, batch: Batch, x_ND: NDArray[np.float32], again: bool
@@ -134,7 +138,7 @@ class NativeRunner:
 
     def run_with_states(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The same, with the states x_ND of all rows, for a model whose module is loaded."""
-        logits_LV, x_ND = self._plan.run_all(batch, self._cache)
+        logits_LV, _, x_ND = self._plan.run_all(batch, self._cache)
         return logits_LV, x_ND
 
     def draft_logits(

@@ -65,7 +65,15 @@ class Decoder:
 
     def logits(self, ops: Ops[A], x: A) -> A:
         """logits_LV of the selected rows of x."""
-        return self._head(ops, ops.rms_norm(ops.select(x), self.weights["norm"], self.config.eps))
+        return self.head(ops, self.normed(ops, x))
+
+    def normed(self, ops: Ops[A], x: A) -> A:
+        """h_LD of the selected rows of x, after the final norm."""
+        return ops.rms_norm(ops.select(x), self.weights["norm"], self.config.eps)
+
+    def head(self, ops: Ops[A], h: A) -> A:
+        """logits_LV of normed rows."""
+        return ops.head(h, self.weights["embed" if self.config.tied else "head"])
 
     def predict_ahead(self, ops: Ops[A], x: A, next_tokens: A, depth: int = 0, again: bool = False) -> tuple[A, A]:
         """One multi-token prediction module: from x_TD of the stage before and the embeddings of the tokens after.
@@ -82,10 +90,7 @@ class Decoder:
         joined = ops.concat([ops.rms_norm(next_tokens, w["embed_norm"], eps), state])
         x = ops.linear(joined, w["project"])
         x = self._layer(ops, x, w.at("layer"), self.config.layers + depth, self.config.moe is not None)
-        return x, self._head(ops, ops.rms_norm(ops.select(x), w["norm"], eps))
-
-    def _head(self, ops: Ops[A], h: A) -> A:
-        return ops.head(h, self.weights["embed" if self.config.tied else "head"])
+        return x, self.head(ops, ops.rms_norm(ops.select(x), w["norm"], eps))
 
     def _layer(self, ops: Ops[A], x: A, w: Weights, layer: int, is_moe: bool) -> A:
         h = ops.rms_norm(x, w["attn_norm"], self.config.eps)

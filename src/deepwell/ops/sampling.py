@@ -9,6 +9,8 @@ neighbours, on the number of threads or on the instruction set.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -50,6 +52,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     `masks` (1 + len(draft), ceil(V / 32)) has a bit for each token that is allowed, the lowest bit of a word first; all
     others count as if their logit were minus infinity. Every mask must allow a token, those of a draft's rows too.
     Where each token allowed is impossible to the model, the lowest is chosen.
+
+    `state` wants the last row before it became logits: the hidden state after the final norm.
     """
 
     sampler: Any
@@ -61,6 +65,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     score_logprobs: int | None = None
     masks: NDArray[np.uint32] | None = None
+    state: bool = False
 
 
 class RowLogprob(msgspec.Struct, frozen=True):
@@ -82,3 +87,13 @@ class Chosen(msgspec.Struct, frozen=True):
     logprobs: tuple[RowLogprob, ...] = ()
     scores: tuple[RowLogprob, ...] = ()
     sound: bool = True
+    state: NDArray[np.float32] | None = None
+
+
+def with_states(chosen: Sequence[Chosen], asks: Sequence[Ask], h_LD: NDArray[np.float32]) -> list[Chosen]:
+    """What was chosen, with the states that were asked for, of the normed rows h_LD that the logits were made of."""
+    ends = accumulate(ask.rows for ask in asks)
+    return [
+        msgspec.structs.replace(one, state=h_LD[end - 1].copy()) if ask.state and one.sound else one
+        for one, ask, end in zip(chosen, asks, ends, strict=True)
+    ]

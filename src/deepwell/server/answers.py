@@ -32,15 +32,27 @@ class AnswerFailed(Exception):
     """The engine failed in the middle of an answer."""
 
 
-class Pieces(Protocol[P]):
-    """What a running request yields until it ends, or is aborted."""
+class Abortable(Protocol):
+    """Something that runs until it ends, or is aborted."""
 
     def abort(self) -> None: ...
+
+
+class Pieces(Abortable, Protocol[P]):
+    """What a running request yields."""
 
     async def __anext__(self) -> P: ...
 
 
-class Writer(Protocol):
+class Failing(Protocol):
+    """What is said in place of an answer in one piece where there is an error."""
+
+    def failure(self, error: str) -> msgspec.Struct:
+        """The body."""
+        ...
+
+
+class Writer(Failing, Protocol):
     """All that a protocol says of one answer. Streamed, it is the opening, the pieces, and the end; each as bytes."""
 
     media_type: str
@@ -70,10 +82,6 @@ class Writer(Protocol):
         """The body of an answer that comes in one piece."""
         ...
 
-    def failure(self, error: str) -> msgspec.Struct:
-        """The body in place of such an answer where there is an error."""
-        ...
-
 
 async def respond(
     request: Request, stream: Stream, writer: Writer, timer: RequestTimer, streamed: bool, silence: float
@@ -95,7 +103,7 @@ async def respond(
 
 
 async def in_one_piece(
-    answer: Coroutine[Any, Any, msgspec.Struct], source: Pieces[Any], writer: Writer, silence: float
+    answer: Coroutine[Any, Any, msgspec.Struct], source: Abortable, writer: Failing, silence: float
 ) -> Response:
     """A response with the body that `answer` makes of `source`, late or not; see `respond`."""
     work = asyncio.ensure_future(answer)
@@ -112,7 +120,7 @@ async def in_one_piece(
         return JsonResponse(writer.failure(str(error)), status_code=500)
 
 
-async def _late(work: asyncio.Future[msgspec.Struct], writer: Writer, silence: float) -> AsyncGenerator[bytes, None]:
+async def _late(work: asyncio.Future[msgspec.Struct], writer: Failing, silence: float) -> AsyncGenerator[bytes, None]:
     """An empty line whenever `silence` seconds pass, and then the body: white space may stand before any JSON."""
     try:
         while not work.done():
@@ -225,7 +233,7 @@ class EventStream(StreamingResponse):
     A client that leaves ends it quietly, and is noted as one that left.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], stream: Pieces[Any], media_type: str) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], stream: Abortable, media_type: str) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type=media_type, headers=headers)
         self._events, self._stream = events, stream

@@ -19,12 +19,13 @@ from deepwell.server.asterisk import AnswerAsterisk
 from deepwell.server.base_path import BasePath
 from deepwell.server.chat_completions import chat_completions
 from deepwell.server.completions import completions
+from deepwell.server.embeddings import embeddings
 from deepwell.server.errors import HANDLERS, AnswerFailures, JsonResponse
 from deepwell.server.hosts import CheckHost, Hosts
 from deepwell.server.infill import infill
 from deepwell.server.openapi import openapi
 from deepwell.server.page import page_routes
-from deepwell.server.replies import Capability, ModelCard, ModelList
+from deepwell.server.replies import Capability, EmbeddingCard, ModelCard, ModelList
 from deepwell.server.request_log import ID_HEADER, RecordRequests
 from deepwell.server.service import Service
 from deepwell.server.site import Site
@@ -54,6 +55,7 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None) 
     routes = [
         *(Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/completions", completions, methods=["POST"]) for prefix in PREFIXES),
+        *(Route(f"{prefix}/embeddings", embeddings, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/models", models) for prefix in PREFIXES),
         *(Route(f"{prefix}/models/{{id:path}}", model) for prefix in PREFIXES),
         *(Route(f"{prefix}/tokenize", tokenize, methods=["POST"]) for prefix in PREFIXES),
@@ -132,11 +134,13 @@ def _card(name: str, service: Service) -> ModelCard:
         capabilities += ["thinking"] if service.format.thinks != "never" else []
     if fills_gaps(service.tokenizer):
         capabilities.append("fim")
+    capabilities.append("embedding")
     return ModelCard(
         id=name,
         created=service.created,
         context_length=service.context,
         capabilities=capabilities,
+        embedding=EmbeddingCard(dimensions=service.engine.hidden),
         sampling=service.advice if service.advice.given else None,
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from deepwell import __version__
+from deepwell.server.embeddings import EmbeddingRequest, Embeddings
 from deepwell.server.errors import ErrorBody
 from deepwell.server.infill import Infilled, InfillRequest
 from deepwell.server.protocol import ChatRequest, CompletionRequest
@@ -24,12 +25,13 @@ ERRORS = {
 
 def openapi() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
-    asked = (ChatRequest, CompletionRequest, InfillRequest, TokenizeRequest, DetokenizeRequest)
+    asked = (ChatRequest, CompletionRequest, InfillRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest)
     answers = (
         ChatCompletion,
         ChatChunk,
         TextCompletion,
         Infilled,
+        Embeddings,
         Tokenized,
         Detokenized,
         TokenizerInfo,
@@ -46,6 +48,7 @@ def openapi() -> dict[str, Any]:
             "/v1/completions": _post(
                 "Continue a text, or fill a gap in it.", CompletionRequest, TextCompletion, TextCompletion
             ),
+            "/v1/embeddings": _post("Texts as vectors.", EmbeddingRequest, Embeddings),
             "/infill": _post("Fill a gap, in llama.cpp's words.", InfillRequest, Infilled, Infilled),
             "/tokenize": _post("The token ids of a text or a conversation.", TokenizeRequest, Tokenized),
             "/detokenize": _post("The text of token ids.", DetokenizeRequest, Detokenized),

@@ -30,9 +30,9 @@ def prompts_of(asked: CompletionRequest, service: Service) -> list[Prompt]:
         most = service.engine.config.max_running + service.engine.config.max_waiting
         if len(prompt) > most:
             raise RequestError(f"prompt holds {len(prompt)} prompts; at most {most} are answered together", "prompt")
-        found = [_prompt(one, f"prompt[{at}]", service) for at, one in enumerate(prompt)]
+        found = [prompt_of(one, f"prompt[{at}]", service) for at, one in enumerate(prompt)]
     else:
-        found = [_prompt(prompt, "prompt", service)]
+        found = [prompt_of(prompt, "prompt", service)]
     if asked.suffix is not None and not all(isinstance(one, str) for one in found):
         raise RequestError("suffix needs a prompt given as text, not as token ids", "suffix")
     if asked.suffix is not None and asked.echo and asked.logprobs is not None:
@@ -40,7 +40,8 @@ def prompts_of(asked: CompletionRequest, service: Service) -> list[Prompt]:
     return found
 
 
-def _prompt(value: Any, where: str, service: Service) -> Prompt:
+def prompt_of(value: Any, where: str, service: Service) -> Prompt:
+    """A text or token ids, which came as the field `where`. Raises RequestError and ContextExceeded."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):

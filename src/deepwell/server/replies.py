@@ -13,7 +13,7 @@ from deepwell.engine.types import Usage as TokenCounts
 from deepwell.server.errors import INTERNAL, ErrorBody, error_body
 from deepwell.weights.advice import Advice
 
-Capability = Literal["completion", "chat", "tools", "thinking", "fim"]
+Capability = Literal["completion", "chat", "tools", "thinking", "fim", "embedding"]
 Finish = Literal["stop", "length", "tool_calls", "insufficient_system_resource"]
 
 
@@ -233,10 +233,21 @@ class TextCompletion(Head, frozen=True, kw_only=True):
     usage: Usage | UnsetType | None = UNSET
 
 
+class EmbeddingCard(msgspec.Struct, frozen=True, kw_only=True):
+    """What an embedding of the model is, and how many numbers it has."""
+
+    dimensions: int
+    state: Literal["last hidden, after the final norm"] = "last hidden, after the final norm"
+    pooling: Literal["last token"] = "last token"
+    normalized: Literal["l2"] = "l2"
+    trained: bool = False
+
+
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """`context_length` is in tokens; `capabilities` says what the model was trained for.
 
-    `sampling` is what its makers advise, and what holds where a request does not say; null if they advise nothing.
+    `embedding` says what its embeddings are. `sampling` is what its makers advise, and what holds where a request does
+    not say; null if they advise nothing.
     """
 
     id: str
@@ -245,6 +256,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     owned_by: str = "deepwell"
     context_length: int
     capabilities: list[Capability]
+    embedding: EmbeddingCard
     sampling: Advice | None
 
 

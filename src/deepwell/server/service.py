@@ -199,6 +199,10 @@ class Service:
         """Fill a place; see `Place.submit`. Raises EngineStopped or RequestError at once."""
         return place.submit(Request(id=id, prompt=prompt, sampling=sampling, constraint=constraint), after)
 
+    def embed(self, place: Place, id: str, prompt: tuple[int, ...]) -> Stream:
+        """Fill a place with a prompt whose last state is wanted. Raises EngineStopped or RequestError at once."""
+        return place.submit(Request(id=id, prompt=prompt, sampling=SamplingParams(max_tokens=0), embeds=True))
+
     def submit_alike(
         self,
         places: Sequence[Place],
