@@ -162,6 +162,15 @@ def test_arguments_that_are_no_object_are_shown_as_anthropic_has_them_sent_back(
 
 
 @pytest.mark.parametrize("streamed", [True, False])
+def test_an_answer_keeps_to_its_schema(streamed: bool) -> None:
+    schema = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"]}
+    fields = {"output_config": {"format": {"type": "json_schema", "schema": schema | {"additionalProperties": False}}}}
+    with client_of(make_service(FakeRunner(context=CONTEXT), format="toy")) as client:
+        (text,) = answered(client, streamed, max_tokens=400, **fields)["content"]
+    assert type(json.loads(text["text"])["yes"]) is bool
+
+
+@pytest.mark.parametrize("streamed", [True, False])
 def test_a_tool_loop_finds_its_earlier_tokens_in_the_cache(streamed: bool) -> None:
     """Though the client returns the arguments as an object, whose spacing is not the model's."""
     service, script = scripted(
@@ -335,6 +344,12 @@ def nested(depth: int) -> Any:
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"thinking": {"type": "maybe"}}, "thinking.type"),
         ({"output_config": {"effort": "much"}}, "output_config.effort"),
+        ({"output_config": {"format": {"type": "regex", "schema": {}}}}, "output_config.format.type"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "thing"}}}},
+            "output_config.format.schema",
+        ),
         ({"mcp_servers": [{"type": "url", "url": "http://x"}]}, "mcp_servers"),
         ({"container": {"skills": []}}, "container"),
         ({"max_tokens": 0}, "max_tokens"),

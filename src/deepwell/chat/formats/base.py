@@ -46,7 +46,8 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer's own. `layout` gives the prompt, and raises RequestError for what the format cannot say. `reader` reads
     the answer to that prompt, knowing how it ended (in an open thought, in the middle of a call, ...).
     `thinks`: "never", "always", or "choice" if a conversation may say. `tools`: whether the format can offer tools.
-    `developers`: whether it has words for what developers say, which elsewhere is a system text. `efforts`: whether it
+    `developers`: whether it has words for what developers say, which elsewhere is a system text. `interleaves`: whether
+    system texts stay where they were said, and are not moved to the front. `efforts`: whether it
     knows degrees of thinking. `foreign`: whether `layout` runs a stranger's code, which may take a second and must not
     run where others wait. `thought_tokens` is how long an answer that thinks may be where nobody says, None for as
     long as fits. `names` are those that DeepSeek's API has for such models, and whether a model that may choose thinks
@@ -62,6 +63,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     thinks: str = "never"
     tools: bool = False
     developers: bool = False
+    interleaves: bool = False
     efforts: bool = False
     foreign: bool = False
     thought_tokens: int | None = None

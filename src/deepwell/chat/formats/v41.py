@@ -45,6 +45,7 @@ DEEPSEEK_V41 = Format(
     thinks="choice",
     tools=True,
     efforts=True,
+    interleaves=True,
     thought_tokens=65_536,
     names=CHAT_AND_REASONER,
     model_types=("deepseek_v41",),

@@ -7,14 +7,14 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from deepwell.chat import Call, Conversation, Message, Result, Role, Text, Thought, Tool
-from deepwell.chat.conversation import Part
+from deepwell.chat import Call, Conversation, Message, Result, Role, Structure, Text, Thought, Tool
+from deepwell.chat.conversation import BLANK_LINE, Part
 from deepwell.chat.formats.base import Format
 from deepwell.chat.formats.calls import as_json
 from deepwell.chat.reading.json_text import object_of
 from deepwell.chat.rules import MAX_DEPTH, Fields, settle
 from deepwell.errors import RequestError, shown
-from deepwell.server.anthropic.protocol import Block, Choice, CountRequest, Described, Said
+from deepwell.server.anthropic.protocol import Block, Choice, CountRequest, Described, OutputConfig, OutputFormat, Said
 from deepwell.server.conversations import thinking_of, thinking_said
 from deepwell.server.unsupported import check_supported
 
@@ -71,14 +71,12 @@ def conversation_of(asked: CountRequest, format: Format) -> Conversation:
 
     Raises RequestError naming the field at fault.
     """
-    config = asked.output_config
-    if config is not None and config.format is not None:
-        raise RequestError("output_config.format is not supported yet; leave it out", "output_config.format")
+    config = asked.output_config or OutputConfig()
     tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(asked.tools or ()))
     choice = _choice(asked.tool_choice, tools)
     thinking, effort = thinking_of(
         thinking_said(None if asked.thinking is None else asked.thinking.type, format),
-        None if config is None else config.effort,
+        config.effort,
         asked.model,
         format,
         must_call=choice not in ("none", "auto"),
@@ -86,10 +84,17 @@ def conversation_of(asked: CountRequest, format: Format) -> Conversation:
     )
     messages: list[Message] = []
     places: list[Place] = []
-    for place, message in _messages(asked):
+    for place, message in _messages(asked, format):
         places.append(place)
         messages.append(message)
-    told = Conversation(messages=tuple(messages), tools=tools, choice=choice, thinking=thinking, effort=effort)
+    told = Conversation(
+        messages=tuple(messages),
+        tools=tools,
+        choice=choice,
+        thinking=thinking,
+        effort=effort,
+        structure=_structure(config.format),
+    )
     return settle(told, format, MessageFields(places))
 
 
@@ -105,7 +110,7 @@ def input_of(arguments: str) -> dict[str, Any]:
     return {BROKEN_INPUT: arguments} if found is None else found
 
 
-def _messages(asked: CountRequest) -> Iterator[tuple[Place, Message]]:
+def _messages(asked: CountRequest, format: Format) -> Iterator[tuple[Place, Message]]:
     if asked.system:
         texts = [(where, text) for where, text in _texts(asked.system, "system") if not text.text.startswith(BILLING)]
         if texts:
@@ -117,7 +122,8 @@ def _messages(asked: CountRequest) -> Iterator[tuple[Place, Message]]:
         elif said.role == "assistant":
             yield _message("assistant", where, _assistant(said, where))
         elif said.role == "system":
-            yield _message("system", where, _texts(said.content, f"{where}.content"))
+            texts = list(_texts(said.content, f"{where}.content"))
+            yield _message("system", where, texts) if format.interleaves else _reminder(where, texts)
         else:
             fault = f"{where}.role: unknown role {shown(said.role)}; allowed: user, assistant, system"
             raise RequestError(fault, f"{where}.role")
@@ -126,6 +132,13 @@ def _messages(asked: CountRequest) -> Iterator[tuple[Place, Message]]:
 def _message(role: Role, where: str, found: Iterable[Found]) -> tuple[Place, Message]:
     parts = list(found)
     return Place(where, tuple(place for place, _ in parts)), Message(role, tuple(part for _, part in parts))
+
+
+def _reminder(where: str, texts: list[tuple[str, Text]]) -> tuple[Place, Message]:
+    """A system text among the turns, for formats that would move it to the front: in a user's, marked as DeepSeek
+    does."""
+    text = Text(f"<system-reminder>\n{BLANK_LINE.join(text.text for _, text in texts)}\n</system-reminder>")
+    return _message("user", where, [(where, text)])
 
 
 def _user(said: Said, where: str) -> Iterator[tuple[Place, Message]]:
@@ -218,6 +231,15 @@ def _tool(tool: Described, where: str) -> Tool:
     if tool.input_schema is None:
         raise RequestError(f"{where}.input_schema is missing", f"{where}.input_schema")
     return Tool(name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict)
+
+
+def _structure(wanted: OutputFormat | None) -> Structure | None:
+    if wanted is None:
+        return None
+    field = "output_config.format"
+    if wanted.type != "json_schema":
+        raise RequestError(f"{field}.type {shown(wanted.type)} is unknown; allowed: json_schema", f"{field}.type")
+    return Structure(kind="json", field=f"{field}.schema", schema=wanted.schema)
 
 
 def _choice(wanted: Choice | None, tools: tuple[Tool, ...]) -> Literal["none", "auto", "required"] | Tool:

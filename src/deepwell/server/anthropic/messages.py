@@ -64,7 +64,7 @@ async def messages(request: Request) -> Response:
         max_tokens = max_tokens_of(rules, len(question.prompt), "messages", service, question.habit)
         id = service.head(model).id
         sampling = sampling_of(rules, service.advice, max_tokens, None, ends=service.ends)
-        stream = service.submit(place, id, question.prompt, sampling)
+        stream = question.submit(place, id, sampling)
         one_call = asked.tool_choice is not None and bool(asked.tool_choice.disable_parallel_tool_use)
         writer = MessagesWriter(
             id,

@@ -62,11 +62,18 @@ class ThinkingWish(msgspec.Struct, frozen=True, kw_only=True):
     display: Annotated[str | None, Meta(extra_json_schema={"enum": ["summarized", "omitted"]})] = None
 
 
+class OutputFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """The shape of an answer: a JSON document of that schema."""
+
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["json_schema"]})]
+    schema: dict[str, Any]
+
+
 class OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long to think, and what shape the answer has."""
 
     effort: str | None = None
-    format: Any = None
+    format: OutputFormat | None = None
 
 
 class CountRequest(Unsupported, frozen=True, kw_only=True):
