@@ -64,14 +64,14 @@ class Platform:
         """Takes over what processes that were killed have left. `isolate`: no account finds the prompts of another in
         the prefix cache; `patience`: seconds that the database may be away. Raises LedgerDown, OSError.
         """
-        self._database = database
-        self._prices = prices or Prices()
-        self._clock = clock or Clock()
+        self.database = database
+        self.prices = prices or Prices()
+        self.clock = clock or Clock()
         self._isolate = isolate
         self._patience = int(patience * _SECOND)
-        self._keys = Keys(database, self._clock)
+        self._keys = Keys(database, self.clock)
         self._ledger = Ledger(database)
-        recover(database, self._clock)
+        recover(database, self.clock)
         self._journal = Journal(database.live, database.id)
         self._lock = threading.Lock()
         self._known: dict[str, tuple[int, Key | None]] = {}
@@ -79,13 +79,13 @@ class Platform:
         self._tabs: dict[tuple[object, ...], Tab] = {}
         self._uses: dict[int, Use] = {}
         self._live: dict[str, Meter] = {}
-        self._writer = Writer(self._ledger, self._clock, self._settle)
+        self._writer = Writer(self._ledger, self.clock, self._settle)
 
     @property
     def required(self) -> bool:
         """Whether a key is needed: from the first one that is made, for good. Raises LedgerDown."""
         read_at, any_key = self._any
-        now = self._clock.elapsed()
+        now = self.clock.elapsed()
         if not read_at or (not any_key and now - read_at > FRESH_SECONDS * _SECOND):
             self._any = now, self._keys.any()
         return self._any[1]
@@ -119,8 +119,8 @@ class Platform:
             raise trouble
         if caller.models is not None and model not in caller.models:
             raise ModelUnknown(f"this key may not use {model!r}; it may use {', '.join(caller.models)}", "model")
-        started = self._clock.now()
-        price = self._prices.at(model, started, kind=kind)
+        started = self.clock.now()
+        price = self.prices.at(model, started, kind=kind)
         tabs = self._tabs_of(caller, price, started)
         live = Live(id, caller.account, caller.key, model, kind, started, price)
         with self._lock:
@@ -134,7 +134,7 @@ class Platform:
             slot = self._journal.take(live)
             if slot is None:
                 raise LedgerDown("too many requests wait for the ledger")
-            now = self._clock.elapsed()
+            now = self.clock.elapsed()
             use.requests.add(now, 1)
             use.tokens.add(now, prompt_tokens)
             use.live += 1
@@ -144,7 +144,7 @@ class Platform:
                 slot,
                 tabs,
                 use,
-                clock=self._clock,
+                clock=self.clock,
                 lock=self._lock,
                 trouble=self._trouble,
                 put=self._writer.put,
@@ -154,7 +154,7 @@ class Platform:
 
     def balance(self, account: int) -> tuple[Balance, ...]:
         """What an account has by the ledger. Raises LedgerDown."""
-        return self._ledger.balances(account, self._clock.now())
+        return self._ledger.balances(account, self.clock.now())
 
     def flush(self, seconds: float) -> bool:
         """Wait until what has ended is in the ledger, `seconds` at most; whether it is."""
@@ -169,13 +169,13 @@ class Platform:
 
     def _trouble(self) -> LedgerDown | None:
         since = self._writer.failing_since
-        if since is None or self._clock.elapsed() - since <= self._patience:
+        if since is None or self.clock.elapsed() - since <= self._patience:
             return None
         return LedgerDown("what is used cannot be written down at the moment; try again later")
 
     def _key(self, secret: str) -> Key | None:
         """By its secret; read anew every few seconds, and believed longer while the database is away."""
-        name, now = digest(secret), self._clock.elapsed()
+        name, now = digest(secret), self.clock.elapsed()
         known = self._known.get(name)
         if known and now - known[0] <= FRESH_SECONDS * _SECOND:
             return known[1]
@@ -193,14 +193,14 @@ class Platform:
     def _caller(self, key: Key) -> Caller:
         if key.revoked is not None:
             raise BadKey("this API key was revoked")
-        if key.expired(self._clock.now()):
+        if key.expired(self.clock.now()):
             raise BadKey("this API key has expired")
         scope = key.account.to_bytes(8, "big") if self._isolate else b""
         return Caller(key.account, key.id, key.name, key.role, key.models, scope, key.limits)
 
     def _check(self, use: Use, limits: Limits, prompt_tokens: int) -> None:
         """Raises OverLimit if one more request is too much."""
-        now = self._clock.elapsed()
+        now = self.clock.elapsed()
         if limits.concurrent is not None and use.live >= limits.concurrent:
             raise OverLimit(f"this key may have {limits.concurrent} requests at one time", "concurrent")
         if limits.requests_per_minute is not None:
@@ -240,7 +240,7 @@ class Platform:
             if tab is None:
                 _bound(self._tabs, lambda tab: not tab.unsettled)
                 tab = self._tabs[name] = Tab(exhausted, read)
-        tab.refresh(self._clock, self._lock)
+        tab.refresh(self.clock, self._lock)
         return tab
 
     def _settle(self, group: Sequence[Meter]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,10 +16,13 @@ from starlette.routing import Route
 
 from deepwell.chat import fills_gaps
 from deepwell.server import anthropic
+from deepwell.server.admin import admin_routes
 from deepwell.server.asterisk import AnswerAsterisk
 from deepwell.server.base_path import BasePath
+from deepwell.server.books import BooksMetrics
 from deepwell.server.chat_completions import chat_completions
 from deepwell.server.completions import completions
+from deepwell.server.desk import Desk
 from deepwell.server.embeddings import embeddings
 from deepwell.server.errors import HANDLERS, AnswerFailures, JsonResponse
 from deepwell.server.hosts import CheckHost, Hosts
@@ -38,18 +42,22 @@ ANTHROPIC = ("/v1", "/anthropic/v1")
 SITE = Site()
 
 
-def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None) -> Starlette:
+def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, desk: Desk | None = None) -> Starlette:
     """The application around a service; its lifespan starts and stops the engine.
 
-    It answers to the names that `hosts` knows; to every name, if there is none.
+    It answers to the names that `hosts` knows; to every name, if there is none. `desk` has the accounts that
+    administrators work with.
     """
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         service.engine.start()
+        sampling = asyncio.create_task(desk.energy.keep_sampling()) if desk else None
         try:
             yield
         finally:
+            if sampling:
+                sampling.cancel()
             await service.stop()
 
     routes = [
@@ -69,6 +77,7 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None) 
         Route("/health", health),
         Route("/metrics", metrics),
         Route("/openapi.json", openapi_document),
+        *admin_routes(),
     ]
     counted = frozenset(route.path for route in routes)
     middleware = [
@@ -87,6 +96,9 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None) 
         middleware=middleware,
     )
     app.state.service = service
+    app.state.desk = desk
+    if desk:
+        service.metrics.registry.register(BooksMetrics(desk, service.model))
     return app
 
 
@@ -115,8 +127,8 @@ async def health(request: Request) -> Response:
     return JsonResponse({"status": "ok"})
 
 
-async def metrics(request: Request) -> Response:
-    """The metrics page."""
+def metrics(request: Request) -> Response:
+    """The metrics page; in a thread, for the books are read from the database."""
     service: Service = request.app.state.service
     return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 

@@ -26,7 +26,7 @@ HEADERS = {
 
 
 def page_routes(folder: Path = STATIC) -> list[BaseRoute]:
-    """A route for each file and folder of the build, and / for its index.html; a plain sentence if there is none."""
+    """A route for each file and folder of the build, / for its index.html; a plain sentence if there is none."""
     index = folder / "index.html"
     if not index.is_file():
         return [Route("/", _missing)]
@@ -35,7 +35,8 @@ def page_routes(folder: Path = STATIC) -> list[BaseRoute]:
         if entry.is_dir():
             routes.append(Mount(f"/{entry.name}", StaticFiles(directory=entry)))
         else:
-            routes.append(_file(f"/{entry.name}", entry))
+            # A page of its own is found without the ending: /books.
+            routes.append(_file(f"/{entry.name.removesuffix('.html')}", entry))
     return routes
 
 

@@ -1,0 +1,136 @@
+"""The administrator's desk: who may see the accounts, and how what goes wrong there is said."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deepwell.accounts import Caller, Keys, Ledger, Platform
+from deepwell.accounts.books import Books
+from deepwell.accounts.rolls import Rolls
+from deepwell.errors import BadKey, DeepwellError, LedgerDown, RequestError
+from deepwell.server.energy import Energy
+from deepwell.server.errors import FORBIDDEN, INVALID, STOPPING, JsonResponse, error_body
+
+UNAUTHENTICATED = "authentication_error"
+SECOND = 1_000_000
+"""In microseconds."""
+
+Handler = Callable[..., object]
+
+
+class Desk:
+    """What an administrator works with: the accounts of a server and its energy."""
+
+    def __init__(self, platform: Platform, energy: Energy | None = None) -> None:
+        self.platform = platform
+        self.energy = energy or Energy()
+        self.keys = Keys(platform.database, platform.clock)
+        self.ledger = Ledger(platform.database)
+        self.books = Books(platform.database)
+        self.rolls = Rolls(platform.database)
+
+    @property
+    def now(self) -> int:
+        """In microseconds (UTC)."""
+        return self.platform.clock.now()
+
+
+class Forbidden(DeepwellError):
+    """A key that holds, but is no administrator's."""
+
+
+def endpoint(
+    handler: Handler, body: type[msgspec.Struct] | None = None, *, open_without_keys: bool = False
+) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint for keys of the role admin; while no key exists for nobody, or for everybody.
+
+    `handler` runs in a thread, for it reads the database, with the request, the desk, and what was sent if a `body` is.
+    """
+
+    async def answer(request: Request) -> Response:
+        desk: Desk | None = request.app.state.desk
+        if desk is None:
+            return _refused(404, INVALID, "this server keeps no accounts")
+        try:
+            await run_in_threadpool(_check, request, desk, open_without_keys)
+            sent = [await request.app.state.service.bodies.read(request, body)] if body else []
+            content = await run_in_threadpool(handler, request, desk, *sent)
+        except BadKey as error:
+            return _refused(401, UNAUTHENTICATED, str(error), {"WWW-Authenticate": "Bearer"})
+        except Forbidden as error:
+            return _refused(403, FORBIDDEN, str(error))
+        except LedgerDown as error:
+            return _refused(503, STOPPING, str(error), {"Retry-After": str(error.retry_after)})
+        except RequestError:
+            raise
+        except DeepwellError as error:
+            return _refused(400, INVALID, str(error))
+        # Answers hold secrets and sums: no cache may keep them.
+        return (
+            content if isinstance(content, Response) else JsonResponse(content, headers={"Cache-Control": "no-store"})
+        )
+
+    return answer
+
+
+def caller_of(request: Request, desk: Desk) -> Caller:
+    """Who asks: the one whom the server knows already, or the holder of the key in the headers. Raises BadKey."""
+    known = request.scope.get("state", {}).get("caller")
+    if isinstance(known, Caller):
+        return known
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        secret = request.headers.get("x-api-key", "")
+    return desk.platform.caller(secret.strip() or None)
+
+
+def integer(request: Request, name: str, default: int, least: int, most: int) -> int:
+    """A number in the query. Raises RequestError."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal() or not least <= int(text[:20]) <= most:
+        raise RequestError(f"{name} must be a whole number from {least} to {most}", name)
+    return int(text)
+
+
+def moment(request: Request, name: str, default: int) -> int:
+    """A time in the query, ISO 8601 or seconds since 1970 (UTC), in microseconds. Raises RequestError."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        # A plus sign in an address stands for a space.
+        said = datetime.fromisoformat(text.replace(" ", "+")) if not text.isdecimal() else None
+        seconds = (
+            int(text[:20]) if said is None else int((said if said.tzinfo else said.replace(tzinfo=UTC)).timestamp())
+        )
+        iso(seconds * SECOND)
+    except (ValueError, OverflowError):
+        raise RequestError(f"{name} must be a time such as 2026-01-31T12:00Z, or seconds since 1970", name) from None
+    return seconds * SECOND
+
+
+def iso(microseconds: int) -> str:
+    """2026-01-31T12:00:00Z"""
+    return datetime.fromtimestamp(microseconds // SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _check(request: Request, desk: Desk, open_without_keys: bool) -> None:
+    caller = caller_of(request, desk)
+    if caller.anonymous and not open_without_keys:
+        raise BadKey(
+            "this needs the key of an administrator; `deepwell keys add NAME --role admin` makes the first one"
+        )
+    if not caller.anonymous and caller.role != "admin":
+        raise Forbidden("this needs the key of an administrator, and this key's role is user")
+
+
+def _refused(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JsonResponse(error_body(message, kind), status_code=status, headers=headers)

@@ -1,0 +1,233 @@
+"""Administrators' endpoints: who gets in, what they see and change, and the books."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import make_service
+from starlette.testclient import TestClient
+
+from deepwell.accounts import Clock, Ledger, Platform, Row, open_database
+from deepwell.accounts.prices import Prices
+from deepwell.server import create_app
+from deepwell.server.desk import Desk
+from deepwell.server.energy import Energy
+
+HOUR = 3600 * 10**6
+NOON = 1_767_268_800 * 10**6
+"""2026-01-01, 12:00 UTC"""
+NOW = NOON + HOUR // 2
+
+
+def row(id: str, started: int, *, key: int = 1, **fields: Any) -> Row:
+    plain: dict[str, Any] = {
+        "account": 1, "model": "m", "kind": "chat", "ended": started + 10, "first_us": 100_000, "whole_us": 1_100_000,
+        "hit": 64, "miss": 36, "output": 20, "reasoning": 0, "reason": "stop", "price_hit": 0, "price_miss": 0,
+        "price_output": 0, "currency": "USD", "cost": 1_500_000,
+    }  # fmt: skip
+    return Row(id=id, key=key, started=started, **{**plain, **fields})
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    database = open_database(str(tmp_path / "accounts.sqlite"))
+    platform = Platform(database, Prices(hourly_cost=2_000_000), clock=Clock(now=lambda: NOW))
+    yield platform
+    platform.close()
+    database.close()
+
+
+@pytest.fixture
+def desk(platform: Platform, tmp_path: Path) -> Desk:
+    return Desk(platform, Energy(tmp_path))
+
+
+@pytest.fixture
+def client(desk: Desk) -> Iterator[TestClient]:
+    with TestClient(create_app(make_service(), desk=desk)) as client:
+        yield client
+
+
+@pytest.fixture
+def admin(desk: Desk, client: TestClient) -> TestClient:
+    secret, _ = desk.keys.add("chief", role="admin")
+    client.headers["Authorization"] = f"Bearer {secret}"
+    return client
+
+
+def test_without_a_key_nobody_gets_in(client: TestClient, desk: Desk) -> None:
+    refused = client.get("/admin/keys")
+    assert refused.status_code == 401
+    assert "deepwell keys add" in refused.json()["error"]["message"]
+    desk.keys.add("chief", role="admin")
+    for path in ("/admin/keys", "/admin/accounts"):
+        assert client.get(path).status_code == 401
+        assert client.get(path, headers={"Authorization": "Bearer sk-wrong"}).status_code == 401
+
+
+def test_a_users_key_is_not_enough(client: TestClient, desk: Desk) -> None:
+    secret, _ = desk.keys.add("user")
+    for method, path in (("GET", "keys"), ("POST", "keys"), ("GET", "accounts"), ("GET", "books"), ("GET", "usage")):
+        answer = client.request(method, f"/admin/{path}", headers={"x-api-key": secret}, json={})
+        assert answer.status_code == 403, path
+        assert answer.json()["error"]["type"] == "permission_error"
+
+
+def test_the_books_of_a_machine_without_keys_are_open_to_it(client: TestClient) -> None:
+    assert client.get("/admin/books").status_code == 200
+    assert client.get("/admin/usage").json() == {"data": [], "has_more": False, "object": "list"}
+
+
+def test_a_server_without_accounts_says_so() -> None:
+    with TestClient(create_app(make_service())) as client:
+        answer = client.get("/admin/keys")
+        assert answer.status_code == 404
+        assert "keeps no accounts" in answer.json()["error"]["message"]
+
+
+def test_a_key_is_shown_once_limited_and_revoked(admin: TestClient, platform: Platform) -> None:
+    limits = {"requests_per_minute": 3, "budget": "12.5", "budget_currency": "EUR"}
+    made = admin.post("/admin/keys", json={"name": "<b>Eve</b>", "models": ["m"], "expires": 10**10, "limits": limits})
+    assert made.status_code == 200
+    assert made.headers["cache-control"] == "no-store"
+    card = made.json()
+    secret = card.pop("key")
+    assert platform.caller(secret).name == "<b>Eve</b>"
+    assert card["limits"]["budget"] == "12.50"
+    listed = admin.get("/admin/keys")
+    assert secret not in listed.text
+    assert listed.json()["data"][1] == card
+    changed = admin.post(f"/admin/keys/{card['id']}", json={"models": None, "limits": {"concurrent": 2}}).json()
+    assert changed["models"] is None
+    assert changed["expires"] == 10**10
+    assert changed["limits"]["concurrent"] == 2
+    assert changed["limits"]["budget"] is None
+    assert admin.post(f"/admin/keys/{card['id']}/revoke").json()["revoked"] == NOW // 10**6
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("keys", {"name": ""}, "1 to 200 printable"),
+        ("keys", {"name": "a", "role": "king"}, "role"),
+        ("keys", {"name": "a", "limits": {"concurrent": 0}}, "limits.concurrent"),
+        ("keys", {"name": "a", "limits": {"budget": "-1"}}, "limits.budget must be from 0.00"),
+        ("keys", {"name": "a", "limits": {"budget": "NaN"}}, "limits.budget must be a number"),
+        ("keys/99", {"models": []}, "there is no key 99"),
+        ("keys/99/revoke", {}, "there is no key 99"),
+        ("keys/x", {}, "whole number"),
+        ("keys/" + "9" * 30, {}, "whole number"),
+        ("accounts/99/movements", {"kind": "grant", "amount": "1"}, "there is no account 99"),
+        ("accounts/0/movements", {"kind": "grant", "amount": "1"}, "there is no account 0"),
+        ("accounts/1/movements", {"kind": "grant", "amount": "-1"}, "must be above 0"),
+        ("accounts/1/movements", {"kind": "top_up", "amount": "1", "expires": 10**10}, "only a grant may end"),
+        ("accounts/1/movements", {"kind": "gift", "amount": "1"}, "kind"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_name(admin: TestClient, path: str, body: dict[str, Any], said: str) -> None:
+    answer = admin.post(f"/admin/{path}", json=body)
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
+
+
+def test_lists_come_in_pages(admin: TestClient, desk: Desk) -> None:
+    for n in range(7):
+        desk.keys.add(f"user {n % 4} 100%")
+    first = admin.get("/admin/keys", params={"limit": 5}).json()
+    assert [key["id"] for key in first["data"]] == [1, 2, 3, 4, 5]
+    assert first["has_more"]
+    second = admin.get("/admin/keys", params={"limit": 5, "after": 5}).json()
+    assert [key["id"] for key in second["data"]] == [6, 7, 8]
+    assert not second["has_more"]
+    found = admin.get("/admin/accounts", params={"name": "2 100%"}).json()["data"]
+    assert [(one["name"], one["keys"]) for one in found] == [("user 2 100%", 2)]
+    assert admin.get("/admin/keys", params={"limit": "0"}).status_code == 400
+
+
+def test_money_comes_by_grants_and_top_ups(admin: TestClient) -> None:
+    admin.post("/admin/accounts/1/movements", json={"kind": "grant", "amount": "10", "expires": 10**10, "note": "hi"})
+    account = admin.post("/admin/accounts/1/movements", json={"kind": "top_up", "amount": "0.000001"}).json()
+    assert account["balances"] == [
+        {"currency": "USD", "total": "10.000001", "granted": "10.00", "topped_up": "0.000001"}
+    ]
+    assert admin.get("/admin/accounts").json()["data"] == [account]
+
+
+def test_the_books_say_hour_by_hour_what_came_and_went(admin: TestClient, platform: Platform) -> None:
+    rows = [row("a", NOON - HOUR), row("b", NOON - HOUR + 5, whole_us=2_100_000), row("c", NOON + 1, hit=0)]
+    Ledger(platform.database).append([*rows, row("d", NOON + 2, currency="CNY", first_us=200_000)], NOW)
+    answer = admin.get("/admin/books", params={"from": "2026-01-01T10:10Z"}).json()
+    assert answer["currency"] == "USD"
+    assert answer["other_income"] == {"CNY": "1.50"}
+    assert [hour["start"][11:16] for hour in answer["data"]] == ["10:00", "11:00", "12:00"]
+    idle, full, running = answer["data"]
+    assert (idle["requests"], idle["cost"], idle["hit_rate"], idle["first_ms"]) == (0, "0.00", None, None)
+    assert (full["input"], full["hit"], full["miss"], full["output"]) == (200, 128, 72, 40)
+    assert full["hit_rate"] == 0.64
+    assert full["whole_ms"] == {"p50": 1100.0, "p90": 2100.0, "p99": 2100.0}
+    assert full["answer_speed"] == pytest.approx(40 / 3)
+    assert (full["income"], full["cost"], full["margin"], full["margin_rate"]) == ("3.00", "2.00", "1.00", 0.5)
+    assert (running["requests"], running["income"], running["cost"]) == (2, "1.50", "1.00")
+    assert running["first_ms"]["p50"] == 200.0
+    assert answer["total"]["requests"] == 4
+    assert (answer["total"]["income"], answer["total"]["cost"]) == ("4.50", "3.00")
+    assert answer["total"]["energy_wh"] is None
+    assert "does not report" in answer["energy_note"]
+    by_day = admin.get("/admin/books", params={"by": "day"}).json()
+    assert len(by_day["data"]) == 30
+    assert by_day["data"][-1]["requests"] == 4
+
+
+@pytest.mark.parametrize(
+    "asked", [{"by": "week"}, {"from": "yesterday"}, {"from": "2027-01-01"}, {"from": "0"}, {"until": "9" * 19}]
+)
+def test_a_span_that_cannot_be_is_refused(admin: TestClient, asked: dict[str, str]) -> None:
+    assert admin.get("/admin/books", params=asked).status_code == 400
+
+
+def test_usage_is_summed_by_what_is_asked(admin: TestClient, platform: Platform) -> None:
+    Ledger(platform.database).append([row("a", NOON), row("b", NOON + 1), row("c", NOON, model="n")], NOW)
+    answer = admin.get("/admin/usage", params={"by": "key,model"}).json()
+    assert [(one["key"], one["model"], one["requests"], one["cost"]) for one in answer["data"]] == [
+        (1, "m", 2, "3.00"),
+        (1, "n", 1, "1.50"),
+    ]
+    page = admin.get("/admin/usage", params={"by": "model", "limit": 1, "offset": 1}).json()
+    assert [one["model"] for one in page["data"]] == ["n"]
+    assert not page["has_more"]
+    assert admin.get("/admin/usage", params={"by": "colour"}).status_code == 400
+
+
+def test_the_running_hour_is_a_metric(admin: TestClient, platform: Platform) -> None:
+    Ledger(platform.database).append([row("a", NOON)], NOW)
+    text = admin.get("/metrics").text
+    assert 'deepwell:hour_income{currency="USD",model_name="deepwell-test"} 1.5' in text
+    assert 'deepwell:hour_margin{currency="USD",model_name="deepwell-test"} 0.5' in text
+    assert 'deepwell:hour_first_token_seconds{model_name="deepwell-test",quantile="0.99"} 0.1' in text
+
+
+def counter(folder: Path, value: int) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "energy_uj").write_text(f"{value}\n")
+    (folder / "max_energy_range_uj").write_text("10000000000\n")
+
+
+def test_energy_is_counted_by_the_hour_past_the_counters_end(tmp_path: Path) -> None:
+    moments = [3600.0]
+    counter(tmp_path / "intel-rapl:0", 9_000_000_000)
+    counter(tmp_path / "intel-rapl:0:0", 5)
+    energy = Energy(tmp_path, lambda: moments[-1])
+    assert energy.why_not is None
+    counter(tmp_path / "intel-rapl:0", 2_600_000_000)
+    energy.sample()
+    moments.append(7200.0)
+    counter(tmp_path / "intel-rapl:0", 6_200_000_000)
+    energy.sample()
+    assert energy.microjoules == 7_200_000_000
+    assert [energy.between(3600, 7200), energy.between(7200, 10800), energy.between(0, 3600)] == [1.0, 1.0, None]
+    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
+    energy.sample()
+    assert energy.microjoules == 7_200_000_000
