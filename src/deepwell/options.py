@@ -39,6 +39,18 @@ ChatFormat = Literal[
     "jinja",
 ]
 """Those of deepwell.chat, and auto."""
+Currency = Annotated[str, Meta(pattern=r"^[A-Z]{3}$", title="a currency of three capital letters such as USD")]
+KeyLimit = Annotated[int, Meta(ge=0, le=10**12)]
+Database = Annotated[
+    str,
+    Meta(
+        description="Where accounts are kept: a path of SQLite, or postgresql://USER@HOST/NAME; accounts.sqlite in the "
+        "user's data folder if left out."
+    ),
+]
+PricesFile = Annotated[
+    Path | None, Meta(description="TOML file of what tokens cost (docs/accounts.md); without one they are free.")
+]
 MaxTokens = Annotated[
     Positive | None,
     Meta(
@@ -518,6 +530,116 @@ class CalibrateOptions(msgspec.Struct, frozen=True, kw_only=True):
     tokens: Annotated[
         Annotated[int, Meta(ge=32, le=1 << 20)], Meta(description="Tokens of the text to use.", extra=ONCE)
     ] = 4096
+
+
+class AccountsOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What every command that works on accounts can be told."""
+
+    database: Database = ""
+
+
+class KeysOptions(AccountsOptions, frozen=True, kw_only=True):
+    """Make, list, limit and revoke API keys, and put money on accounts.
+
+    Examples:
+      deepwell keys add ada                       a key of the account ada, which is made if need be
+      deepwell keys add ada --models deepseek-chat --expires 30d --budget 20
+      deepwell keys add root --role admin         for the admin API and page
+      KEY=$(deepwell keys add ada)                the key alone is printed, and never again
+      deepwell keys list --json | jq .
+      deepwell keys limit 3 --requests-per-minute 60 --concurrent 4
+      deepwell keys revoke 3                      by its id, its beginning, or an account that has one key
+      deepwell keys grant ada 10 --expires 30d    granted money is spent first
+      deepwell keys top-up ada 50 --currency CNY
+      deepwell keys adjust ada -3.50 --note "refund of 3 May"
+
+    From the first key on, a server on this database answers nobody without one. A server notices what changes here
+    within seconds. docs/accounts.md tells more.
+    """
+
+    action: Annotated[
+        Literal["add", "list", "limit", "revoke", "grant", "top-up", "adjust"],
+        Meta(description="What to do: add, list, limit, revoke, grant, top-up or adjust.", extra=ARGUMENT | ONCE),
+    ]
+    name: Annotated[
+        str | None,
+        Meta(description="The account; to limit and revoke: the key's id or beginning.", extra=ARGUMENT | ONCE),
+    ] = None
+    amount: Annotated[
+        str | None, Meta(description="Money to grant, top up or adjust by: 12.50.", extra=ARGUMENT | ONCE)
+    ] = None
+    role: Annotated[
+        Literal["user", "admin"], Meta(description="Of a new key: admin may use the admin API and page.", extra=ONCE)
+    ] = "user"
+    models: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...],
+        Meta(description="The only models a key may use; * for all.", extra=COMMAS | ONCE),
+    ] = ()
+    expires: Annotated[
+        str | None,
+        Meta(description="End of a key or grant: 30d, 12h, 2026-12-31 (UTC), or never.", extra=ONCE),
+    ] = None
+    requests_per_minute: Annotated[
+        KeyLimit | None, Meta(description="Requests of a key in any 60 seconds; 0 for no limit.", extra=ONCE)
+    ] = None
+    tokens_per_minute: Annotated[
+        KeyLimit | None, Meta(description="Tokens of a key in any 60 seconds; 0 for no limit.", extra=ONCE)
+    ] = None
+    concurrent: Annotated[
+        KeyLimit | None, Meta(description="Requests of a key at one time; 0 for no limit.", extra=ONCE)
+    ] = None
+    budget: Annotated[
+        str | None, Meta(description="Money a key may spend, such as 20 or 0.50; 0 for no limit.", extra=ONCE)
+    ] = None
+    budget_period: Annotated[
+        Literal["month", "total"] | None,
+        Meta(description="Whether the budget is for a calendar month (UTC) or in all; month if left out.", extra=ONCE),
+    ] = None
+    currency: Annotated[
+        Currency | None,
+        Meta(description="Of the money and the budget; that of the prices if left out, or USD.", extra=ONCE),
+    ] = None
+    note: Annotated[
+        Annotated[str, Meta(max_length=500)],
+        Meta(description="Why money is granted, topped up or adjusted.", extra=ONCE),
+    ] = ""
+    prices: PricesFile = None
+    json: Annotated[bool, Meta(description="Print the list as JSON.", extra=ONCE)] = False
+
+
+class UsageOptions(AccountsOptions, frozen=True, kw_only=True):
+    """Print or export what was used: tokens, requests, latencies and money.
+
+    Examples:
+      deepwell usage                              by day, key and model
+      deepwell usage --by hour --since 7d
+      deepwell usage --by account --since 2026-11-01 --until 2026-12-01 --csv > november.csv
+      deepwell usage --rows --json | jq '.[] | select(.reason == "interrupted")'
+      deepwell usage --rows --parquet usage.parquet
+      deepwell usage --check                      that all rows and movements add up to the balances
+
+    Exports have money in micro-units (millionths of the currency) and times in microseconds since 1970, UTC: exact
+    integers. docs/accounts.md describes every column.
+    """
+
+    by: Annotated[
+        tuple[Literal["hour", "day", "account", "key", "model", "kind"], ...],
+        Meta(description="What to add up by.", extra=COMMAS | ONCE),
+    ] = ("day", "key", "model")
+    rows: Annotated[bool, Meta(description="Each request instead of sums.", extra=ONCE)] = False
+    since: Annotated[
+        str | None, Meta(description="Requests that started from then on: 30d, 12h, or a day (UTC).", extra=ONCE)
+    ] = None
+    until: Annotated[str | None, Meta(description="Requests that started before.", extra=ONCE)] = None
+    account: Annotated[str | None, Meta(description="The requests of one account.", extra=ONCE)] = None
+    json: Annotated[bool, Meta(description="Print a JSON list.", extra=ONCE)] = False
+    csv: Annotated[bool, Meta(description="Print comma-separated values with a line of names.", extra=ONCE)] = False
+    parquet: Annotated[Path | None, Meta(description="Write a Parquet file; takes the extra parquet.", extra=ONCE)] = (
+        None
+    )
+    check: Annotated[
+        bool, Meta(description="Check that everything adds up; exit code 1 if it does not.", extra=ONCE)
+    ] = False
 
 
 class DoctorOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ from msgspec import inspect
 
 from deepwell import bounds
 from deepwell.errors import ConfigError
-from deepwell.options import EngineOptions
+from deepwell.options import AccountsOptions, EngineOptions
 
 ENV_PREFIX = "DEEPWELL_"
 DEFAULT_CONFIG = "deepwell.toml"
@@ -135,7 +135,7 @@ def read_config(groups: Groups, path: Path | None) -> ConfigFile:
 
 def _shares(group: type[msgspec.Struct]) -> bool:
     """Whether the command's options have the same names and meaning as those of other commands."""
-    return issubclass(group, EngineOptions)
+    return issubclass(group, EngineOptions | AccountsOptions)
 
 
 def _keys(command: str, group: type[msgspec.Struct]) -> list[str]:
@@ -220,8 +220,10 @@ def _allowed(kind: inspect.Type) -> str:
     match kind:
         case inspect.Metadata(extra_json_schema={"title": str(words)}):
             return words
-        case inspect.Metadata() | inspect.UnionType():
-            return _allowed(_inner(kind))
+        case inspect.Metadata(type=inner):
+            return _allowed(inner)
+        case inspect.UnionType(types=parts):
+            return _allowed(next(part for part in parts if not isinstance(part, inspect.NoneType)))
         case inspect.IntType():
             return "an integer" + _bounds(kind)
         case inspect.FloatType():

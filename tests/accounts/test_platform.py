@@ -134,7 +134,7 @@ def test_a_new_account_is_welcomed_once(database: Database) -> None:
     keys = Keys(database, welcome=Welcome(10_000_000, "CNY", 30))
     _, key = keys.add("ada")
     keys.add("ada")
-    keys.account("ada")
+    assert keys.account_of("ada") == key.account
     ledger = Ledger(database)
     assert ledger.balances(key.account, key.created) == (Balance("CNY", 10_000_000, 0),)
     assert ledger.balances(key.account, key.created + 30 * 86_400_000_000) == (Balance("CNY", 0, 0),)

@@ -98,10 +98,13 @@ class Keys:
             id = made.inserted_primary_key[0]  # type: ignore[index]
             return secret, _only(connection, keys.c.id == id)[0]
 
-    def account(self, name: str) -> int:
-        """The id of the account `name`, which is made if need be."""
-        with self._database.writing() as connection:
-            return self._account(connection, name, self._clock.now())
+    def account_of(self, name: str) -> int:
+        """The id of the account `name`. DeepwellError if there is none."""
+        with self._database.reading() as connection:
+            id = connection.scalar(sql.select(accounts.c.id).where(accounts.c.name == name))
+        if id is None or not name:
+            raise DeepwellError(f"there is no account {shown(name)}; `deepwell keys add NAME` makes one with a key")
+        return int(id)
 
     def find(self, secret: str) -> Key | None:
         """The key of a secret, also when it is expired or revoked."""

@@ -126,7 +126,7 @@ class Ledger:
             found = connection.execute(query if account is None else query.where(movements.c.account == account))
             return [Movement(**row._mapping) for row in found]
 
-    def rows(self, *, since: int | None = None, until: int | None = None, account: int | None = None) -> Iterator[Row]:
+    def rows(self, since: int | None = None, until: int | None = None, account: int | None = None) -> Iterator[Row]:
         """Requests that started from `since` to before `until`, the oldest first, read as they are asked for."""
         query = sql.select(requests).order_by(requests.c.started, requests.c.id)
         if since is not None:

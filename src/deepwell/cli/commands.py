@@ -12,12 +12,14 @@ from deepwell.options import (
     ConvertOptions,
     DoctorOptions,
     GenerateOptions,
+    KeysOptions,
     ListOptions,
     ModelsOptions,
     PerplexityOptions,
     PullOptions,
     RmOptions,
     ServeOptions,
+    UsageOptions,
 )
 from deepwell.settings import Option
 from deepwell.train.config import TrainConfig
@@ -34,6 +36,8 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "convert": ConvertOptions,
     "calibrate": CalibrateOptions,
     "perplexity": PerplexityOptions,
+    "keys": KeysOptions,
+    "usage": UsageOptions,
     "bench": BenchOptions,
     "doctor": DoctorOptions,
     "completion": CompletionOptions,
