@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import msgspec
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY = 86_400 * 1_000_000
+_LAST = 253_402_300_799 * 1_000_000
+"""Of the year 9999."""
 
 
 def _wall() -> int:
@@ -17,3 +23,15 @@ class Clock(msgspec.Struct, frozen=True):
 
     now: Callable[[], int] = _wall
     elapsed: Callable[[], int] = time.monotonic_ns
+
+
+def utc(moment: int) -> datetime:
+    """Microseconds since 1970 as a date; a clock that is centuries off is wrong, and still names one, a day within
+    what dates can be."""
+    return _EPOCH + timedelta(microseconds=min(max(moment, _DAY), _LAST - _DAY))
+
+
+def month_start(moment: int) -> int:
+    """When the calendar month of a moment began; both in microseconds (UTC)."""
+    first = utc(moment).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return (first - _EPOCH) // timedelta(microseconds=1)

@@ -130,8 +130,7 @@ class Database:
         self._engine = engine
         self._writing = engine.execution_options(writes=True)
         self.live = live
-        with self.reading() as connection:
-            self.id = str(connection.scalar(sql.select(about.c.value).where(about.c.name == "id")))
+        self.id = ""
 
     @property
     def dialect(self) -> str:
@@ -151,6 +150,15 @@ class Database:
         """One transaction, committed at the end unless an error leaves it. Raises LedgerDown."""
         with _named(self._engine), self._writing.begin() as connection:
             yield connection
+
+    def check(self) -> None:
+        """That the tables are of this version; from then on `id` is the database's own. Raises DeepwellError."""
+        with self.reading() as connection:
+            known = {row.name: row.value for row in connection.execute(sql.select(about))}
+        if known.get("version") != VERSION:
+            version = known.get("version")
+            raise DeepwellError(f"database: its tables are of version {version}, and this Deepwell knows {VERSION}")
+        self.id = known["id"]
 
     def close(self) -> None:
         self._engine.dispose()
@@ -175,9 +183,14 @@ def open_database(url: str = "", *, busy_seconds: float = 5.0, environ: Mapping[
         named = hashlib.sha256(place.set(password=None).render_as_string().encode()).hexdigest()[:16]
         engine, live = _postgres(place, busy_seconds), data_folder(environ) / f"live-{named}"
     try:
-        with _named(engine), engine.execution_options(writes=True).begin() as connection:
-            _make(connection)
-        return Database(engine, live)
+        database = Database(engine, live)
+        with database.reading() as connection:
+            made = sql.inspect(connection).has_table(about.name)
+        if not made:
+            with database.writing() as connection:
+                _make(connection)
+        database.check()
+        return database
     except BaseException:
         engine.dispose()
         raise
@@ -241,16 +254,10 @@ def _make(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_TABLES_LOCK)))
     metadata.create_all(connection)
-    known = {row.name: row.value for row in connection.execute(sql.select(about))}
-    if not known:
-        connection.execute(
-            about.insert(), [{"name": "version", "value": VERSION}, {"name": "id", "value": secrets.token_hex(16)}]
-        )
+    if connection.scalar(sql.select(about.c.value)) is None:  # else another process has been quicker
+        facts = {"version": VERSION, "id": secrets.token_hex(16)}
+        connection.execute(about.insert(), [{"name": name, "value": value} for name, value in facts.items()])
         connection.execute(accounts.insert().values(id=ANONYMOUS, name="", created=0))
-    elif known.get("version") != VERSION:
-        raise DeepwellError(
-            f"database: its tables are of version {known.get('version')}, and this Deepwell knows version {VERSION}"
-        )
 
 
 @contextmanager
@@ -259,8 +266,10 @@ def _named(engine: Engine) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if not isinstance(error, OperationalError) and not error.connection_invalidated:
-            raise
         place = engine.url.set(password=None).render_as_string()
         reason = str(error.orig).strip().partition("\n")[0]
+        if "file is not a database" in reason:
+            raise DeepwellError(f"the database {place}: {reason}") from error
+        if not isinstance(error, OperationalError) and not error.connection_invalidated:
+            raise
         raise LedgerDown(f"the database {place} does not answer: {reason}") from error

@@ -118,9 +118,11 @@ class Journal:
             head = _MAGIC + _ORDER.to_bytes(8, sys.byteorder) + database.encode()
             self._map[: len(head)] = head
             os.rename(part, self._path)
-        except BaseException:
+        except BaseException as error:
             os.close(self._file)
             part.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                error.filename = str(self._path)
             raise
         self._words = memoryview(self._map).cast("Q")
         self._lock = threading.Lock()

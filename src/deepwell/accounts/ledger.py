@@ -163,7 +163,10 @@ def move(
     note: str = "",
 ) -> Balance:
     """As `Ledger.move`, inside a transaction that does more."""
-    if not (-MAX_AMOUNT if kind == "adjustment" else 1) <= amount <= MAX_AMOUNT:
+    if kind == "adjustment":
+        if not 0 < abs(amount) <= MAX_AMOUNT:
+            raise DeepwellError(f"an adjustment must not be 0, and up to {units(MAX_AMOUNT)}, not {units(amount)}")
+    elif not 0 < amount <= MAX_AMOUNT:
         raise DeepwellError(f"a {kind} must be above 0 and up to {units(MAX_AMOUNT)}, not {units(amount)}")
     if expires is not None and (kind != "grant" or expires <= now):
         raise DeepwellError("only a grant may end, and only in the future")

@@ -6,15 +6,14 @@ process knows, which is refreshed every few seconds; the ledger alone is exact.
 
 from __future__ import annotations
 
-import calendar
 import threading
-import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from deepwell.accounts.clock import Clock
+from deepwell.accounts.clock import Clock, month_start
 from deepwell.accounts.database import ANONYMOUS, Database
 from deepwell.accounts.journal import Found, Journal, Live, leftovers
 from deepwell.accounts.keys import Key, Keys, Limits, Role, digest
@@ -79,7 +78,7 @@ class Platform:
         self._tabs: dict[tuple[object, ...], Tab] = {}
         self._uses: dict[int, Use] = {}
         self._live: dict[str, Meter] = {}
-        self._writer = Writer(self._ledger, self.clock, self._settle)
+        self._writer = Writer(self._ledger, self.clock, self._settle, self._refresh)
 
     @property
     def required(self) -> bool:
@@ -255,6 +254,14 @@ class Platform:
         for meter in group:
             self._journal.free(meter.slot)
 
+    def _refresh(self) -> None:
+        """See what others did to the money that live requests are paid from."""
+        with self._lock:
+            used = {tab for meter in self._live.values() for tab in meter.tabs}
+        with suppress(LedgerDown):
+            for tab in used:
+                tab.refresh(self.clock, self._lock)
+
 
 def recover(database: Database, clock: Clock | None = None) -> int:
     """Write down what processes that were killed have left, once; how many requests. Raises LedgerDown."""
@@ -292,12 +299,6 @@ def _row(found: Found) -> Row:
         currency=price.currency,
         cost=price.cost(found.hit, found.miss, found.output),
     )
-
-
-def month_start(moment: int) -> int:
-    """When the calendar month of a moment began; both in microseconds (UTC)."""
-    year, month = time.gmtime(moment // 1_000_000)[:2]
-    return calendar.timegm((year, month, 1, 0, 0, 0)) * 1_000_000
 
 
 def _refuse(wait: int, message: str, limit: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, tzinfo
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 from msgspec import Meta
 
+from deepwell.accounts.clock import utc
 from deepwell.accounts.money import MAX_PRICE, MICRO, Price, micro
 from deepwell.accounts.price_history import PRESETS
 from deepwell.errors import ConfigError, shown
@@ -27,8 +28,6 @@ OTHERS = "*"
 BATCH = "batch"
 """The kind of request that costs less."""
 _MAX_BYTES = 1 << 20
-_LAST_SECOND = 253_402_300_799
-"""Of the year 9999: a clock that is further on is wrong, and does as well as this one."""
 
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _DAYS: tuple[Weekday, ...] = get_args(Weekday)
@@ -103,7 +102,7 @@ class Prices(msgspec.Struct, frozen=True):
         rate = self.rates.get(model) or self.rates.get(OTHERS)
         if rate is None:
             return Price(currency=self.currency)
-        price = rate.at(_moment(when))
+        price = rate.at(utc(when))
         return _scaled(price, self.batch_factor) if kind == BATCH else price
 
 
@@ -235,9 +234,3 @@ def _scaled(price: Price, factor: Decimal) -> Price:
         return int((whole * factor).quantize(Decimal(1), ROUND_HALF_UP))
 
     return Price(part(price.hit), part(price.miss), part(price.output), price.currency)
-
-
-def _moment(when: int) -> datetime:
-    """In UTC; a clock that is far off still names a moment."""
-    seconds = min(max(when // 1_000_000, 24 * 3600), _LAST_SECOND - 24 * 3600)
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)

@@ -10,7 +10,7 @@ from itertools import takewhile
 
 from deepwell.accounts.clock import Clock
 from deepwell.accounts.ledger import Ledger
-from deepwell.accounts.meter import Meter
+from deepwell.accounts.meter import FRESH_SECONDS, Meter
 from deepwell.errors import LedgerDown
 
 _GROUP = 256
@@ -29,10 +29,13 @@ class Writer:
         ledger: Ledger,
         clock: Clock,
         settled: Callable[[Sequence[Meter]], None],
+        tick: Callable[[], None],
     ) -> None:
+        """`tick` is called every `FRESH_SECONDS` or so, from the same thread."""
         self._ledger = ledger
         self._clock = clock
         self._settled = settled
+        self._tick = tick
         self._waiting: deque[Meter] = deque()
         self._changed = threading.Condition()
         self._stopping = False
@@ -63,13 +66,17 @@ class Writer:
         return written
 
     def _run(self) -> None:
+        ticked = self._clock.elapsed()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                self._changed.wait_for(lambda: self._waiting or self._stopping, FRESH_SECONDS)
                 if self._stopping:
                     return
                 group = [self._waiting[place] for place in range(min(_GROUP, len(self._waiting)))]
-            done = self._write(group)
+            done = self._write(group) if group else 0
+            if self._clock.elapsed() - ticked > FRESH_SECONDS * 10**9:
+                self._tick()
+                ticked = self._clock.elapsed()
             with self._changed:
                 for _ in range(done):
                     self._waiting.popleft()
