@@ -89,6 +89,24 @@ def test_the_command_writes_what_quantising_reads(tmp_path: Path, capsys: pytest
     assert weighted < plain
 
 
+@pytest.mark.parametrize("name", ["v3", "llama-gqa-linear"])
+def test_files_are_measured_as_folders_are(name: str, tmp_path: Path) -> None:
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    seeded.save(name, model)
+    write_tiny_tokenizer(model)
+    text.write_text(TEXT)
+    measured = []
+    for kind in ("model", "x.gguf", "x.deepwell"):
+        source, out = tmp_path / kind, tmp_path / f"{kind}.importance"
+        if kind != "model":
+            assert main(["convert", str(model), str(source), "--dtype", "float32"]) == 0
+        assert main(["calibrate", str(source), "--text", str(text), "--out", str(out), "--tokens", "200"]) == 0
+        measured.append(read_importance(out, Checkpoint(model).config))
+    for other in measured[1:]:
+        for key, values in measured[0].items():
+            np.testing.assert_allclose(other[key], values, rtol=1e-4, atol=1e-8)
+
+
 def test_what_cannot_be_calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, out = tmp_path / "short.txt", tmp_path / "i.safetensors"
     text.write_text("x = 1")
