@@ -469,6 +469,7 @@ class ConvertOptions(msgspec.Struct, frozen=True, kw_only=True):
     Examples:
       deepwell convert ./my-model my-model.gguf                       for llama.cpp and its relatives
       deepwell convert ./my-model my-model.gguf --dtype q4_k
+      deepwell convert ./my-model my-model.gguf --dtype q4_k --importance my.importance.safetensors
       deepwell convert my-model.gguf ./my-model                       a Hugging Face folder, with its tokenizer
       deepwell convert ./DeepSeek-V3 ./DeepSeek-V3-bf16               block FP8 to bfloat16
       deepwell convert ./my-model my-model.deepwell --dtype int8      packed: mapped at load instead of read
