@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="deepwell-tests-")  # the user's own accounts are not for tests
 for folder in ("", "model", "weights", "exactness", "ops"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 

@@ -131,11 +131,17 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
       deepwell serve ORG/NAME                     any other model of a hub
       deepwell serve ./r1 --chat-format deepseek-r1     a checkpoint that does not show its prompt format
       deepwell serve ./v3 --name deepseek-chat --name gpt-4o     under two names
-      deepwell serve --host 0.0.0.0 --port 80     reachable from other machines
+      deepwell keys add ada                       an API key; from the first one on, nobody is answered without
+      deepwell serve --host 0.0.0.0 --port 80     reachable from other machines, for those who have a key
       DEEPWELL_PORT=9000 deepwell serve           the same options from the environment
     """
 
-    host: Annotated[str, Meta(description="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1"
+    host: Annotated[
+        str,
+        Meta(
+            description="Address to listen on; 0.0.0.0 for every network, for which deepwell keys or --open is needed."
+        ),
+    ] = "127.0.0.1"
     port: Annotated[Port, Meta(description="Port to listen on; 0 takes a free one.")] = 8000
     name: Annotated[
         tuple[Annotated[str, Meta(min_length=1)], ...],
@@ -145,8 +151,24 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
         ),
     ] = ()
     chat_format: ForcedFormat = "auto"
+    database: Database = ""
+    prices: PricesFile = None
+    open: Annotated[
+        bool, Meta(description="Answer other machines though no API key exists, so that anybody there may ask.")
+    ] = False
+    isolate: Annotated[
+        bool,
+        Meta(
+            description="Let no account find another's prompts in the prefix cache, nor one user_id another's: how "
+            "long an answer takes then tells nothing about them."
+        ),
+    ] = False
     max_running: Annotated[Positive, Meta(description="Requests answered together.")] = 64
     max_waiting: Annotated[Count, Meta(description="Requests that may wait; the next one is refused at once.")] = 64
+    queue_seconds: Annotated[
+        Annotated[float, Meta(gt=0, le=86400)],
+        Meta(description="How long a request may wait for its turn; then it ends with an error."),
+    ] = 600.0
     token_budget: Annotated[
         Positive, Meta(description="Tokens computed per step; less answers others sooner, more reads prompts faster.")
     ] = 512

@@ -22,6 +22,7 @@ import pytest
 from cli_calls import COMMAND, deepwell
 
 from deepwell import __version__
+from deepwell.accounts import Keys, open_database
 from deepwell.cli import serve as serve_command
 from deepwell.cli.model import TOY, load
 from deepwell.loading.load import LoadedModel
@@ -105,7 +106,7 @@ def test_serving_loads_no_torch_and_no_transformers(model_folder: Path) -> None:
 
 
 def test_a_chosen_name_and_every_network(model_folder: Path) -> None:
-    with serving(str(model_folder), "--host", "0.0.0.0", "--port", "0", "--name", "mine", "--name", "b") as (
+    with serving(str(model_folder), "--host", "0.0.0.0", "--open", "--port", "0", "--name", "mine", "--name", "b") as (
         _,
         printed,
     ):
@@ -262,3 +263,24 @@ def test_the_embedded_model_does_not_claim_to_chat() -> None:
     options = ServeOptions(threads=1, pack_cache=0)
     service = serve_command.service_of(load(options), options)
     assert (service.chats, service.format.name) == (False, "deepseek-v3")
+
+
+def test_other_machines_are_answered_when_a_key_exists_or_all_may_ask(tmp_path: Path) -> None:
+    database = str(tmp_path / "accounts.sqlite")
+    args = ["serve", "--port", "0", "--host", "0.0.0.0", "--database", database]
+    refused = deepwell(*args)
+    assert refused.returncode == 2
+    assert "there is no API key yet: make one with `deepwell keys add NAME`" in refused.stderr
+    with serving(*args[1:], "--open"):
+        pass
+    made = open_database(database)
+    secret, _ = Keys(made).add("ada")
+    made.close()
+    with serving(*args[1:]) as (_, printed):
+        address = re.search(r"^page +(\S+)/$", printed, re.M)
+        assert address
+        asked = urllib.request.Request(address[1] + "/v1/models")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(asked, timeout=10)
+        asked.add_header("Authorization", f"Bearer {secret}")
+        assert urllib.request.urlopen(asked, timeout=10).status == 200

@@ -89,6 +89,15 @@ class Platform:
             self._any = now, self._keys.any()
         return self._any[1]
 
+    def knows(self, secret: str | None) -> bool:
+        """Whether `caller` answers without asking the database."""
+        now, fresh = self.clock.elapsed(), FRESH_SECONDS * _SECOND
+        read_at, any_key = self._any
+        if not read_at or (not any_key and now - read_at > fresh):
+            return False
+        known = self._known.get(digest(secret)) if secret and any_key else None
+        return not any_key or not secret or (known is not None and now - known[0] <= fresh)
+
     def caller(self, secret: str | None) -> Caller:
         """Who has this key. Raises BadKey, LedgerDown."""
         if not self.required:
@@ -114,18 +123,11 @@ class Platform:
 
         Raises ModelUnknown for a model that the key may not use, Broke, OverLimit, LedgerDown.
         """
-        if trouble := self._trouble():
-            raise trouble
-        if caller.models is not None and model not in caller.models:
-            raise ModelUnknown(f"this key may not use {model!r}; it may use {', '.join(caller.models)}", "model")
         started = self.clock.now()
         price = self.prices.at(model, started, kind=kind)
-        tabs = self._tabs_of(caller, price, started)
+        tabs = self._may_begin(caller, model, price, started)
         live = Live(id, caller.account, caller.key, model, kind, started, price)
         with self._lock:
-            for tab in tabs:
-                if tab.left <= 0:
-                    raise Broke(tab.exhausted)
             if id in self._live:
                 raise ValueError(f"request {id} is being answered already")
             use = self._uses.setdefault(caller.key, Use())
@@ -151,6 +153,15 @@ class Platform:
             self._live[id] = made
             return made
 
+    def check(self, caller: Caller, model: str, kind: str = "chat") -> None:
+        """Raise what `open` would now for any request of that kind, limits not among it."""
+        now = self.clock.now()
+        self._may_begin(caller, model, self.prices.at(model, now, kind=kind), now)
+
+    def is_free(self, model: str, kind: str = "chat") -> bool:
+        """Whether nothing is asked for it now."""
+        return self.prices.at(model, self.clock.now(), kind=kind).free
+
     def balance(self, account: int) -> tuple[Balance, ...]:
         """What an account has by the ledger. Raises LedgerDown."""
         return self._ledger.balances(account, self.clock.now())
@@ -165,6 +176,19 @@ class Platform:
             meter.give_up("interrupted")
         self._writer.close(seconds)
         self._journal.close()
+
+    def _may_begin(self, caller: Caller, model: str, price: Price, now: int) -> list[Tab]:
+        """What a request is paid from. Raises ModelUnknown, Broke, LedgerDown."""
+        if trouble := self._trouble():
+            raise trouble
+        if caller.models is not None and model not in caller.models:
+            raise ModelUnknown(f"this key may not use {model!r}; it may use {', '.join(caller.models)}", "model")
+        tabs = self._tabs_of(caller, price, now)
+        with self._lock:
+            for tab in tabs:
+                if tab.left <= 0:
+                    raise Broke(tab.exhausted)
+        return tabs
 
     def _trouble(self) -> LedgerDown | None:
         since = self._writer.failing_since

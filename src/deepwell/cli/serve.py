@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from deepwell import __version__
+from deepwell.accounts import Platform, Prices, open_database
 from deepwell.chat import trained_to_chat
 from deepwell.cli.model import TOY, chat_format, describe, kept_packed, load
 from deepwell.cli.terminal import visible
 from deepwell.engine import AsyncEngine, EngineConfig
+from deepwell.errors import ConfigError
 from deepwell.loading.load import LoadedModel
 from deepwell.loading.machine import process_seconds
 from deepwell.options import ServeOptions
@@ -24,9 +29,10 @@ _EVERYWHERE = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[
 
 
 def run(options: ServeOptions) -> int:
-    with listen(options.host, options.port) as listener:
+    with listen(options.host, options.port) as listener, platform_of(options) as platform:
         model = load(options)
         service = service_of(model, options)
+        service.platform = platform
 
         def announce(address: str) -> None:
             print(welcome(address + site_of(options).base_path, service, model), flush=True)
@@ -37,6 +43,31 @@ def run(options: ServeOptions) -> int:
             serve(service, listener, announce, site_of(options))
     print("stopped", file=sys.stderr)
     return 0
+
+
+@contextmanager
+def platform_of(options: ServeOptions) -> Iterator[Platform]:
+    """The accounts. Raises ConfigError where everybody on a network could ask and nobody said so."""
+    prices = Prices.read(options.prices) if options.prices else None
+    with ExitStack() as stack:
+        database = open_database(options.database)
+        stack.callback(database.close)
+        platform = Platform(database, prices, isolate=options.isolate)
+        stack.callback(platform.close)
+        if not (platform.required or options.open or is_loopback(options.host)):
+            raise ConfigError(
+                f"--host {options.host} lets other machines ask, and there is no API key yet: make one with "
+                "`deepwell keys add NAME`, or let everybody ask with --open"
+            )
+        yield platform
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def service_of(model: LoadedModel, options: ServeOptions) -> Service:
@@ -50,6 +81,7 @@ def service_of(model: LoadedModel, options: ServeOptions) -> Service:
         max_running=options.max_running,
         max_waiting=options.max_waiting,
         drain_seconds=options.drain_seconds,
+        queue_seconds=options.queue_seconds,
         speculate=options.speculate,
         draft_tokens=options.draft_tokens,
     )

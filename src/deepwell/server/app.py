@@ -15,11 +15,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deepwell.chat import fills_gaps
+from deepwell.errors import ModelUnknown
 from deepwell.server import anthropic
 from deepwell.server.admin import admin_routes
 from deepwell.server.asterisk import AnswerAsterisk
+from deepwell.server.balance import balance
 from deepwell.server.base_path import BasePath
 from deepwell.server.books import BooksMetrics
+from deepwell.server.callers import KnowCallers, allowed, caller_of
 from deepwell.server.chat_completions import chat_completions
 from deepwell.server.completions import completions
 from deepwell.server.desk import Desk
@@ -28,7 +31,7 @@ from deepwell.server.errors import HANDLERS, AnswerFailures, JsonResponse
 from deepwell.server.hosts import CheckHost, Hosts
 from deepwell.server.infill import infill
 from deepwell.server.openapi import openapi
-from deepwell.server.page import page_routes
+from deepwell.server.page import page_paths, page_routes
 from deepwell.server.replies import Capability, EmbeddingCard, ModelCard, ModelList
 from deepwell.server.request_log import ID_HEADER, RecordRequests
 from deepwell.server.service import Service
@@ -48,6 +51,8 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
     It answers to the names that `hosts` knows; to every name, if there is none. `desk` has the accounts that
     administrators work with.
     """
+
+    desk = desk or (Desk(service.platform) if service.platform else None)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -74,6 +79,8 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
         *(Route(f"{prefix}/messages/count_tokens", anthropic.count_tokens, methods=["POST"]) for prefix in ANTHROPIC),
         Route("/anthropic/v1/models", anthropic.models),
         Route("/anthropic/v1/models/{id:path}", anthropic.model),
+        Route("/user/balance", balance),
+        Route("/v1/user/balance", balance),
         Route("/health", health),
         Route("/metrics", metrics),
         Route("/openapi.json", openapi_document),
@@ -88,6 +95,7 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
         Middleware(AnswerFailures),
         Middleware(AnswerAsterisk),
         Middleware(BasePath, prefix=site.base_path),
+        *([Middleware(KnowCallers, platform=service.platform, page=page_paths())] if service.platform else []),
     ]
     app = Starlette(
         routes=[*routes, *page_routes()],
@@ -107,7 +115,8 @@ async def models(request: Request) -> Response:
     if anthropic.asks_anthropic(request):
         return await anthropic.models(request)
     service: Service = request.app.state.service
-    return JsonResponse(ModelList(data=[_card(name, service) for name in service.names]))
+    names = allowed(service.names, caller_of(request))
+    return JsonResponse(ModelList(data=[_card(name, service) for name in names]))
 
 
 async def model(request: Request) -> Response:
@@ -115,7 +124,10 @@ async def model(request: Request) -> Response:
     if anthropic.asks_anthropic(request):
         return await anthropic.model(request)
     service: Service = request.app.state.service
-    return JsonResponse(_card(service.named(request.path_params["id"]), service))
+    name = service.named(request.path_params["id"])
+    if name not in allowed([name], caller_of(request)):
+        raise ModelUnknown(f"this key may not use {name!r}", "model")
+    return JsonResponse(_card(name, service))
 
 
 async def health(request: Request) -> Response:

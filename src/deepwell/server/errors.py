@@ -11,12 +11,23 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deepwell.errors import EngineStopped, ModelUnknown, QueueFull, RequestError
+from deepwell.errors import (
+    BadKey,
+    Broke,
+    EngineStopped,
+    LedgerDown,
+    ModelUnknown,
+    OverLimit,
+    QueueFull,
+    RequestError,
+)
 
 INVALID = "invalid_request_error"
 FORBIDDEN = "permission_error"
 BUSY = "rate_limit_error"
 STOPPING = "server_overloaded"
+UNAUTHENTICATED = "authentication_error"
+BROKE = "insufficient_balance"
 INTERNAL = "internal_server_error"
 FAILED = "the server failed to answer; its log says why"
 CLIENT_GONE = 499
@@ -82,10 +93,46 @@ def _too_slow(_: Request, error: Exception) -> Response:
     return JsonResponse(body, status_code=408, headers={"Connection": "close"})
 
 
-def _busy(_: Request, error: Exception) -> Response:
+def _busy(request: Request, error: Exception) -> Response:
+    """For a full server. Where nobody has a key, it is who asks that asks too much."""
     assert isinstance(error, QueueFull)
     headers = {"Retry-After": str(error.retry_after)}
+    caller = request.scope.get("state", {}).get("caller")
+    if caller is not None and not caller.anonymous:
+        return JsonResponse(error_body(str(error), STOPPING), status_code=503, headers=headers)
     return JsonResponse(error_body(str(error), BUSY), status_code=429, headers=headers)
+
+
+def unauthenticated(error: BadKey) -> Response:
+    """For a request whose key does not hold, in DeepSeek's words."""
+    body = error_body(f"Authentication Fails: {error}", UNAUTHENTICATED, code=INVALID)
+    return JsonResponse(body, status_code=401, headers={"WWW-Authenticate": "Bearer"})
+
+
+def ledger_down(error: LedgerDown) -> Response:
+    """For a request that could not be written down."""
+    headers = {"Retry-After": str(error.retry_after)}
+    return JsonResponse(error_body(str(error), STOPPING), status_code=503, headers=headers)
+
+
+def _unauthenticated(_: Request, error: Exception) -> Response:
+    assert isinstance(error, BadKey)
+    return unauthenticated(error)
+
+
+def _broke(_: Request, error: Exception) -> Response:
+    return JsonResponse(error_body(str(error), BROKE, code=INVALID), status_code=402)
+
+
+def _over_limit(_: Request, error: Exception) -> Response:
+    assert isinstance(error, OverLimit)
+    headers = {"Retry-After": str(error.retry_after)}
+    return JsonResponse(error_body(str(error), BUSY, code=error.limit), status_code=429, headers=headers)
+
+
+def _ledger_down(_: Request, error: Exception) -> Response:
+    assert isinstance(error, LedgerDown)
+    return ledger_down(error)
 
 
 def _stopping(_: Request, error: Exception) -> Response:
@@ -112,6 +159,10 @@ HANDLERS: dict[Any, Any] = {
     BodyTooLarge: _too_large,
     BodyTooSlow: _too_slow,
     QueueFull: _busy,
+    BadKey: _unauthenticated,
+    Broke: _broke,
+    OverLimit: _over_limit,
+    LedgerDown: _ledger_down,
     EngineStopped: _stopping,
     ClientDisconnect: _gone,
     HTTPException: _http,

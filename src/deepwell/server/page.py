@@ -6,7 +6,7 @@ from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 STATIC = Path(__file__).parent / "static"
@@ -25,12 +25,12 @@ HEADERS = {
 }
 
 
-def page_routes(folder: Path = STATIC) -> list[BaseRoute]:
+def page_routes(folder: Path = STATIC) -> list[Route | Mount]:
     """A route for each file and folder of the build, / for its index.html; a plain sentence if there is none."""
     index = folder / "index.html"
     if not index.is_file():
         return [Route("/", _missing)]
-    routes: list[BaseRoute] = [_file("/", index)]
+    routes: list[Route | Mount] = [_file("/", index)]
     for entry in sorted(folder.iterdir()):
         if entry.is_dir():
             routes.append(Mount(f"/{entry.name}", StaticFiles(directory=entry)))
@@ -38,6 +38,11 @@ def page_routes(folder: Path = STATIC) -> list[BaseRoute]:
             # A page of its own is found without the ending: /books.
             routes.append(_file(f"/{entry.name.removesuffix('.html')}", entry))
     return routes
+
+
+def page_paths(folder: Path = STATIC) -> list[str]:
+    """The paths of `page_routes`; those of folders end in /."""
+    return [f"{route.path}/" if isinstance(route, Mount) else route.path for route in page_routes(folder)]
 
 
 def _file(path: str, file: Path) -> Route:

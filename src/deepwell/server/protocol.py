@@ -175,6 +175,10 @@ class SamplingFields(Unsupported, frozen=True, kw_only=True):
     max_completion_tokens: Annotated[
         Tokens | None, Meta(description="an integer; OpenAI's newer name of max_tokens")
     ] = None
+    user_id: Annotated[
+        Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,512}$(?!\n)")] | None,
+        Meta(description="a text of 1 to 512 letters, digits, _ and -: for whom, among your users, you ask"),
+    ] = None
     n: Annotated[
         Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] | None,
         Meta(description=f"an integer from 1 to {MAX_ANSWERS}, how many answers there are"),

@@ -37,11 +37,15 @@ def set_log(log: RequestLog) -> None:
 
 
 class Record:
-    """One request while it is answered. `model` is what was asked for; `status` what was answered, 499 if in vain."""
+    """One request while it is answered.
+
+    `model` is what was asked for, `account` who asks; `status` what was answered, 499 if in vain.
+    """
 
     def __init__(self, id: str) -> None:
         self.id = id
         self.model: str | None = None
+        self.account: str | None = None
         self.status = 500
         self.timers: list[RequestTimer] = []
         self._arrived = time.perf_counter()
@@ -51,6 +55,8 @@ class Record:
         fields = [f"{time.perf_counter() - self._arrived:.3f}s"]
         if self.model is not None:
             fields.append(f"model={shown(self.model)}")
+        if self.account:
+            fields.append(f"account={shown(self.account)}")
         if self.timers:
             first = min((timer.first for timer in self.timers if timer.first is not None), default=None)
             fields += [

@@ -17,15 +17,17 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.types import Receive
 
+from deepwell.accounts import Caller, Meter, Platform
 from deepwell.chat import end_ids
 from deepwell.chat.formats.base import Format
 from deepwell.chat.replay import Replay
-from deepwell.engine.engine import AsyncEngine, Place, Stream
-from deepwell.engine.types import Request, SamplingParams
+from deepwell.engine.engine import NOBODY, AsyncEngine, Place, Stream
+from deepwell.engine.types import FinishReason, Request, SamplingParams, Usage
 from deepwell.errors import ContextExceeded, ModelUnknown, shown
 from deepwell.grammar.constraint import Constraint
 from deepwell.server.answers import while_there
 from deepwell.server.body import Bodies
+from deepwell.server.callers import caller_of, check
 from deepwell.server.metrics import Metrics
 from deepwell.server.replies import Head
 from deepwell.server.request_log import record_of
@@ -67,7 +69,8 @@ class Service:
 
     `context` is the longest sequence in tokens, `model` the served name, `format` the prompt format of its chats,
     `chats` whether the model was trained to chat (a base model answers chats too, as best it can), `fingerprint` names
-    its weights and layout. `advice` is how it is sampled where a request does not say.
+    its weights and layout. `advice` is how it is sampled where a request does not say. `platform` are the accounts,
+    None to keep none.
     """
 
     engine: AsyncEngine
@@ -80,11 +83,13 @@ class Service:
     limits: ServerLimits = field(default_factory=ServerLimits)
     fingerprint: bytes = b""
     advice: Advice = field(default_factory=Advice)
+    platform: Platform | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     stopping: asyncio.Task[None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.engine.tell_ends(self.metrics.ended)
+        self.engine.tell_ends(bill)
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -141,13 +146,45 @@ class Service:
         """The body of a request, and a place in the engine, under which all further work on it is done.
 
         A full server says so before it reads the body. The place is taken when the body is whole, since one that never
-        comes must not keep others out. Raises QueueFull, EngineStopped, ClientDisconnect, and what `Bodies.read` does.
+        comes must not keep others out. Raises QueueFull, EngineStopped, ClientDisconnect, what `Bodies.read` does, and
+        what keeps the caller from asking: OverLimit, Broke, ModelUnknown, LedgerDown.
         """
-        self.engine.check_room()
+        caller = caller_of(request)
+        self.engine.check_room(caller.account if caller else NOBODY)
         asked = await self.bodies.read(request, kind)
-        record_of(request.scope).model = getattr(asked, "model", None)
-        with self.engine.place() as place:
+        record_of(request.scope).model = model = getattr(asked, "model", None)
+        if self.platform is not None and caller is not None:
+            await check(self.platform, caller, self._billed_as(model))
+        with self.place(caller, model, _kind_of(kind), getattr(asked, "user_id", None)) as place:
             yield asked, place
+
+    def place(self, caller: Caller | None, model: str | None, kind: str, user: str | None = None) -> Place:
+        """A place in the engine for a request of a caller, which is metered as one of that `kind` for the `model`.
+
+        `user` is whom it is for, among the caller's own users. Raises QueueFull, OverLimit or EngineStopped. Filling it
+        raises what `Platform.open` does.
+        """
+        platform = self.platform
+        if platform is None or caller is None:
+            return self.engine.place()
+
+        def metered(request: Request) -> Request:
+            scope = caller.scope + (user or "").encode() if caller.scope else b""
+            meter = platform.open(
+                caller,
+                id=request.id,
+                model=self._billed_as(model),
+                kind=kind,
+                prompt_tokens=len(request.prompt),
+                max_tokens=request.sampling.max_tokens,
+            )
+            return msgspec.structs.replace(request, scope=scope, meter=meter)
+
+        return self.engine.place(caller.account, prepare=metered)
+
+    def _billed_as(self, model: str | None) -> str:
+        """The name of the model in the ledger: as it was asked for, if it is one of ours."""
+        return model if model in self.names and model else self.model
 
     async def rendered(
         self, receive: Receive, render: Callable[[], T], texts: Sequence[str], param: str, *, chat: bool = False
@@ -228,3 +265,15 @@ class Service:
         if self.stopping is None:
             self.stopping = asyncio.create_task(self.engine.stop())
         return self.stopping
+
+
+def bill(request: Request, usage: Usage, reason: FinishReason) -> None:
+    """A request has ended: its meter is told what it used. See OnEnd."""
+    if isinstance(request.meter, Meter):
+        miss = usage.prompt_tokens - usage.cached_tokens
+        request.meter.end(usage.cached_tokens, miss, usage.completion_tokens, 0, reason)
+
+
+def _kind_of(body: type[msgspec.Struct]) -> str:
+    """What the ledger calls a request: CompletionRequest is a completion."""
+    return body.__name__.removesuffix("Request").lower()

@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deepwell.server.callers import allowed, caller_of
 from deepwell.server.errors import JsonResponse
 from deepwell.server.service import Service
 
@@ -47,8 +48,9 @@ def named(model: str | None, service: Service) -> str:
 async def models(request: Request) -> Response:
     """The model names that requests may use."""
     service: Service = request.app.state.service
-    infos = [_info(name, service) for name in service.names]
-    return JsonResponse(ModelInfos(data=infos, first_id=infos[0].id, last_id=infos[-1].id))
+    infos = [_info(name, service) for name in allowed(service.names, caller_of(request))]
+    first, last = (infos[0].id, infos[-1].id) if infos else (None, None)
+    return JsonResponse(ModelInfos(data=infos, first_id=first, last_id=last))
 
 
 async def model(request: Request) -> Response:
