@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from answers import Lacking, cut_at, read, written
+from answers import Lacking, cut_at, length, read, written
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Reasoning
 from deepwell.chat.reading.calls import HOPELESS, CallReader
@@ -192,6 +194,28 @@ def test_text_that_only_looks_like_a_token_is_given_back() -> None:
     assert list(reader.push(["ese"])) == [Content("<these")]
     assert list(reader.push(["<th"])) == []
     assert list(reader.finish()) == [Content("<th")]
+
+
+HALVES = [mark[:at] for mark in (CALLS, END_CALLS, CALL, END_CALL, SEP, END_THINK) for at in (5, 6)]
+HALVES += [mark[at:] for mark in (CALLS, END_CALLS, CALL, END_CALL, SEP, END_THINK) for at in (5, 6)]
+PARTS = [CALLS, END_CALLS, CALL, SEP, END_CALL, THINK, END_THINK, "w", "{}", "{", "\n", " ", "x", "<"]
+
+
+@settings(max_examples=600)
+@given(
+    st.lists(st.sampled_from(PARTS) | st.sampled_from(HALVES), max_size=14),
+    st.booleans(),
+    st.lists(st.integers(0, 90), max_size=6),
+)
+@example(["<｜tool", "<｜tool", END_CALLS, "▁calls▁begin｜>", "▁calls▁begin｜>", "x"], False, [])
+def test_no_mark_shows_whatever_is_written_and_wherever_it_is_cut(
+    parts: list[str], thinking: bool, borders: list[int]
+) -> None:
+    answer = written(parts, NONE)
+    whole = read(CallReader(NONE, thinking=thinking), [answer])
+    assert read(CallReader(NONE, thinking=thinking), cut_at(answer, borders)) == whole
+    assert read(CallReader(NONE, thinking=thinking), cut_at(answer, range(length(answer)))) == whole
+    assert not any(mark in whole[1] for mark in (CALLS, END_CALLS, CALL, SEP, END_CALL, END_THINK))
 
 
 def test_other_special_tokens_do_not_show() -> None:

@@ -182,6 +182,11 @@ PARTS += [
     '"name": "f"',
     "é",
     "<tool",
+    "_call>",
+    "</tool_",
+    "call>",
+    "<|python",
+    "_tag|>",
     "1",
 ]
 ANSWERS = st.lists(st.sampled_from(PARTS), max_size=14)
@@ -206,7 +211,24 @@ def test_anything_is_read_the_same_at_every_border_and_may_be_sent_back(
     whole = read(format.reader(asked, tokenizer), [answer])
     assert read(format.reader(asked, tokenizer), cut_at(answer, borders)) == whole
     assert read(format.reader(asked, tokenizer), cut_at(answer, range(length(answer)))) == whole
+    if kind == "text":
+        shown = [TAG] if template == "llama-like" else [*HERMES_MARKS]
+        assert not any(mark in whole[1] for mark in shown)
     sent_back(whole, asked, format, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("parts", "content"),
+    [
+        (["a<tool", CLOSE, "_call>b"], "ab"),
+        (["<tool<tool", CLOSE, "_call>", "_call>b"], "b"),
+        (["<tool", OPEN, CALL, CLOSE, "_call>b"], "b"),
+        (["<tool", CLOSE, "_cal"], "<tool_cal"),
+        (["<<<<", CLOSE, "<tool_x"], "<<<<<tool_x"),
+    ],
+)
+def test_texts_around_a_removed_mark_make_no_mark(parts: list[str], content: str) -> None:
+    assert reads(parts, HERMES, AS_TEXT)[1] == content
 
 
 @given(

@@ -37,6 +37,7 @@ from deepwell.chat.reading.dsml_tags import (
     spelled,
     without_end,
 )
+from deepwell.chat.reading.joins import Joins, without_joins
 from deepwell.chat.reading.marks import END_THINK, THINK
 from deepwell.weights.added_tokens import token_of
 from deepwell.weights.tokenizer import Tokenizer
@@ -65,6 +66,7 @@ class DsmlReader:
         marks = {tokenizer.special(MARK): MARK, tokenizer.special(THINK): THINK, close: END_OF_THINK}
         self._shown: dict[int | None, str] = {id: mark for id, mark in marks.items() if id is not None}
         self._offers = offers
+        self._joins = Joins((TAG, END_TAG) if offers else ())
         self._thinks = start in (Start.THOUGHT, Start.MID_THOUGHT)
         self.thoughts = Thoughts(self._thinks, ends=(END_THINK,))
         self._leading = start in (Start.THOUGHT, Start.CONTENT)
@@ -74,13 +76,21 @@ class DsmlReader:
         self._text = ""
 
     def push(self, marked: Iterable[Marked]) -> Iterator[Piece]:
+        yield from without_joins(self._read(marked), self._joins)
+
+    def finish(self) -> Iterator[Piece]:
+        yield from without_joins(self._rest(), self._joins)
+        if held := self._joins.finish():
+            yield Content(held)
+
+    def _read(self, marked: Iterable[Marked]) -> Iterator[Piece]:
         text = "".join(self._shown.get(token_of(part), part if isinstance(part, str) else "") for part in marked)
         for start in range(0, len(text), STRIDE):
             self._text += text[start : start + STRIDE]
             while self._text and (yield from self._step(False)):
                 pass
 
-    def finish(self) -> Iterator[Piece]:
+    def _rest(self) -> Iterator[Piece]:
         while self._text and (yield from self._step(True)):
             pass
 

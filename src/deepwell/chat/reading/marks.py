@@ -30,6 +30,11 @@ class Marks:
         self._spelled = [Mark(spelling) for spelling, id in found.items() if id is None]
         self._held = ""
 
+    @property
+    def spelled(self) -> tuple[str, ...]:
+        """Those that come as text."""
+        return tuple(mark.spelling for mark in self._spelled)
+
     def push(self, marked: Iterable[Marked]) -> Iterator[str | Mark]:
         """Texts and template tokens. The end of a text that may begin a spelled token is held back."""
         for part in marked:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from deepwell.chat.reading.base import Content, Marked, Piece, Reasoning, Thoughts
+from deepwell.chat.reading.joins import Joins, without_joins
 from deepwell.chat.reading.marks import END_THINK, THINK, Mark, Marks
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -49,12 +50,21 @@ class TurnReader:
         `state`. `thinks` False is for models that have no thoughts.
         """
         self._marks = Marks(tokenizer, [*((THINK, END_THINK) if thinks else ()), *opens, *inside])
+        self._joins = Joins(spelling for spelling in self._marks.spelled if spelling != THINK)
         self._opens = opens
         self.thoughts = Thoughts(thinking, thinks and not (thinking or continues), (END_THINK, *opens))
         self._may_think = self.thoughts.may_open
         self._state: State = state or (Thought(gap=not continues) if thinking else Said(gap=False))
 
     def push(self, marked: Iterable[Marked]) -> Iterator[Piece]:
+        yield from without_joins(self._read(marked), self._joins)
+
+    def finish(self) -> Iterator[Piece]:
+        yield from without_joins(self._rest(), self._joins)
+        if held := self._joins.finish():
+            yield Content(held)
+
+    def _read(self, marked: Iterable[Marked]) -> Iterator[Piece]:
         for part in self._marks.push(marked):
             if isinstance(part, Mark):
                 yield from self._mark(part.spelling)
@@ -63,7 +73,7 @@ class TurnReader:
                 self._may_think = self._may_think and part.isspace()
                 yield from self._state.text(part)
 
-    def finish(self) -> Iterator[Piece]:
+    def _rest(self) -> Iterator[Piece]:
         for text in self._marks.finish():
             yield from self._state.text(text)
         yield from self._state.end("")
