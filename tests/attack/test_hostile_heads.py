@@ -20,6 +20,7 @@ import pytest
 from raw import connect, everything, exchange, head, post, status_of
 from seeds import SEED
 from serving import CONTEXT, MODEL, chat, live, make_service, says
+from test_live import slow
 
 from deepwell.server import ServerLimits, body, connection
 from fakes import FakeRunner
@@ -226,6 +227,28 @@ def test_half_bodies_hold_a_bounded_memory() -> None:
         for victim in victims:
             victim.close()
         assert httpx.post(address + CHAT, json=chat(max_tokens=1)).status_code == 200
+
+
+def test_bodies_of_requests_that_wait_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "KEPT_AT_ONCE", 2)
+    service = make_service(slow(), limits=ServerLimits(max_body_bytes=MIB))
+    long = post(CHAT, chat(max_tokens=4000) | {"unknown": "x" * (MIB * 3 // 4)})
+    with live(service) as address, ExitStack() as stack:
+        waiting = [stack.enter_context(connect(address)) for _ in range(2)]
+        for one in waiting:
+            one.sendall(long)
+        deadline = time.monotonic() + 20
+        while service.engine.stats().running + service.engine.stats().waiting < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        answer = exchange(address, long)
+        assert status_of(answer) in (429, 503)
+        assert b"long bodies" in answer
+        assert status_of(exchange(address, post(CHAT, chat(max_tokens=1)))) == 200
+        for one in waiting:
+            one.close()
+        while status_of(exchange(address, post(CHAT, chat(max_tokens=1) | {"unknown": "x" * (MIB * 3 // 4)}))) != 200:
+            assert time.monotonic() < deadline, "what was kept is given back"
 
 
 def _many(unit: bytes, total: int = 8 * MIB - 1000) -> bytes:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from serving import MODEL, T, chat, live, make_service, prompt
 
+from deepwell.server import chat_completions
 from fakes import FakeRunner
 
 CHAT = "/v1/chat/completions"
@@ -49,6 +50,25 @@ def test_health_answers_while_a_long_prompt_is_read(path: str, body: dict[str, A
     assert seconds > 0.3, "too quick to tell"
     assert max(latencies) < seconds / 2
     assert len(latencies) > 4
+
+
+@pytest.mark.parametrize(("messages", "apart"), [(3, False), (2000, True)])
+def test_a_long_conversation_is_made_off_the_loop(messages: int, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    made = chat_completions.conversation_of
+
+    def noted(*given: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return made(*given)
+
+    monkeypatch.setattr(chat_completions, "conversation_of", noted)
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant") * messages] + chat("y")["messages"]
+    with live(make_service(FakeRunner(context=ROOMY))) as address:
+        answer = httpx.post(address + CHAT, json=chat(max_tokens=1) | {"messages": turns}, timeout=60)
+        assert answer.status_code == 200
+        serving = httpx.post(address + CHAT, json=chat(max_tokens=1), timeout=60)
+    assert serving.status_code == 200
+    assert (threads[0] != threads[1]) is apart
 
 
 def test_what_cannot_fit_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from difflib import get_close_matches
 from functools import cache
 from itertools import islice
@@ -28,6 +29,8 @@ MAX_COMMAS = 1 << 20
 """Numbers cost less, and a prompt may be a list of them."""
 BODIES_AT_ONCE = 8
 """How many of the longest bodies may be on their way together."""
+KEPT_AT_ONCE = 16
+"""How many of the longest bodies requests may keep together, once they are whole, until they are answered."""
 
 _ALIKE = 0.85
 """How alike two names are, of 1, where one is a slip for the other."""
@@ -42,14 +45,31 @@ _MISSING = re.compile(r"Object missing required field `(?P<name>\w+)`")
 
 
 class Bodies:
-    """Reads the bodies of one server's requests: each bounded in bytes and time, and all that are unfinished together.
+    """Reads the bodies of one server's requests: each bounded in bytes and time, all that are unfinished together, and
+    all that are kept.
 
     `limit` is the longest body in bytes.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held = 0
+        self._held = self._kept = 0
+
+    @asynccontextmanager
+    async def kept(self, request: Request, kind: type[B]) -> AsyncIterator[B]:
+        """What `read` gives, for a request that may have to wait with it. Raises QueueFull too while others keep too
+        much."""
+        body = await self._whole(request)
+        size = len(body)
+        if self._kept + size > KEPT_AT_ONCE * self._limit:
+            raise QueueFull("too many requests with long bodies are waiting; try again")
+        self._kept += size
+        try:
+            asked = decode(body, kind)
+            del body
+            yield asked
+        finally:
+            self._kept -= size
 
     async def read(self, request: Request, kind: type[B]) -> B:
         """The body of a request as a `kind`.
@@ -57,6 +77,10 @@ class Bodies:
         Raises BodyTooLarge above the limit (reading no further), BodyTooSlow, QueueFull while too much is on its way,
         ClientDisconnect, and RequestError for anything that is not JSON of the right shape.
         """
+        return decode(await self._whole(request), kind)
+
+    async def _whole(self, request: Request) -> bytearray:
+        """The bytes, whose number `length_of` tells from then on."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             named = media_type or "left out"
@@ -72,7 +96,8 @@ class Bodies:
             raise BodyTooSlow(f"the request body did not come: {len(body)} bytes in over {seconds}") from None
         finally:
             self._held -= len(body)
-        return decode(body, kind)
+        request.state.body_bytes = len(body)
+        return body
 
     async def _fill(self, body: bytearray, request: Request) -> None:
         async with asyncio.timeout(BODY_SECONDS) as clock:
@@ -85,6 +110,12 @@ class Bodies:
                     raise BodyTooLarge(self._limit)
                 if self._held > BODIES_AT_ONCE * self._limit:
                     raise QueueFull("too many long request bodies are on their way at once; try again")
+
+
+def length_of(request: Request) -> int:
+    """Bytes of a body that was read."""
+    length: int = request.state.body_bytes
+    return length
 
 
 def decode(body: bytes | bytearray, kind: type[B]) -> B:

@@ -46,7 +46,7 @@ async def chat_completions(request: Request) -> Response:
     async with service.admitted(request, ChatRequest) as (asked, place):
         model = check_common(asked, service)
         timers = [service.metrics.request() for _ in range(asked.n or 1)]
-        conversation = conversation_of(asked, service.format)
+        conversation = await service.understood(request, lambda: conversation_of(asked, service.format))
         question = await question_of(request, conversation, service, "messages", answers=len(timers))
         max_tokens = max_tokens_of(asked, len(question.prompt), "messages", service, question.habit)
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None

@@ -26,7 +26,7 @@ from deepwell.engine.types import FinishReason, Request, SamplingParams, Usage
 from deepwell.errors import ContextExceeded, ModelUnknown, shown
 from deepwell.grammar.constraint import Constraint
 from deepwell.server.answers import while_there
-from deepwell.server.body import Bodies
+from deepwell.server.body import Bodies, length_of
 from deepwell.server.callers import caller_of, check
 from deepwell.server.metrics import Metrics
 from deepwell.server.replies import Head
@@ -146,17 +146,17 @@ class Service:
         """The body of a request, and a place in the engine, under which all further work on it is done.
 
         A full server says so before it reads the body. The place is taken when the body is whole, since one that never
-        comes must not keep others out. Raises QueueFull, EngineStopped, ClientDisconnect, what `Bodies.read` does, and
+        comes must not keep others out. Raises QueueFull, EngineStopped, ClientDisconnect, what `Bodies.kept` does, and
         what keeps the caller from asking: OverLimit, Broke, ModelUnknown, LedgerDown.
         """
         caller = caller_of(request)
         self.engine.check_room(caller.account if caller else NOBODY)
-        asked = await self.bodies.read(request, kind)
-        record_of(request.scope).model = model = getattr(asked, "model", None)
-        if self.platform is not None and caller is not None:
-            await check(self.platform, caller, self._billed_as(model))
-        with self.place(caller, model, _kind_of(kind), getattr(asked, "user_id", None)) as place:
-            yield asked, place
+        async with self.bodies.kept(request, kind) as asked:
+            record_of(request.scope).model = model = getattr(asked, "model", None)
+            if self.platform is not None and caller is not None:
+                await check(self.platform, caller, self._billed_as(model))
+            with self.place(caller, model, _kind_of(kind), getattr(asked, "user_id", None)) as place:
+                yield asked, place
 
     def place(self, caller: Caller | None, model: str | None, kind: str, user: str | None = None) -> Place:
         """A place in the engine for a request of a caller, which is metered as one of that `kind` for the `model`.
@@ -185,6 +185,13 @@ class Service:
     def _billed_as(self, model: str | None) -> str:
         """The name of the model in the ledger: as it was asked for, if it is one of ours."""
         return model if model in self.names and model else self.model
+
+    async def understood(self, request: HttpRequest, work: Callable[[], T]) -> T:
+        """What `work` makes of a request's body, in a thread when the body is long. Raises what `work` does, and
+        ClientDisconnect."""
+        if length_of(request) <= IN_LOOP_CHARACTERS:
+            return work()
+        return await while_there(asyncio.to_thread(work), request.receive)
 
     async def rendered(
         self, receive: Receive, render: Callable[[], T], texts: Sequence[str], param: str, *, chat: bool = False

@@ -138,7 +138,7 @@ async def _ids(request: Request, asked: TokenizeRequest, service: Service) -> tu
         raise RequestError("give one of prompt, content and messages", given[1] if given else "prompt")
     if asked.messages is not None:
         chat = ChatRequest(messages=asked.messages, tools=asked.tools, chat_template_kwargs=asked.chat_template_kwargs)
-        told = conversation_of(chat, service.format)
+        told = await service.understood(request, lambda: conversation_of(chat, service.format))
         return await service.rendered(
             request.receive,
             lambda: render_chat(told, tokenizer, service.format),

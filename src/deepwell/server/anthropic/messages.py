@@ -58,7 +58,7 @@ async def messages(request: Request) -> Response:
     async with service.admitted(request, MessagesRequest) as (asked, place):
         model = named(asked.model, service)
         check_supported(asked)
-        conversation = conversation_of(asked, service.format)
+        conversation = await service.understood(request, lambda: conversation_of(asked, service.format))
         question = await question_of(request, conversation, service, "messages")
         rules = _sampling(asked)
         max_tokens = max_tokens_of(rules, len(question.prompt), "messages", service, question.habit)
@@ -82,7 +82,8 @@ async def count_tokens(request: Request) -> Response:
     asked = await service.bodies.read(request, CountRequest)
     named(asked.model, service)
     check_supported(asked)
-    question = await question_of(request, conversation_of(asked, service.format), service, "messages")
+    conversation = await service.understood(request, lambda: conversation_of(asked, service.format))
+    question = await question_of(request, conversation, service, "messages")
     return JsonResponse(TokenCount(len(question.prompt)))
 
 
