@@ -38,9 +38,10 @@ export default defineConfig({
     cssTarget: ["chrome123", "firefox120", "safari17.5"],
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
+    rolldownOptions: { input: ["index.html", "books.html", "admin.html"] },
   },
   server: {
-    proxy: { "/v1": process.env["DEEPWELL_URL"] ?? "http://127.0.0.1:8000" },
+    proxy: { "^/(v1|admin|user)/": process.env["DEEPWELL_URL"] ?? "http://127.0.0.1:8000" },
   },
   test: { environment: "happy-dom", include: ["tests/*.test.ts"] },
 });

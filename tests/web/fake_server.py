@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fake_desk import Endpoints, FakeDesk
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -105,12 +106,14 @@ class Fake:
     asked: dict[str, int] = field(default_factory=dict)
     abandoned: list[str] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=lambda: [MODEL])
+    desk: FakeDesk = field(default_factory=FakeDesk)
 
     def reset(self) -> None:
         self.bodies.clear()
         self.asked.clear()
         self.abandoned.clear()
         self.models = [MODEL]
+        self.desk.reset()
 
     def let_go(self, text: str) -> bool:
         """Waits up to 4 s for the server to notice that nobody reads the answer to `text`."""
@@ -161,10 +164,14 @@ class Api:
     def __init__(self, fake: Fake) -> None:
         self.fake = fake
 
-    async def models(self, _: Request) -> Response:
+    async def models(self, request: Request) -> Response:
+        if refusal := self.fake.desk.refusal(request, admin=False):
+            return refusal
         return JSONResponse({"object": "list", "data": self.fake.models})
 
     async def chat(self, request: Request) -> Response:
+        if refusal := self.fake.desk.refusal(request, admin=False):
+            return refusal
         body = await request.json()
         self.fake.bodies.append(body)
         text = next(m["content"] for m in reversed(body["messages"]) if m["role"] == "user")
@@ -248,6 +255,7 @@ def start(fake: Fake) -> Callable[[], None]:
         Route("/v1/models", api.models),
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
         Route("/v1/completions", api.completions, methods=["POST"]),
+        *Endpoints(fake.desk).routes(STATIC),
         Mount("/", StaticFiles(directory=STATIC, html=True)),
     ]
     app = Starlette(routes=[Mount("/deep/er", routes=routes), *routes], middleware=[Middleware(PolicyHeader)])

@@ -38,6 +38,9 @@ export type Piece =
   | { kind: "wait" }
   | { kind: "end"; reason: string; usage: Usage | null };
 
+/** An object whose fields are still to be read. */
+export type Json = Record<string, unknown>;
+
 /** Relative to the page, which may be served below any path. */
 export type Endpoint = "v1/chat/completions" | "v1/completions";
 
@@ -60,6 +63,18 @@ export async function listModels(key: string, signal?: AbortSignal): Promise<Mod
   const body: unknown = await response.json().catch(() => null);
   const data = isRecord(body) && Array.isArray(body["data"]) ? body["data"] : [];
   return data.filter(isRecord).map(readModel);
+}
+
+/** What the account of a key has, as texts such as "12.50 USD"; none where the server keeps no accounts or does not say. */
+export async function balances(key: string): Promise<string[]> {
+  try {
+    const response = await send("user/balance", { headers: authorization(key) });
+    const body: unknown = await response.json();
+    const infos = isRecord(body) && Array.isArray(body["balance_infos"]) ? body["balance_infos"] : [];
+    return infos.filter(isRecord).map((info) => `${text(info["total_balance"])} ${text(info["currency"])}`);
+  } catch {
+    return [];
+  }
 }
 
 /** Asks for an answer and yields its pieces. Throws ApiError; an aborted signal throws the signal's AbortError. */
@@ -95,7 +110,8 @@ interface Ending {
   usage: Usage | null;
 }
 
-async function send(path: string, init: RequestInit): Promise<Response> {
+/** Throws ApiError for anything but a success. */
+export async function send(path: string, init: RequestInit): Promise<Response> {
   let response: Response;
   try {
     response = await fetch(path, init);
@@ -189,7 +205,7 @@ function errorCode(body: unknown): string {
   return isRecord(error) ? text(error["code"]) : "";
 }
 
-function authorization(key: string): Record<string, string> {
+export function authorization(key: string): Record<string, string> {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
@@ -201,9 +217,9 @@ function parse(json: string): unknown {
   }
 }
 
-function isRecord(value: unknown): value is Record<string, unknown> {
+export function isRecord(value: unknown): value is Json {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-const text = (value: unknown): string => (typeof value === "string" ? value : "");
-const count = (value: unknown): number => (typeof value === "number" ? value : 0);
+export const text = (value: unknown): string => (typeof value === "string" ? value : "");
+export const count = (value: unknown): number => (typeof value === "number" ? value : 0);

@@ -4,9 +4,12 @@ import type { Model } from "./api";
 import { Connection } from "./connection";
 import { Drafts } from "./drafts";
 import type { History } from "./history";
+import { Key, askForKey } from "./key";
 import { type Settings, loadSettings, saveSettings } from "./settings";
+import { localStorageOrNothing, sessionStorageOrNothing } from "./storage";
 
 export class App {
+  readonly key = new Key();
   readonly settings: Settings = loadSettings(localStorageOrNothing());
   readonly connection: Connection;
   readonly drafts = new Drafts(localStorageOrNothing(), sessionStorageOrNothing());
@@ -15,7 +18,7 @@ export class App {
     readonly history: History,
     connectionChanged: () => void,
   ) {
-    this.connection = new Connection(() => this.settings.apiKey, connectionChanged);
+    this.connection = new Connection(() => this.key.value, connectionChanged);
     this.drafts.prune(history.conversations);
   }
 
@@ -31,26 +34,12 @@ export class App {
     return this.model?.id ?? "";
   }
 
+  /** Asks for a key that the server takes; `why` is what it said. */
+  askForKey(why: string): void {
+    askForKey(this.key, why, () => void this.connection.check());
+  }
+
   saveSettings(): void {
     saveSettings(localStorageOrNothing(), this.settings);
-  }
-}
-
-type Store = Pick<Storage, "getItem" | "setItem" | "removeItem" | "key" | "length">;
-
-export function localStorageOrNothing(): Store {
-  return orNothing(() => localStorage);
-}
-
-export function sessionStorageOrNothing(): Store {
-  return orNothing(() => sessionStorage);
-}
-
-/** Naming a storage throws where storage is blocked. */
-function orNothing(storage: () => Store): Store {
-  try {
-    return storage();
-  } catch {
-    return { getItem: () => null, setItem: () => undefined, removeItem: () => undefined, key: () => null, length: 0 };
   }
 }

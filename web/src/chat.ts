@@ -227,7 +227,7 @@ export class Chat implements Actions, Watcher {
     announce("Answering");
     void this.save(conversation, ...fresh, message);
     message.model = await this.app.modelName();
-    const outcome = await generation.run("v1/chat/completions", this.body(conversation, asked, message.model, before), this.app.settings.apiKey);
+    const outcome = await generation.run("v1/chat/completions", this.body(conversation, asked, message.model, before), this.app.key.value);
     this.finish(conversation, message, outcome, generation);
   }
 
@@ -242,6 +242,7 @@ export class Chat implements Actions, Watcher {
     fill(message, outcome);
     message.end = outcome.end === "length" && isFull(message, this.app.model) ? "full" : outcome.end;
     if (outcome.error) message.error = sentence(outcome.error);
+    if (outcome.error?.status === 401) this.app.askForKey(outcome.error.message);
     if (outcome.error && outcome.error.kind !== "refused") void this.app.connection.check();
     this.app.history.making.delete(message.id);
     if (this.running.get(conversation.id) === generation) this.running.delete(conversation.id);

@@ -1,7 +1,6 @@
 /** The Complete mode: a text before the gap, a text after it, and what the model puts between. */
 
 import type { App } from "./app";
-import { localStorageOrNothing, sessionStorageOrNothing } from "./app";
 import { announce, copyButton, h, icon, iconButton } from "./dom";
 import { nature } from "./empty-state";
 import { COMPLETE_EXAMPLES } from "./examples";
@@ -9,6 +8,7 @@ import { Generation, type Outcome, type Progress, sentence } from "./generation"
 import { autosize, ripple, statsLine } from "./message-view";
 import { notice } from "./notices";
 import { ownValues, sampling } from "./settings";
+import { localStorageOrNothing, sessionStorageOrNothing } from "./storage";
 
 const STORE = "deepwell.draft";
 const NO_SUFFIX = "Leave empty to simply go on writing.";
@@ -93,8 +93,9 @@ export class Complete {
     const model = await this.app.modelName();
     const own = ownValues("complete", this.app.model?.advice ?? null);
     const body = { model, prompt: this.prefix.value + begun, ...this.suffixField(), ...sampling(this.app.settings.complete, own) };
-    const outcome = await generation.run("v1/completions", body, this.app.settings.apiKey);
+    const outcome = await generation.run("v1/completions", body, this.app.key.value);
     this.generation = null;
+    if (outcome.error?.status === 401) this.app.askForKey(outcome.error.message);
     this.finish(outcome);
   }
 

@@ -10,8 +10,9 @@ const LAST_DELAY_MS = 8000;
 export class Connection {
   state: State = "connecting";
   models: Model[] = [];
-  /** Why the server refuses, when it does. */
+  /** Why the server refuses, when it does, and with which status. */
   reason = "";
+  status = 0;
   private delay = FIRST_DELAY_MS;
   private timer = 0;
 
@@ -33,6 +34,7 @@ export class Connection {
     } catch (error) {
       const refused = error instanceof ApiError && error.kind === "refused";
       this.state = refused ? "refused" : "offline";
+      this.status = error instanceof ApiError ? error.status : 0;
       this.reason = error instanceof Error ? error.message : String(error);
       this.timer = window.setTimeout(() => void this.check(), this.delay);
       this.delay = Math.min(this.delay * 2, LAST_DELAY_MS);

@@ -30,6 +30,8 @@ class Page {
   private bare: Place = { mode: "chat", chat: null };
   /** The conversation whose address was last kept. */
   private addressed: Conversation | null = null;
+  /** Whether a key was asked for since the server last took one. */
+  private asked = false;
   /** False while an address is being followed. */
   private ready = false;
 
@@ -182,7 +184,7 @@ class Page {
   }
 
   private showConnection(): void {
-    const { state, models, reason } = this.app.connection;
+    const { state, models, reason, status } = this.app.connection;
     const names = { connecting: "Connecting", online: "Connected", offline: "Server not reachable", refused: "Server refuses" };
     const dot = byId("status-dot");
     dot.dataset["state"] = state;
@@ -190,6 +192,11 @@ class Page {
     dot.title = names[state];
     const retry = { label: "Try now", run: () => void this.app.connection.check() };
     const settings = { label: "Settings", run: () => this.openSettings() };
+    if (state === "online") this.asked = false;
+    else if (status === 401 && !this.asked) {
+      this.asked = true;
+      this.app.askForKey(reason);
+    }
     if (state === "offline") banner(notice("error", "The server cannot be reached. Trying again by itself.", retry));
     else if (state === "refused") banner(notice("error", `The server refuses to list its models: ${reason}`, settings, retry));
     else banner(null);

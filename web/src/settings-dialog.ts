@@ -1,8 +1,10 @@
 /** The settings, checked while they are typed and remembered as soon as they are right. */
 
+import { balances } from "./api";
 import type { App } from "./app";
 import { openDialog } from "./dialogs";
 import { h } from "./dom";
+import { keyFields } from "./key";
 import { DEFAULTS, FIELDS, type Field, type Mode, ownValues, problem } from "./settings";
 
 export function settingsDialog(app: App, mode: Mode): void {
@@ -82,18 +84,22 @@ function thinkingBox(app: App): HTMLElement {
   return h("div", { class: "field" }, h("label", { for: "setting-thinking" }, "Thinking before an answer"), box);
 }
 
+/** The key, and what its account has. */
 function keyBox(app: App): HTMLElement {
-  const box = h("input", { id: "setting-key", type: "password", autocomplete: "off", placeholder: "not needed on an open server" });
-  box.value = app.settings.apiKey;
-  box.addEventListener("change", () => {
-    app.settings.apiKey = box.value.trim();
-    app.saveSettings();
+  const owned = h("p", { class: "hint", id: "balance" });
+  const ask = async (): Promise<void> => {
+    const found = await balances(app.key.value);
+    owned.textContent = found.length > 0 ? `Balance: ${found.join(", ")}` : "";
+  };
+  const changed = (): void => {
     void app.connection.check();
-  });
-  const help = h("span", { class: "hint" }, "Kept in this browser and sent only to this server.");
+    void ask();
+  };
+  void ask();
   const onsubmit = (event: Event): void => {
     event.preventDefault();
-    box.blur();
+    (document.activeElement as HTMLElement | null)?.blur();
   };
-  return h("form", { class: "field", onsubmit }, h("label", { for: "setting-key" }, "API key"), box, help);
+  return h("form", { class: "field", onsubmit }, ...keyFields(app.key, changed), owned,
+    h("p", { class: "hint" }, h("a", { class: "link", href: "books" }, "Books"), " · ", h("a", { class: "link", href: "admin" }, "Administration")));
 }

@@ -46,7 +46,6 @@ export interface Settings {
   chat: Typed;
   complete: Typed;
   system: string;
-  apiKey: string;
   model: string;
   mode: Mode | null;
 }
@@ -68,7 +67,6 @@ export const DEFAULTS: Settings = {
   chat: {},
   complete: { max_tokens: "128" },
   system: "",
-  apiKey: "",
   model: "",
   mode: null,
 };

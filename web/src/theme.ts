@@ -1,7 +1,7 @@
 /** Light, dark, or as the system says. */
 
-import { localStorageOrNothing } from "./app";
 import { type IconName, icon } from "./dom";
+import { localStorageOrNothing } from "./storage";
 
 const STORE = "deepwell.theme";
 const ORDER = ["system", "light", "dark"] as const;
