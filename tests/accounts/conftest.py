@@ -68,7 +68,7 @@ def _postgres_programs() -> Path:
     found = [Path(path).resolve().parent for path in (shutil.which("postgres"),) if path]
     found += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     return next((folder for folder in found if (folder / "initdb").exists()), None) or pytest.fail(
-        "these tests need PostgreSQL (Debian: apt-get install postgresql)"
+        "these tests need PostgreSQL (Debian: apt-get install postgresql)", pytrace=False
     )
 
 

@@ -59,6 +59,15 @@ def test_every_preset_is_a_price(tmp_path: Path, name: str) -> None:
         assert of == currency
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_page_of_accounts_lists_every_preset(name: str) -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "accounts.md").read_text()
+    [line] = [line for line in page.splitlines() if line.startswith(f"| `{name}` ")]
+    for preset in PRESETS[name].values():
+        for price in (preset, *preset.get("hours", ())):
+            assert f"{price['hit']} / {price['miss']} / {price['output']}" in line
+
+
 def test_hours_in_a_zone_with_summer_time(tmp_path: Path) -> None:
     prices = read(
         tmp_path,

@@ -241,6 +241,7 @@ def test_a_torn_slot_and_a_strange_file_are_left_alone(sqlite: Database, caplog:
     content = file.read_bytes().replace(b"torn", b"tron")
     (sqlite.live / "1-dead.slots").write_bytes(content)
     (sqlite.live / "2-dead.slots").write_bytes(content[: 4096 + 1024 + 300])
+    (sqlite.live / "7-dead.slots").write_bytes(content.replace(b"\5" + b"\0" * 7, b"\xff" * 8))
     (sqlite.live / "3-dead.slots").write_bytes(os.urandom(10_000))
     (sqlite.live / "4-dead.slots").write_bytes(b"")
     (sqlite.live / "5-dead.slots").write_bytes(content.replace(sqlite.id.encode(), b"f" * 32))
@@ -248,6 +249,7 @@ def test_a_torn_slot_and_a_strange_file_are_left_alone(sqlite: Database, caplog:
     assert recover(sqlite) == 1
     assert [(one.id, one.output, one.reason) for one in Ledger(sqlite).rows()] == [("whole", 7, "interrupted")]
     assert "slot 0 is torn" in caplog.text
+    assert "slot 1 is torn" in caplog.text
     kept = sorted(path.name for path in sqlite.live.glob("*dead*"))
     assert kept == ["3-dead.slots", "4-dead.slots", "5-dead.slots", "6-dead.slots"]
     assert not any(left.read(sqlite.id) for left in leftovers(sqlite.live))
@@ -297,7 +299,40 @@ def test_a_row_that_the_database_will_not_have_stops_no_other(sqlite: Database) 
     assert platform._writer.rejected == 1
     assert [one.id for one in Ledger(sqlite).rows()] == ["a", "c"]
     platform.close()
+    assert recover(sqlite) == 0, "the rest is recovered as long as it is refused, and the file is kept"
     with sqlite.writing() as connection:
         connection.exec_driver_sql("DROP TRIGGER refuse")
     assert recover(sqlite) == 1
     assert [one.id for one in Ledger(sqlite).rows()] == ["a", "b", "c"]
+
+
+def test_a_balance_is_never_counted_twice_while_a_row_is_written(sqlite: Database) -> None:
+    """Read after the row's commit and before it is settled, the balance would have its cost taken once more."""
+    secret, key = Keys(sqlite).add("ada")
+    Ledger(sqlite).move(key.account, "USD", "top_up", 20, 1)
+    platform = Platform(sqlite, Flat())
+    caller = platform.caller(secret)
+    settle, seen = platform._settle, []
+
+    def between(group: Any) -> None:
+        [tab] = {tab for meter in group for tab in meter.tabs}
+        tab.read_at = 1
+        tab.refresh(platform.clock, platform._lock)
+        settle(group)
+        seen.append((tab.left, tab.unsettled))
+
+    platform._settle = between  # type: ignore[method-assign]
+    platform.open(caller, id="a", **ASK).end(0, 5, 5, 0, "stop")
+    assert platform.flush(5)
+    assert seen == [(10, 0)]
+    platform.close()
+
+
+def test_one_name_made_by_many_at_once_is_one_account(database: Database) -> None:
+    made: list[int] = []
+    threads = [threading.Thread(target=lambda: made.append(Keys(database).add("ada")[1].account)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [1] * 8

@@ -16,6 +16,7 @@ from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, MetaData, Table, Text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
@@ -258,6 +259,13 @@ def _make(connection: Connection) -> None:
         facts = {"version": VERSION, "id": secrets.token_hex(16)}
         connection.execute(about.insert(), [{"name": name, "value": value} for name, value in facts.items()])
         connection.execute(accounts.insert().values(id=ANONYMOUS, name="", created=0))
+
+
+def insert_new(connection: Connection, table: Table, **values: object) -> bool:
+    """Add a row, whoever else does so at the same time; False if there is one with its key or name already."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table).values(**values).on_conflict_do_nothing().inline()
+    return connection.execute(statement).rowcount == 1
 
 
 @contextmanager

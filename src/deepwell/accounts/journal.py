@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from deepwell.accounts.money import Price
+from deepwell.accounts.money import MAX_TOKENS, Price
 from deepwell.files import remove_leftovers
 
 SLOTS = 4096
@@ -207,6 +207,8 @@ def _found(slot: bytes, words: memoryview[int]) -> Found | None:
     try:
         live = msgspec.msgpack.decode(text, type=Live)
     except msgspec.DecodeError:
+        return None
+    if max(words[_HIT], words[_MISS], words[_OUTPUT]) > MAX_TOKENS:
         return None
     ended = words[_STATE] == _ENDED
     return Found(

@@ -16,7 +16,7 @@ import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
 from deepwell.accounts.clock import Clock
-from deepwell.accounts.database import Database, accounts, keys
+from deepwell.accounts.database import Database, accounts, insert_new, keys
 from deepwell.accounts.ledger import move
 from deepwell.accounts.prices import Welcome
 from deepwell.errors import DeepwellError, shown
@@ -161,12 +161,9 @@ class Keys:
     def _account(self, connection: Connection, name: str, now: int) -> int:
         if not name or len(name) > 200 or not name.isprintable() or name != name.strip():
             raise DeepwellError(f"an account's name is 1 to 200 printable characters, not {shown(name)}")
-        known = connection.scalar(sql.select(accounts.c.id).where(accounts.c.name == name))
-        if known is not None:
-            return int(known)
-        id = int(connection.scalar(sql.select(sql.func.max(accounts.c.id))) or 0) + 1
-        connection.execute(accounts.insert().values(id=id, name=name, created=now))
-        if gift := self._welcome:
+        fresh = insert_new(connection, accounts, name=name, created=now)
+        id = int(connection.execute(sql.select(accounts.c.id).where(accounts.c.name == name)).scalar_one())
+        if fresh and (gift := self._welcome):
             expires = None if gift.days is None else now + gift.days * _DAY
             move(connection, id, gift.currency, "grant", gift.amount, now, expires=expires, note="welcome")
         return id

@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 import msgspec
 import sqlalchemy as sql
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-from deepwell.accounts.database import Database, balances, grants, movements, requests
+from deepwell.accounts.database import Database, balances, grants, insert_new, movements, requests
 from deepwell.accounts.money import MAX_AMOUNT, units
 from deepwell.errors import DeepwellError
 
@@ -242,9 +241,7 @@ def _purses(connection: Connection, places: Iterable[tuple[int, str]], now: int)
 
 
 def _purse(connection: Connection, account: int, currency: str, now: int) -> _Purse:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    there = dialect.insert(balances).values(account=account, currency=currency, granted=0, topped_up=0)
-    connection.execute(there.on_conflict_do_nothing())
+    insert_new(connection, balances, account=account, currency=currency, granted=0, topped_up=0)
     this = sql.and_(balances.c.account == account, balances.c.currency == currency)
     topped_up = connection.scalar(sql.select(balances.c.topped_up).where(this).with_for_update())
     these = sql.and_(grants.c.account == account, grants.c.currency == currency, grants.c.remaining > 0)

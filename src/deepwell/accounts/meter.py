@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Tab:
     """Money that requests may still use, in micro-units: what there is by the database, less what it does not know."""
 
-    __slots__ = ("_read", "exhausted", "read_at", "settled", "settlements", "unsettled")
+    __slots__ = ("_read", "committing", "exhausted", "read_at", "settled", "settlements", "unsettled")
 
     def __init__(self, exhausted: str, read: Callable[[], int]) -> None:
         """`exhausted` is what to say when nothing is left; `read` asks the database, and may raise LedgerDown."""
@@ -34,6 +34,8 @@ class Tab:
         self.unsettled = 0
         self.settlements = 0
         """How often rows of this process changed it: what was read before one is out of date."""
+        self.committing = 0
+        """Rows of this process that may be in the database already, or not."""
         self.read_at: int | None = None
 
     @property
@@ -45,17 +47,19 @@ class Tab:
 
         Where nothing is left it is read more often: who has just paid is not kept waiting."""
         fresh = int((FRESH_SECONDS if self.left > 0 else EMPTY_SECONDS) * 10**9)
-        while self.read_at is None or clock.elapsed() - self.read_at > fresh:
-            before = self.settlements
-            try:
-                settled = self._read()
-            except LedgerDown:
-                if self.read_at is None:
-                    raise
-                return
-            with lock:
-                if self.settlements == before:
-                    self.settled, self.read_at = settled, clock.elapsed()
+        known = self.read_at is not None
+        if self.read_at is not None and (self.committing or clock.elapsed() - self.read_at <= fresh):
+            return
+        before = self.settlements
+        try:
+            settled = self._read()
+        except LedgerDown:
+            if not known:
+                raise
+            return
+        with lock:
+            if self.read_at is None or (self.settlements == before and not self.committing):
+                self.settled, self.read_at = settled, clock.elapsed()
 
 
 class Use:

@@ -6,6 +6,7 @@ process knows, which is refreshed every few seconds; the ledger alone is exact.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,6 +30,8 @@ PATIENCE = 5.0
 _KEPT = 10_000
 """Keys and balances remembered at most."""
 _SECOND = 10**9
+
+_log = logging.getLogger(__name__)
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -78,7 +81,7 @@ class Platform:
         self._tabs: dict[tuple[object, ...], Tab] = {}
         self._uses: dict[int, Use] = {}
         self._live: dict[str, Meter] = {}
-        self._writer = Writer(self._ledger, self.clock, self._settle, self._refresh)
+        self._writer = Writer(self._write, self._refresh, self.clock)
 
     @property
     def required(self) -> bool:
@@ -266,8 +269,23 @@ class Platform:
         tab.refresh(self.clock, self._lock)
         return tab
 
+    def _write(self, group: Sequence[Meter]) -> None:
+        """Write a group into the ledger; from then on it knows what was counted for it. Raises LedgerDown."""
+        self._committing(group, 1)
+        try:
+            self._ledger.append([meter.row() for meter in group], self.clock.now())
+            self._settle(group)
+        finally:
+            self._committing(group, -1)
+        for meter in group:
+            self._journal.free(meter.slot)
+
+    def _committing(self, group: Sequence[Meter], more: int) -> None:
+        with self._lock:
+            for tab in (tab for meter in group for tab in meter.tabs):
+                tab.committing += more
+
     def _settle(self, group: Sequence[Meter]) -> None:
-        """Rows stand in the ledger: what was counted for them is counted there."""
         with self._lock:
             for meter in group:
                 self._live.pop(meter.live.id, None)
@@ -275,8 +293,6 @@ class Platform:
                     tab.unsettled -= meter.cost
                     tab.settled -= meter.cost
                     tab.settlements += 1
-        for meter in group:
-            self._journal.free(meter.slot)
 
     def _refresh(self) -> None:
         """See what others did to the money that live requests are paid from."""
@@ -289,15 +305,31 @@ class Platform:
 
 def recover(database: Database, clock: Clock | None = None) -> int:
     """Write down what processes that were killed have left, once; how many requests. Raises LedgerDown."""
-    count = 0
+    count, now = 0, (clock or Clock()).now()
     for left in leftovers(database.live):
         found = left.read(database.id)
         if found is None:
             continue
-        Ledger(database).append([_row(one) for one in found], (clock or Clock()).now())
-        left.remove()
-        count += len(found)
+        rows = [_row(one) for one in found]
+        written = _append(Ledger(database), rows, now)
+        if written == len(rows):
+            left.remove()
+        count += written
     return count
+
+
+def _append(ledger: Ledger, rows: Sequence[Row], now: int) -> int:
+    """How many of the rows the ledger has taken; what it will not have is told in the log. Raises LedgerDown."""
+    try:
+        ledger.append(rows, now)
+    except LedgerDown:
+        raise
+    except Exception:
+        if len(rows) > 1:
+            return sum(_append(ledger, [row], now) for row in rows)
+        _log.exception("the ledger will not have %r; it stays in the journal", rows)
+        return 0
+    return len(rows)
 
 
 def _row(found: Found) -> Row:

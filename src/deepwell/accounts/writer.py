@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 from deepwell.accounts.clock import Clock
-from deepwell.accounts.ledger import Ledger
 from deepwell.accounts.meter import FRESH_SECONDS, Meter
 from deepwell.errors import LedgerDown
 
@@ -22,20 +21,14 @@ _log = logging.getLogger(__name__)
 
 
 class Writer:
-    """Writes what is put into it, in order, however long the database needs; `settled` hears of each group."""
+    """Has what is put into it written, in order, however long the database needs."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        clock: Clock,
-        settled: Callable[[Sequence[Meter]], None],
-        tick: Callable[[], None],
-    ) -> None:
-        """`tick` is called every `FRESH_SECONDS` or so, from the same thread."""
-        self._ledger = ledger
-        self._clock = clock
-        self._settled = settled
+    def __init__(self, write: Callable[[Sequence[Meter]], None], tick: Callable[[], None], clock: Clock) -> None:
+        """`write` writes a group, whole or not at all, and raises LedgerDown if another try may help; `tick` is called
+        every `FRESH_SECONDS` or so. Both are called from one thread."""
+        self._write = write
         self._tick = tick
+        self._clock = clock
         self._waiting: deque[Meter] = deque()
         self._changed = threading.Condition()
         self._stopping = False
@@ -73,7 +66,7 @@ class Writer:
                 if self._stopping:
                     return
                 group = [self._waiting[place] for place in range(min(_GROUP, len(self._waiting)))]
-            done = self._write(group) if group else 0
+            done = self._try(group) if group else 0
             if self._clock.elapsed() - ticked > FRESH_SECONDS * 10**9:
                 self._tick()
                 ticked = self._clock.elapsed()
@@ -84,10 +77,10 @@ class Writer:
                 if done < len(group):
                     self._changed.wait_for(lambda: self._stopping, _PAUSE)
 
-    def _write(self, group: Sequence[Meter]) -> int:
+    def _try(self, group: Sequence[Meter]) -> int:
         """How many of the group, from its start, are done with; the others are to be tried again later."""
         try:
-            self._ledger.append([meter.row() for meter in group], self._clock.now())
+            self._write(group)
         except LedgerDown as error:
             if self.failing_since is None:
                 self.failing_since = self._clock.elapsed()
@@ -95,12 +88,11 @@ class Writer:
             return 0
         except Exception:
             if len(group) > 1:
-                return sum(1 for _ in takewhile(bool, (self._write([meter]) for meter in group)))
+                return sum(1 for _ in takewhile(bool, (self._try([meter]) for meter in group)))
             self.rejected += 1
             _log.exception("the ledger will not have %r; it stays in the journal", group[0].row())
             return 1
         if self.failing_since is not None:
             self.failing_since = None
             _log.warning("the database answers again")
-        self._settled(group)
         return len(group)
