@@ -265,7 +265,7 @@ def insert_new(connection: Connection, table: Table, **values: object) -> bool:
     """Add a row, whoever else does so at the same time; False if there is one with its key or name already."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(table).values(**values).on_conflict_do_nothing().inline()
-    return connection.execute(statement).rowcount == 1
+    return connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount == 1
 
 
 @contextmanager
