@@ -42,6 +42,12 @@ class ModelUnknown(RequestError):
     code = "model_not_found"
 
 
+class NotFound(RequestError):
+    """There is no such thing, or it is somebody else's, which is told apart by nobody."""
+
+    code = "not_found"
+
+
 class ContextExceeded(RequestError):
     """Prompt and answer do not fit the context, in DeepSeek's sentence: clients know it, and shorten what they send.
 
@@ -79,6 +85,10 @@ class QueueFull(DeepwellError):
 
 class EngineStopped(DeepwellError):
     """The engine is shutting down or has failed, and takes no more requests."""
+
+
+class Unavailable(DeepwellError):
+    """This server cannot do it, and another one, or this one later, may."""
 
 
 class BadKey(DeepwellError):

@@ -183,6 +183,13 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     strict: Annotated[
         bool, Meta(description="Refuse max_tokens that the context has no room for, instead of lowering it.")
     ] = False
+    data_dir: Annotated[
+        str,
+        Meta(
+            description="Folder of uploaded files and batches; by default deepwell/ in the user's data folder. One "
+            "server works in it at a time."
+        ),
+    ] = ""
     max_body_mb: Annotated[
         Annotated[float, Meta(gt=0, le=1024)],
         Meta(description="Longest request body that is read, in MiB; a longer one gets a 413."),

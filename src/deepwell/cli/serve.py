@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from deepwell import __version__
 from deepwell.accounts import Platform, Prices, open_database
+from deepwell.accounts.database import data_folder
 from deepwell.chat import trained_to_chat
 from deepwell.cli.model import TOY, chat_format, describe, kept_packed, load
 from deepwell.cli.terminal import visible
@@ -117,6 +120,7 @@ def site_of(options: ServeOptions) -> Site:
         allow_origins=options.allow_origin,
         base_path=f"/{path}" if (path := options.base_path.strip("/")) else "",
         log=options.log,
+        data=Path(options.data_dir) if options.data_dir else data_folder(os.environ),
     )
 
 

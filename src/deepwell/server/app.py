@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -14,9 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from deepwell.accounts import Caller
 from deepwell.chat import fills_gaps
 from deepwell.errors import ModelUnknown
-from deepwell.server import anthropic
+from deepwell.server import anthropic, batches
 from deepwell.server.admin import admin_routes
 from deepwell.server.asterisk import AnswerAsterisk
 from deepwell.server.balance import balance
@@ -58,9 +60,13 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         service.engine.start()
         sampling = asyncio.create_task(desk.energy.keep_sampling()) if desk else None
+        if app.state.worker is not None:
+            await app.state.worker.start()
         try:
             yield
         finally:
+            if app.state.worker is not None:
+                await app.state.worker.stop()
             if sampling:
                 sampling.cancel()
             await service.stop()
@@ -81,6 +87,7 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
         Route("/anthropic/v1/models/{id:path}", anthropic.model),
         Route("/user/balance", balance),
         Route("/v1/user/balance", balance),
+        *(route for prefix in PREFIXES for route in batches.routes(prefix)),
         Route("/health", health),
         Route("/metrics", metrics),
         Route("/openapi.json", openapi_document),
@@ -105,6 +112,7 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
     )
     app.state.service = service
     app.state.desk = desk
+    app.state.worker = _batch_worker(service, site, routes)
     if desk:
         service.metrics.registry.register(BooksMetrics(desk, service.model))
     return app
@@ -169,12 +177,25 @@ def _card(name: str, service: Service) -> ModelCard:
     )
 
 
+def _batch_worker(service: Service, site: Site, routes: Sequence[Route]) -> batches.Worker | None:
+    """Answers batches by the same endpoints, behind no middleware: nobody is at the other end of a connection."""
+    if site.data is None:
+        return None
+    inner = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[Middleware(AnswerFailures)])
+    inner.state.service = service
+
+    def callers(key: int) -> Caller | None:
+        return None if service.platform is None else service.platform.caller_of(key)
+
+    return batches.Worker(batches.Store(site.data / "batches"), inner, lambda: int(time.time()), callers)
+
+
 def _allowing(origins: tuple[str, ...]) -> Middleware:
     """Lets pages of other sites ask. Never with credentials: there are none, and * must not stand for somebody's."""
     return Middleware(
         CORSMiddleware,
         allow_origins=origins,
-        allow_methods=("GET", "POST"),
+        allow_methods=("GET", "POST", "DELETE"),
         allow_headers=("*",),
         expose_headers=(ID_HEADER, "retry-after"),
     )

@@ -27,6 +27,8 @@ MAX_PARTS = 1 << 18
 """Texts, objects, lists and colons in a body, which take long to make objects of."""
 MAX_COMMAS = 1 << 20
 """Numbers cost less, and a prompt may be a list of them."""
+UPLOADS = 4
+"""How many times as long as other bodies a file may be."""
 BODIES_AT_ONCE = 8
 """How many of the longest bodies may be on their way together."""
 KEPT_AT_ONCE = 16
@@ -85,12 +87,19 @@ class Bodies:
         if media_type != "application/json":
             named = media_type or "left out"
             raise RequestError(f"Content-Type must be application/json, not {named!r}", "Content-Type")
+        return await self._bytes(request, self._limit)
+
+    async def raw(self, request: Request) -> bytes:
+        """The body of an upload, as it is: up to UPLOADS times as long. Raises what `read` does."""
+        return bytes(await self._bytes(request, UPLOADS * self._limit))
+
+    async def _bytes(self, request: Request, limit: int) -> bytearray:
         declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared[:20]) > self._limit:
-            raise BodyTooLarge(self._limit)
+        if declared.isdecimal() and int(declared[:20]) > limit:
+            raise BodyTooLarge(limit)
         body = bytearray()
         try:
-            await self._fill(body, request)
+            await self._fill(body, request, limit)
         except TimeoutError:
             seconds = f"{BODY_SECONDS:.0f} seconds"
             raise BodyTooSlow(f"the request body did not come: {len(body)} bytes in over {seconds}") from None
@@ -99,15 +108,15 @@ class Bodies:
         request.state.body_bytes = len(body)
         return body
 
-    async def _fill(self, body: bytearray, request: Request) -> None:
+    async def _fill(self, body: bytearray, request: Request, limit: int) -> None:
         async with asyncio.timeout(BODY_SECONDS) as clock:
             began = asyncio.get_running_loop().time()
             async for piece in request.stream():
                 body += piece
                 self._held += len(piece)
                 clock.reschedule(began + BODY_SECONDS + len(body) / BYTES_PER_SECOND)
-                if len(body) > self._limit:
-                    raise BodyTooLarge(self._limit)
+                if len(body) > limit:
+                    raise BodyTooLarge(limit)
                 if self._held > BODIES_AT_ONCE * self._limit:
                     raise QueueFull("too many long request bodies are on their way at once; try again")
 

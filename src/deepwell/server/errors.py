@@ -17,9 +17,11 @@ from deepwell.errors import (
     EngineStopped,
     LedgerDown,
     ModelUnknown,
+    NotFound,
     OverLimit,
     QueueFull,
     RequestError,
+    Unavailable,
 )
 
 INVALID = "invalid_request_error"
@@ -80,7 +82,7 @@ class JsonResponse(Response):
 
 def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    status = 404 if isinstance(error, ModelUnknown) else 400
+    status = 404 if isinstance(error, ModelUnknown | NotFound) else 400
     return JsonResponse(error_body(str(error), INVALID, error.param, error.code), status_code=status)
 
 
@@ -164,6 +166,7 @@ HANDLERS: dict[Any, Any] = {
     OverLimit: _over_limit,
     LedgerDown: _ledger_down,
     EngineStopped: _stopping,
+    Unavailable: _stopping,
     ClientDisconnect: _gone,
     HTTPException: _http,
 }

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from deepwell import __version__
+from deepwell.server.batches.objects import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
 from deepwell.server.embeddings import EmbeddingRequest, Embeddings
 from deepwell.server.errors import ErrorBody
 from deepwell.server.infill import Infilled, InfillRequest
@@ -16,6 +17,8 @@ from deepwell.server.tokens import Detokenized, DetokenizeRequest, Tokenized, To
 
 ERRORS = {
     "400": "The request is malformed or a field has a value that is not allowed; the message names it.",
+    "404": "There is no such model, file or batch.",
+    "408": "The body did not come in time.",
     "413": "The body is too large.",
     "429": "The queue is full; retry after the seconds in Retry-After.",
     "500": "The server failed.",
@@ -25,7 +28,15 @@ ERRORS = {
 
 def openapi() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
-    asked = (ChatRequest, CompletionRequest, InfillRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest)
+    asked = (
+        ChatRequest,
+        CompletionRequest,
+        InfillRequest,
+        EmbeddingRequest,
+        TokenizeRequest,
+        DetokenizeRequest,
+        BatchRequest,
+    )
     answers = (
         ChatCompletion,
         ChatChunk,
@@ -36,6 +47,11 @@ def openapi() -> dict[str, Any]:
         Detokenized,
         TokenizerInfo,
         ModelList,
+        FileObject,
+        FileList,
+        FileDeleted,
+        Batch,
+        BatchList,
         ErrorBody,
     )
     types = (*asked, *answers)
@@ -54,7 +70,8 @@ def openapi() -> dict[str, Any]:
             "/detokenize": _post("The text of token ids.", DetokenizeRequest, Detokenized),
             "/tokenizer_info": _get("The tokens that open and end a text, and the template.", _json(TokenizerInfo)),
             "/v1/models": _get("The model names that requests may use.", _json(ModelList)),
-            "/v1/models/{id}": _get("One of them.", _json(ModelCard)),
+            "/v1/models/{id}": _with_id(_get("One of them.", _json(ModelCard))),
+            **_batches(),
             "/health": _get("Whether the server takes requests.", {"application/json": {}}),
             "/metrics": _get("Metrics in Prometheus' text format.", {"text/plain": {}}),
         },
@@ -62,17 +79,53 @@ def openapi() -> dict[str, Any]:
     }
 
 
-def _post(text: str, body: type, answer: type, chunk: type | None = None) -> dict[str, Any]:
+def _batches() -> dict[str, Any]:
+    form = {
+        "type": "object",
+        "required": ["purpose", "file"],
+        "properties": {
+            "purpose": {"type": "string", "enum": ["batch"]},
+            "file": {"type": "string", "contentMediaType": "application/jsonl"},
+        },
+    }
+    upload = _post("Keep a file of requests.", None, FileObject)
+    upload["post"]["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    delete = {"delete": _get("Remove one.", _json(FileDeleted))["get"]}
+    return {
+        "/v1/files": upload | _listing("The caller's files, the newest first.", FileList, "purpose"),
+        "/v1/files/{id}": _with_id(_get("One of them.", _json(FileObject)) | delete),
+        "/v1/files/{id}/content": _with_id(_get("What is in one.", {"application/jsonl": {}})),
+        "/v1/batches": _post("Begin a batch.", BatchRequest, Batch)
+        | _listing("The caller's batches, the newest first.", BatchList),
+        "/v1/batches/{id}": _with_id(_get("One of them.", _json(Batch))),
+        "/v1/batches/{id}/cancel": _with_id(_post("End one soon.", None, Batch)),
+    }
+
+
+def _post(text: str, body: type | None, answer: type, chunk: type | None = None) -> dict[str, Any]:
     content = _json(answer) | ({"text/event-stream": {"schema": _ref(chunk)}} if chunk else {})
     how = "The answer, whole or streamed." if chunk else "The answer."
-    responses: dict[str, Any] = {"200": {"description": how, "content": content}}
-    responses |= {code: {"description": words, "content": _json(ErrorBody)} for code, words in ERRORS.items()}
-    asked = {"required": True, "content": _json(body)}
-    return {"post": {"summary": text, "requestBody": asked, "responses": responses}}
+    asked: dict[str, Any] = {"requestBody": {"required": True, "content": _json(body)}} if body else {}
+    return {
+        "post": {"summary": text, **asked, "responses": {"200": {"description": how, "content": content}, **_ERRORS}}
+    }
 
 
 def _get(text: str, content: dict[str, Any]) -> dict[str, Any]:
-    return {"get": {"summary": text, "responses": {"200": {"description": text, "content": content}}}}
+    return {"get": {"summary": text, "responses": {"200": {"description": text, "content": content}, **_ERRORS}}}
+
+
+def _listing(text: str, kind: type, *more: str) -> dict[str, Any]:
+    limit = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100}}
+    texts = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in ("after", *more)]
+    found = _get(text, _json(kind))
+    found["get"]["parameters"] = [limit, *texts]
+    return found
+
+
+def _with_id(item: dict[str, Any]) -> dict[str, Any]:
+    """A path that has an id in it."""
+    return {"parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}], **item}
 
 
 def _json(kind: type) -> dict[str, Any]:
@@ -81,3 +134,6 @@ def _json(kind: type) -> dict[str, Any]:
 
 def _ref(kind: type) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
+_ERRORS = {code: {"description": words, "content": _json(ErrorBody)} for code, words in ERRORS.items()}

@@ -146,19 +146,24 @@ class Service:
         """The body of a request, and a place in the engine, under which all further work on it is done.
 
         A full server says so before it reads the body. The place is taken when the body is whole, since one that never
-        comes must not keep others out. Raises QueueFull, EngineStopped, ClientDisconnect, what `Bodies.kept` does, and
-        what keeps the caller from asking: OverLimit, Broke, ModelUnknown, LedgerDown.
+        comes must not keep others out. What asks from inside says in the request's state with what `priority`, and as
+        what `kind` it is billed. Raises QueueFull, EngineStopped, ClientDisconnect, what `Bodies.kept` does, and what
+        keeps the caller from asking: OverLimit, Broke, ModelUnknown, LedgerDown.
         """
         caller = caller_of(request)
-        self.engine.check_room(caller.account if caller else NOBODY)
+        state = request.scope.get("state", {})
+        priority, billed_as = state.get("priority", 0), state.get("kind", _kind_of(kind))
+        self.engine.check_room(caller.account if caller else NOBODY, priority)
         async with self.bodies.kept(request, kind) as asked:
             record_of(request.scope).model = model = getattr(asked, "model", None)
             if self.platform is not None and caller is not None:
                 await check(self.platform, caller, self._billed_as(model))
-            with self.place(caller, model, _kind_of(kind), getattr(asked, "user_id", None)) as place:
+            with self.place(caller, model, billed_as, getattr(asked, "user_id", None), priority) as place:
                 yield asked, place
 
-    def place(self, caller: Caller | None, model: str | None, kind: str, user: str | None = None) -> Place:
+    def place(
+        self, caller: Caller | None, model: str | None, kind: str, user: str | None = None, priority: int = 0
+    ) -> Place:
         """A place in the engine for a request of a caller, which is metered as one of that `kind` for the `model`.
 
         `user` is whom it is for, among the caller's own users. Raises QueueFull, OverLimit or EngineStopped. Filling it
@@ -166,7 +171,7 @@ class Service:
         """
         platform = self.platform
         if platform is None or caller is None:
-            return self.engine.place()
+            return self.engine.place(priority=priority)
 
         def metered(request: Request) -> Request:
             scope = caller.scope + (user or "").encode() if caller.scope else b""
@@ -180,7 +185,7 @@ class Service:
             )
             return msgspec.structs.replace(request, scope=scope, meter=meter)
 
-        return self.engine.place(caller.account, prepare=metered)
+        return self.engine.place(caller.account, priority, prepare=metered)
 
     def _billed_as(self, model: str | None) -> str:
         """The name of the model in the ledger: as it was asked for, if it is one of ours."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from deepwell.options import RequestLog
@@ -12,7 +14,8 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
 
     `host`: the name or address under which it was asked to listen. `allow_hosts`: more names that it answers to; * for
     every name. `allow_origins`: sites whose pages may ask. `base_path`: "" or a path such as /deepwell, under which
-    everything is. `log`: which requests get a line on standard error.
+    everything is. `log`: which requests get a line on standard error. `data`: the folder of files
+    and batches, None to keep none.
     """
 
     host: str = "127.0.0.1"
@@ -20,3 +23,4 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     allow_origins: tuple[str, ...] = ()
     base_path: str = ""
     log: RequestLog = "requests"
+    data: Path | None = None
