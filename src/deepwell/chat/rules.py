@@ -40,7 +40,7 @@ class Fields:
     tools = "tools"
     choice = "tool_choice"
     effort = "reasoning_effort"
-    call_name = "function.name"
+    call_name, call_id = "function.name", "id"
     tool_name, tool_parameters = "function.name", "function.parameters"
     kinds: ClassVar[dict[type, str]] = {Thought: "reasoning_content", Call: "tool_calls", Result: "tool_call_id"}
 
@@ -199,7 +199,8 @@ def _check_calls(index: int, message: Message, fields: Fields) -> None:
             continue
         where = fields.part(index, message, at)
         if call.id in ids:
-            raise RequestError(f"{where}.id {shown(call.id)} is the id of another call in this message", f"{where}.id")
+            where = f"{where}.{fields.call_id}"
+            raise RequestError(f"{where} {shown(call.id)} is the id of another call in this message", where)
         ids.add(call.id)
         if not call.name:
             raise RequestError(f"{where}.{fields.call_name} is empty", f"{where}.{fields.call_name}")

@@ -36,6 +36,7 @@ from deepwell.server.openapi import openapi
 from deepwell.server.page import page_paths, page_routes
 from deepwell.server.replies import Capability, EmbeddingCard, ModelCard, ModelList
 from deepwell.server.request_log import ID_HEADER, RecordRequests
+from deepwell.server.responses import input_tokens, not_stored, responses
 from deepwell.server.service import Service
 from deepwell.server.site import Site
 from deepwell.server.tokens import detokenize, tokenize, tokenizer_info
@@ -81,6 +82,12 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
         *(Route(f"{prefix}/detokenize", detokenize, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/tokenizer_info", tokenizer_info) for prefix in PREFIXES),
         *(Route(f"{prefix}/infill", infill, methods=["POST"]) for prefix in PREFIXES),
+        *(Route(f"{prefix}/responses", responses, methods=["POST"]) for prefix in PREFIXES),
+        *(Route(f"{prefix}/responses/input_tokens", input_tokens, methods=["POST"]) for prefix in PREFIXES),
+        *(
+            Route(f"{prefix}/responses/{{id:path}}", not_stored, methods=["GET", "POST", "DELETE"])
+            for prefix in PREFIXES
+        ),
         *(Route(f"{prefix}/messages", anthropic.messages, methods=["POST"]) for prefix in ANTHROPIC),
         *(Route(f"{prefix}/messages/count_tokens", anthropic.count_tokens, methods=["POST"]) for prefix in ANTHROPIC),
         Route("/anthropic/v1/models", anthropic.models),
