@@ -80,22 +80,22 @@ class JsonResponse(Response):
         return msgspec.json.encode(content)
 
 
-def _invalid(_: Request, error: Exception) -> Response:
+async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     status = 404 if isinstance(error, ModelUnknown | NotFound) else 400
     return JsonResponse(error_body(str(error), INVALID, error.param, error.code), status_code=status)
 
 
-def _too_large(_: Request, error: Exception) -> Response:
+async def _too_large(_: Request, error: Exception) -> Response:
     return JsonResponse(error_body(str(error), INVALID), status_code=413)
 
 
-def _too_slow(_: Request, error: Exception) -> Response:
+async def _too_slow(_: Request, error: Exception) -> Response:
     body = error_body(str(error), INVALID)
     return JsonResponse(body, status_code=408, headers={"Connection": "close"})
 
 
-def _busy(request: Request, error: Exception) -> Response:
+async def _busy(request: Request, error: Exception) -> Response:
     """For a full server. Where nobody has a key, it is who asks that asks too much."""
     assert isinstance(error, QueueFull)
     headers = {"Retry-After": str(error.retry_after)}
@@ -117,37 +117,37 @@ def ledger_down(error: LedgerDown) -> Response:
     return JsonResponse(error_body(str(error), STOPPING), status_code=503, headers=headers)
 
 
-def _unauthenticated(_: Request, error: Exception) -> Response:
+async def _unauthenticated(_: Request, error: Exception) -> Response:
     assert isinstance(error, BadKey)
     return unauthenticated(error)
 
 
-def _broke(_: Request, error: Exception) -> Response:
+async def _broke(_: Request, error: Exception) -> Response:
     return JsonResponse(error_body(str(error), BROKE, code=INVALID), status_code=402)
 
 
-def _over_limit(_: Request, error: Exception) -> Response:
+async def _over_limit(_: Request, error: Exception) -> Response:
     assert isinstance(error, OverLimit)
     headers = {"Retry-After": str(error.retry_after)}
     return JsonResponse(error_body(str(error), BUSY, code=error.limit), status_code=429, headers=headers)
 
 
-def _ledger_down(_: Request, error: Exception) -> Response:
+async def _ledger_down(_: Request, error: Exception) -> Response:
     assert isinstance(error, LedgerDown)
     return ledger_down(error)
 
 
-def _stopping(_: Request, error: Exception) -> Response:
+async def _stopping(_: Request, error: Exception) -> Response:
     headers = {"Retry-After": str(RETRY_AFTER_STOP)}
     return JsonResponse(error_body(str(error), STOPPING), status_code=503, headers=headers)
 
 
-def _gone(_: Request, __: Exception) -> Response:
+async def _gone(_: Request, __: Exception) -> Response:
     """For a client that hung up, whether in the middle of its own body or while its prompt was read."""
     return Response(status_code=CLIENT_GONE)
 
 
-def _http(request: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = {
         404: f"there is nothing at {request.url.path}; /openapi.json lists the endpoints",
@@ -170,7 +170,8 @@ HANDLERS: dict[Any, Any] = {
     ClientDisconnect: _gone,
     HTTPException: _http,
 }
-"""Starlette's table of exception handlers."""
+"""Starlette's table of exception handlers. None is a plain function: those run in threads, for which a busy server
+would wait."""
 
 
 class AnswerFailures:
