@@ -22,10 +22,22 @@ from pathlib import Path
 
 from deepwell.errors import DeepwellError
 
+_DESCRIPTOR = re.compile(r"/dev/stdin|/(?:dev|proc/self)/fd/(\d{1,9})")
+
 
 def open_regular(path: Path) -> BufferedReader:
     """A regular file, opened to be read: a device has no end, and a pipe may never begin. Raises OSError."""
     return open(path, "rb", opener=_open_regular)
+
+
+def open_given(path: Path) -> BufferedReader:
+    """What a user names to be read: a regular file, or a pipe that is open already, as a shell's `<(command)` is.
+    Raises OSError."""
+    found = _DESCRIPTOR.fullmatch(str(path))
+    number = int(found[1] or 0) if found else None
+    if number is not None and stat.S_ISFIFO(os.fstat(number).st_mode):
+        return open(os.dup(number), "rb")
+    return open_regular(path)
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

@@ -19,6 +19,7 @@ from msgspec import inspect
 
 from deepwell import bounds
 from deepwell.errors import ConfigError
+from deepwell.files import open_given
 from deepwell.options import AccountsOptions, EngineOptions
 
 ENV_PREFIX = "DEEPWELL_"
@@ -113,7 +114,7 @@ def read_config(groups: Groups, path: Path | None) -> ConfigFile:
     if path is None and not chosen.is_file():
         return ConfigFile(chosen)
     try:
-        with chosen.open("rb") as file:
+        with open_given(chosen) as file:
             raw = file.read(MAX_CONFIG_BYTES + 1)
         if len(raw) > MAX_CONFIG_BYTES:
             raise ConfigError(f"{chosen} has more than the {MAX_CONFIG_BYTES >> 10} KiB allowed")

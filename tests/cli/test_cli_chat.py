@@ -346,3 +346,8 @@ def test_a_second_ctrl_c_leaves_in_the_middle_of_a_step() -> None:
             assert process.wait(5) == 130
         finally:
             process.kill()
+
+
+def test_what_a_model_says_does_not_steer_the_terminal() -> None:
+    turning = "".join(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+    assert visible(f"a\tb\n\x1b[2J{turning}\x9b\u200dé אב") == "a\tb\n�[2J" + "�" * 9 + "�\u200dé אב"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deepwell.errors import DeepwellError
-from deepwell.files import locked, read_bounded, remove_leftovers, replacing, replacing_folder, write_whole
+from deepwell.files import locked, open_given, read_bounded, remove_leftovers, replacing, replacing_folder, write_whole
 
 WAITS = """
 import sys, time
@@ -206,6 +206,37 @@ def test_a_link_stays_and_so_does_who_may_read(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o604
     assert names(tmp_path) == {"real", "link"}
     assert names(tmp_path / "real") == {"file"}
+
+
+def test_a_pipe_is_read_if_it_is_open_already_and_else_not_waited_for(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.write(write, b"text")
+    os.close(write)
+    for folder in ("/dev/fd", "/proc/self/fd"):
+        with open_given(Path(f"{folder}/{read}")) as file:
+            assert file.read() == (b"text" if folder == "/dev/fd" else b"")
+    os.close(read)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/zero")):
+        with pytest.raises(OSError, match="is no regular file"):
+            open_given(path)
+
+
+@pytest.mark.parametrize("command", ["perplexity {}", "calibrate --text {} --out out", "bench --config {}"])
+def test_commands_do_not_wait_for_a_pipe(command: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    words = [sys.executable, "-m", "deepwell", *command.format("pipe").split()]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "is no regular file" in done.stderr
+
+
+def test_a_shell_may_give_a_command_as_a_file(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m deepwell bench --config <(echo 'nonsense = 1')"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "nonsense" in done.stderr
 
 
 def test_pipes_and_devices_are_neither_replaced_nor_read(tmp_path: Path) -> None:

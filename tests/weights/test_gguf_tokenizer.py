@@ -145,7 +145,9 @@ def test_bytes_without_a_token(tmp_path: Path) -> None:
     writer = GGUFWriter(file, "llama")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([char for char, byte in BYTE_ALPHABET.items() if byte not in (0x04, 0x1D)])
+    tokens = [*(char for char, byte in BYTE_ALPHABET.items() if byte not in (0x04, 0x1D)), "</s>"]
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * len(tokens))
     writer.add_token_merges(["a b"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -166,7 +168,7 @@ def test_bytes_without_a_token(tmp_path: Path) -> None:
 def test_an_unknown_way_of_splitting_is_guessed_by_the_vocabulary(pre: str | None, said: str, tmp_path: Path) -> None:
     t = write(tmp_path / "x.gguf", pre)
     assert t.notes[0].startswith(said)
-    assert write(tmp_path / "y.gguf", "smollm").notes == ()
+    assert write(tmp_path / "y.gguf", "smollm", more=[("</s>", 3)]).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -191,9 +193,41 @@ def test_every_name_loads_without_a_word(tmp_path: Path) -> None:
     assert set(f"{runs_here} {more}".split()) <= SPLITS.keys()
     assert len(SPLITS) == 87
     for name in SPLITS:
-        t = write(tmp_path / "x.gguf", name)
+        t = write(tmp_path / "x.gguf", name, more=[("<end>", 3)], eos_token_id=257)
         assert t.notes == ()
         assert t.decode(t.encode("Hi 12 é\n")) == "Hi 12 é\n"
+
+
+def test_what_is_assumed_about_odd_values_is_said(tmp_path: Path) -> None:
+    more = [("<end>", 3), ("odd", 9), ("odder", -1)]
+    t = write(tmp_path / "x.gguf", more=more, eos_token_id=257)
+    assert t.notes == (
+        "x.gguf: tokenizer.ggml.token_type has 2 types that are not known here, the first 9: these tokens are taken "
+        "for text",
+    )
+    assert (t.special("odd"), t.is_special(258), t.token_bytes(259)) == (None, False, b"odder")
+    assert write(tmp_path / "y.gguf").notes == (
+        "y.gguf: names no token that ends an answer: answers end where their length does",
+    )
+    (note,) = write(tmp_path / "z.gguf", "deepseek-v3", more[:1], eos_token_id=257, add_bos_token=False).notes
+    assert "add_bos_token is false, but texts of 'deepseek-v3' open" in note
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("add_bos_token", "true", "add_bos_token is 'true'; allowed are true and false"),
+        ("model", None, "tokenizer.ggml.model is missing; supported are 'gpt2'"),
+    ],
+)
+def test_odd_values_are_refused_in_a_sentence(key: str, value: str | None, words: str, tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf")
+    file = GgufFile(tmp_path / "x.gguf")
+    file.metadata = {name: told for name, told in file.metadata.items() if name != f"tokenizer.ggml.{key}"}
+    if value is not None:
+        file.metadata[f"tokenizer.ggml.{key}"] = value
+    with pytest.raises(CheckpointError, match=words):
+        tokenizer_from(file)
 
 
 def test_vocabularies_that_are_not_of_bytes(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from deepwell.cli.hub import located
 from deepwell.cli.model import describe, load
 from deepwell.cli.terminal import visible
 from deepwell.errors import ConfigError
+from deepwell.files import open_given
 from deepwell.loading.load import LoadedModel
 from deepwell.options import PerplexityOptions
 
@@ -56,7 +57,7 @@ def read_text(place: str) -> str:
         if place == "-":
             raw = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
         else:
-            with Path(place).open("rb") as file:
+            with open_given(Path(place)) as file:
                 raw = file.read(MAX_TEXT_BYTES + 1)
         if len(raw) > MAX_TEXT_BYTES:
             raise ConfigError(f"{named}: more than the {MAX_TEXT_BYTES:,} bytes of text that are read at once")

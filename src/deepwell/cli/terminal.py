@@ -12,5 +12,13 @@ def show(text: str) -> None:
 
 
 def visible(text: str) -> str:
-    """Text in which nothing but line breaks and tabs steers a terminal: other control characters become U+FFFD."""
-    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+    """Text in which nothing but line breaks and tabs steers a terminal: other control characters become U+FFFD, and so
+    do those that turn the direction of what follows, which could make one name look like another."""
+    return "".join("�" if _steers(char) else char for char in text)
+
+
+def _steers(char: str) -> bool:
+    return (unicodedata.category(char) == "Cc" and char not in "\n\t") or unicodedata.bidirectional(char) in _TURNS
+
+
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")

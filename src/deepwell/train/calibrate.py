@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deepwell.errors import CheckpointError, ConfigError
-from deepwell.files import replacing
+from deepwell.files import open_given, replacing
 from deepwell.model.decoder import Decoder
 from deepwell.ops.base import MlaShape, Routes, Routing, Sent
 from deepwell.ops.torch_ops import TorchOps
@@ -127,7 +127,7 @@ def measure(source: Source, tokens_BS: Tensor) -> dict[str, Tensor]:
 def read_tokens(text: Path, tokenizer: Tokenizer, limit: int, length: int) -> Tensor:
     """tokens_BS: the first `limit` tokens of the text, in sequences of at most `length` that begin like any other."""
     try:
-        with text.open("rb") as stream:
+        with open_given(text) as stream:
             raw = stream.read(limit * _BYTES_PER_TOKEN)
     except OSError as error:
         raise ConfigError(f"{text}: cannot be read: {error.strerror or error}") from None

@@ -26,10 +26,11 @@ def tokenizer_from(file: GgufFile) -> Tokenizer:
     """The tokenizer of `file`. CheckpointError names the key that is missing, odd or unsupported."""
     keys = _Keys(file)
     if (model := keys.text(TokenizerKey.MODEL)) not in ("gpt2", "llama"):
-        problem = f"is {shown(model)}; supported are 'gpt2', byte-level BPE, and 'llama', SentencePiece's"
+        found = "is missing" if model is None else f"is {shown(model)}"
+        problem = f"{found}; supported are 'gpt2', byte-level BPE, and 'llama', SentencePiece's"
         raise keys.error(TokenizerKey.MODEL, problem)
     spellings = keys.strings(TokenizerKey.TOKENS)
-    types = keys.types(len(spellings))
+    types, unknown = keys.types(len(spellings))
     merges = [_halves(text, keys) for text in keys.strings(TokenizerKey.MERGES)] if model == "gpt2" else []
     made = {"".join(halves) for halves in merges}
     types = [  # some writers forget to say that an end is a control token
@@ -48,7 +49,7 @@ def tokenizer_from(file: GgufFile) -> Tokenizer:
     for text in added.keys() - apart.keys():
         plain.add_tokens([tokenizers.AddedToken(text, normalized=False)])
     template, tool_template = map(keys.text, (TokenizerKey.TEMPLATE, TokenizerKey.TOOL_TEMPLATE))
-    return Tokenizer(
+    tokenizer = Tokenizer(
         plain,
         {text: id for text, id in apart.items() if types[id] != Kind.ADDED},
         {id: text for text, id in added.items()},
@@ -56,11 +57,14 @@ def tokenizer_from(file: GgufFile) -> Tokenizer:
         opens=opens,
         eos=keys.ends(len(spellings)),
         template=template,
-        notes=notes,
+        notes=(*unknown, *notes),
         tags={text: id for text, id in apart.items() if types[id] == Kind.ADDED},
         named=keys.named(spellings),
         tool_template=tool_template,
     )
+    if not tokenizer.ends:
+        tokenizer.notes += (keys.note("names no token that ends an answer: answers end where their length does"),)
+    return tokenizer
 
 
 def is_added(text: str, kind: int) -> bool:
@@ -76,6 +80,10 @@ class _Keys:
 
     def error(self, key: str, problem: str) -> CheckpointError:
         return CheckpointError(f"{self._file.files[0]}: {key} {problem}")
+
+    def note(self, said: str) -> str:
+        """A sentence about what the file says, or what is assumed where it says nothing."""
+        return f"{self._file.files[0].name}: {said}"
 
     def get(self, key: str) -> Any:
         return self._file.metadata.get(key)
@@ -104,7 +112,7 @@ class _Keys:
         found = nearest(vocab)
         said = f"{TokenizerKey.PRE} is {shown(pre)}, which is not known here" if pre else f"has no {TokenizerKey.PRE}"
         why = "the one that fits the tokens of the vocabulary best"
-        return found, (f"{self._file.files[0].name}: {said}: text is split as for {found!r}, {why}",)
+        return found, (self.note(f"{said}: text is split as for {found!r}, {why}"),)
 
     def strings(self, key: str) -> list[str]:
         value = self.get(key)
@@ -114,14 +122,20 @@ class _Keys:
             raise self.error(key, "must be a list of strings")
         return value
 
-    def types(self, count: int) -> list[int]:
-        """A type per token: 1 normal, 2 unknown, 3 control, 4 added by a user, 5 unused, 6 byte."""
+    def types(self, count: int) -> tuple[list[int], tuple[str, ...]]:
+        """A type per token: 1 normal, 2 unknown, 3 control, 4 added by a user, 5 unused, 6 byte; what was assumed."""
         value = self.get(TokenizerKey.TYPES)
         if value is None:
-            return [Kind.NORMAL] * count
+            return [Kind.NORMAL] * count, (self.note(f"has no {TokenizerKey.TYPES}: all tokens are taken for text"),)
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or len(value) != count:
             raise self.error(TokenizerKey.TYPES, f"must be a list of {count} whole numbers, one per token")
-        return [int(kind) for kind in value]
+        types = [int(kind) for kind in value]
+        odd = [kind for kind in types if not Kind.NORMAL <= kind <= Kind.BYTE]
+        if not odd:
+            return types, ()
+        said = f"{TokenizerKey.TYPES} has {len(odd)} types that are not known here, the first {odd[0]}"
+        known = [Kind.NORMAL if not Kind.NORMAL <= kind <= Kind.BYTE else kind for kind in types]
+        return known, (self.note(f"{said}: these tokens are taken for text"),)
 
     def id(self, key: str, count: int) -> int | None:
         value = self.get(key)
@@ -168,6 +182,8 @@ def _of_bytes(vocab: dict[str, int], merges: list[tuple[str, str]], keys: _Keys)
         problem = f"have none for {len(lost)} of the 256 bytes, the first {lost[0]:#04x}, so this is no byte-level BPE"
         raise keys.error(TokenizerKey.TOKENS, problem)
     pre, assumed = keys.split(vocab)
+    if keys.flag(TokenizerKey.ADD_BOS) is False and keys.opens(pre):
+        assumed += (keys.note(f"{TokenizerKey.ADD_BOS} is false, but texts of {pre!r} open with the first token"),)
     return _bpe(vocab, merges, pre, keys), keys.opens(pre), (*assumed, *losses(lost))
 
 
