@@ -120,7 +120,8 @@ def measure(source: Source, tokens_BS: Tensor) -> dict[str, Tensor]:
     ops = CalibrationOps(tokens_BS, lambda key: torch.from_numpy(source.whole(params[key])))
     decoder = Decoder(source.config, {key: key for key in params})
     with torch.no_grad():
-        decoder.logits(ops, decoder.hidden(ops))
+        head_in = decoder.normed(ops, decoder.hidden(ops))  # the logits, wide and many, tell nothing more
+    ops.importance["embed" if source.config.tied else "head"] = mean_square(head_in)
     return {key: ops.importance[key] for key in importance_shapes(source.config)}
 
 
