@@ -1,6 +1,5 @@
 """A request is opened, counted and billed once; who may not ask is told so."""
 
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +8,12 @@ import pytest
 from rows import row
 
 from deepwell.accounts import Balance, Database, Keys, Ledger, Limits, Platform, Prices, open_database
+from deepwell.accounts.books import Books
 from deepwell.accounts.money import Price
 from deepwell.accounts.prices import Welcome
 from deepwell.errors import BadKey, Broke, LedgerDown, ModelUnknown, OverLimit
+
+ASK = {"model": "m", "kind": "chat", "prompt_tokens": 5, "max_tokens": 5}
 
 
 class Flat(Prices, frozen=True):
@@ -110,26 +112,54 @@ def test_models_money_and_limits(database: Database, platform: Platform) -> None
         platform.open(caller, id="b", model="small", **ask)
 
 
-def test_a_locked_database_refuses_and_loses_nothing(tmp_path: Path) -> None:
-    database = open_database(str(tmp_path / "a.sqlite"), busy_seconds=0.05)
+def test_a_locked_database_refuses_and_loses_nothing(url: str, tmp_path: Path) -> None:
+    database = open_database(url, busy_seconds=0.05, environ={"XDG_DATA_HOME": str(tmp_path)})
     platform = Platform(database, Flat(), patience=0.2)
-    ask = {"model": "m", "kind": "chat", "prompt_tokens": 5, "max_tokens": 5}
-    other = sqlite3.connect(tmp_path / "a.sqlite", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
     caller = platform.caller(None)
-    first, second = (platform.open(caller, id=id, **ask) for id in "ab")
-    first.end(0, 5, 1, 0, "stop")
-    assert not platform.flush(0.8)
-    with pytest.raises(LedgerDown):
-        platform.open(caller, id="c", **ask)
-    assert not second.progress(0, 5, 2)
-    assert isinstance(second.why, LedgerDown)
-    second.end(0, 5, 2, 0, "error")
-    other.execute("ROLLBACK")
+    first, second = (platform.open(caller, id=id, **ASK) for id in "ab")
+    with database.writing() as other:
+        if database.dialect == "postgresql":
+            other.exec_driver_sql("LOCK TABLE requests IN ACCESS EXCLUSIVE MODE")
+        first.end(0, 5, 1, 0, "stop")
+        assert not platform.flush(0.8)
+        with pytest.raises(LedgerDown):
+            platform.open(caller, id="c", **ASK)
+        assert not second.progress(0, 5, 2)
+        assert isinstance(second.why, LedgerDown)
+        second.end(0, 5, 2, 0, "error")
     assert platform.flush(5)
     assert [row.id for row in Ledger(database).rows()] == ["a", "b"]
     platform.close()
     database.close()
+
+
+def test_connections_that_break_lose_nothing(cluster: Path, database: Database) -> None:
+    if database.dialect == "sqlite":
+        return
+    import psycopg
+
+    platform = Platform(database, Flat())
+    caller = platform.caller(None)
+    for id in "abc":
+        meter = platform.open(caller, id=id, **ASK)
+        with psycopg.connect(f"host={cluster} user=tests dbname=postgres", autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'test_%'")
+        meter.end(0, 5, 1, 0, "stop")
+        assert platform.flush(10)
+    assert [row.id for row in Ledger(database).rows()] == ["a", "b", "c"]
+    assert Ledger(database).audit() == []
+    platform.close()
+
+
+def test_names_are_never_commands(database: Database) -> None:
+    keys, name = Keys(database), "ada'; DROP TABLE keys; --\" $1 %s :x"
+    secret, key = keys.add(name, models=["'); DELETE FROM keys; --"])
+    assert Platform(database).caller(secret).name == name
+    assert keys.named(name) == key
+    assert keys.account_of(name) == key.account
+    Ledger(database).append([row(name, account=key.account, model=name, kind=name, reason=name)], 1)
+    [found] = Books(database).sums(["account", "model", "kind"])
+    assert (found.account, found.model, found.kind) == (name, name, name)
 
 
 def test_a_new_account_is_welcomed_once(database: Database) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, MetaData,
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from deepwell.errors import ConfigError, DeepwellError, LedgerDown
 
@@ -245,7 +246,7 @@ def _postgres(place: URL, busy_seconds: float) -> Engine:
         return sql.create_engine(
             place,
             pool_pre_ping=True,
-            connect_args={"connect_timeout": 5, "options": f"-c lock_timeout={milliseconds} -c timezone=UTC"},
+            connect_args={"connect_timeout": 2, "options": f"-c lock_timeout={milliseconds} -c timezone=UTC"},
         )
     except (ModuleNotFoundError, NoSuchModuleError):
         raise ConfigError("database: PostgreSQL needs psycopg: pip install 'deepwell[postgres]'") from None
@@ -273,6 +274,8 @@ def _named(engine: Engine) -> Iterator[None]:
     """Errors as sentences that name the database, and no password."""
     try:
         yield
+    except PoolTimeout as error:
+        raise LedgerDown("too many wait for the database at once") from error
     except DBAPIError as error:
         place = engine.url.set(password=None).render_as_string()
         reason = str(error.orig).strip().partition("\n")[0]
