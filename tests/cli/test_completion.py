@@ -1,13 +1,16 @@
-"""Tab completion: the bash script is run; the others are read for every command and flag."""
+"""Tab completion: the scripts are run by their shells, where these are there, and read for every command and flag."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shells import offered_by_fish, offered_by_zsh
 
 from deepwell.cli import completion
 from deepwell.cli.commands import GROUPS
@@ -55,6 +58,32 @@ def test_bash_parses() -> None:
 )
 def test_bash_offers(words: tuple[str, ...], offered: list[str]) -> None:
     assert complete(*words) == offered
+
+
+@pytest.mark.parametrize("offered_by", [offered_by_zsh, offered_by_fish])
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("deepwell se", {"serve"}),
+        ("deepwell serve --po", {"--port"}),
+        ("deepwell serve --dtype int", {"int4", "int8"}),
+        ("deepwell serve --port 80 --dtype f", {"float32"}),
+        ("deepwell completion z", {"zsh"}),
+        ("deepwell doctor --", {"--limits", "--json", "--help"}),
+        ("deepwell models DeepSeek-V2-L", {"DeepSeek-V2-Lite", "DeepSeek-V2-Lite:Q4_K_M"}),
+        ("deepwell serve Smol", {"SmolLM2-135M-Instruct:Q4_K_M", "SmolLM2-360M-Instruct:Q8_0"}),
+        ("deepwell serve --port Qwen3", set()),
+        ("deepwell nonsense x", set()),
+        ("deepwell ", {*GROUPS}),
+    ],
+)
+def test_zsh_and_fish_offer(
+    offered_by: Callable[[str, Path], list[str]], line: str, offered: set[str], tmp_path: Path
+) -> None:
+    shell = "zsh" if offered_by is offered_by_zsh else "fish"
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    assert set(offered_by(line, tmp_path)) == offered
 
 
 def test_bash_offers_all_commands() -> None:
