@@ -29,7 +29,7 @@ SECONDS_SINCE = $$(( $$(date +%s) - start ))
 export CXX
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format types contract kernels arm pytest real attack tsan fuzz web web-check bench bench-kernels dist docs clean
+.PHONY: help serve test lint format types contract kernels arm pytest real clients attack tsan fuzz web web-check bench bench-kernels dist docs clean
 
 define CHECK_COMPILER
 @command -v $(firstword $(CXX)) > /dev/null || { echo "Deepwell compiles its kernels, and there is no C++17 compiler here: install g++ (Debian: apt-get install g++) or name yours with CXX=..." >&2; exit 1; }
@@ -80,6 +80,9 @@ pytest: $(VENV)/.dev ## the tests alone (ARGS="tests/cli -k doctor")
 
 real: $(VENV)/.dev ## tests of a real model, SmolLM2-135M, fetched once into the user's cache (93 MB; ARGS="-k chat")
 	@start=$$(date +%s); $(BIN)/python -m pytest tests/real $(ARGS) && echo "== real model: $(SECONDS_SINCE) s"
+
+clients: $(VENV)/.dev ## other people's clients against a server: SDKs of OpenAI and Anthropic, LangChain, LlamaIndex, editors, curl
+	@start=$$(date +%s); VENV=$(VENV) tests/clients/run.sh && echo "== clients: $(SECONDS_SINCE) s"
 
 attack: $(VENV)/.dev ## hostile files, hubs, heads, templates again and again, with other seeds (ATTACK_SECONDS=120; DEEPWELL_SEED=7 once)
 	@start=$$(date +%s); until [ $(SECONDS_SINCE) -ge $(ATTACK_SECONDS) ]; do \

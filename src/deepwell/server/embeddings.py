@@ -28,7 +28,6 @@ from deepwell.errors import ContextExceeded, QueueFull, RequestError, shown
 from deepwell.server.answers import in_one_piece, joined, note, while_there
 from deepwell.server.errors import INTERNAL, ErrorBody, error_body
 from deepwell.server.prompts import Prompt, prompt_of
-from deepwell.server.replies import Usage, usage_of
 from deepwell.server.service import Service
 
 MAX_INPUTS = 2048
@@ -66,13 +65,22 @@ class Embedding(msgspec.Struct, frozen=True, kw_only=True):
     embedding: list[float] | str
 
 
+class EmbeddingUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Token counts, as of completions, without an answer."""
+
+    prompt_tokens: int
+    total_tokens: int
+    prompt_cache_hit_tokens: int
+    prompt_cache_miss_tokens: int
+
+
 class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
     """Answer of POST /v1/embeddings."""
 
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
-    usage: Usage
+    usage: EmbeddingUsage
 
 
 async def embeddings(request: Request) -> Response:
@@ -90,7 +98,7 @@ async def embeddings(request: Request) -> Response:
             return Embeddings(
                 data=[Embedding(index=index, embedding=vector) for index, vector in enumerate(vectors)],
                 model=model,
-                usage=usage_of(*(delta.usage for delta in deltas if delta.usage is not None)),
+                usage=embedding_usage(deltas),
             )
 
         return await in_one_piece(whole(), embedder, embedder, service.limits.keep_alive_seconds)
@@ -197,6 +205,15 @@ class Embedder:
                 return self._place.another()
             except QueueFull:
                 await asyncio.sleep(ROOM_SECONDS)
+
+
+def embedding_usage(deltas: Sequence[Delta]) -> EmbeddingUsage:
+    """What all of them took."""
+    counts = [delta.usage for delta in deltas if delta.usage is not None]
+    prompt, hit = sum(one.prompt_tokens for one in counts), sum(one.cached_tokens for one in counts)
+    return EmbeddingUsage(
+        prompt_tokens=prompt, total_tokens=prompt, prompt_cache_hit_tokens=hit, prompt_cache_miss_tokens=prompt - hit
+    )
 
 
 def embedding_of(delta: Delta) -> NDArray[np.float32]:
