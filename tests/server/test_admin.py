@@ -11,8 +11,8 @@ from serving import make_service
 from starlette.testclient import TestClient
 
 from deepwell.accounts import Clock, Ledger, Platform, Row, open_database
-from deepwell.accounts.prices import Prices
-from deepwell.server import create_app
+from deepwell.accounts.prices import Prices, Welcome
+from deepwell.server import Service, Site, create_app
 from deepwell.server.desk import Desk
 from deepwell.server.energy import Energy
 
@@ -46,8 +46,15 @@ def desk(platform: Platform, tmp_path: Path) -> Desk:
 
 
 @pytest.fixture
-def client(desk: Desk) -> Iterator[TestClient]:
-    with TestClient(create_app(make_service(), desk=desk)) as client:
+def service(platform: Platform) -> Service:
+    service = make_service()
+    service.platform = platform
+    return service
+
+
+@pytest.fixture
+def client(service: Service, desk: Desk) -> Iterator[TestClient]:
+    with TestClient(create_app(service, desk=desk)) as client:
         yield client
 
 
@@ -79,6 +86,28 @@ def test_a_users_key_is_not_enough(client: TestClient, desk: Desk) -> None:
 def test_the_books_of_a_machine_without_keys_are_open_to_it(client: TestClient) -> None:
     assert client.get("/admin/books").status_code == 200
     assert client.get("/admin/usage").json() == {"data": [], "has_more": False, "object": "list"}
+
+
+def test_the_pages_are_there_to_be_given_a_key(service: Service, desk: Desk) -> None:
+    desk.keys.add("chief", role="admin")
+    with TestClient(create_app(service, Site(base_path="/deep/er"))) as client:
+        for path in ("", "index.html", "books", "admin"):
+            for base in ("/", "/deep/er/"):
+                page = client.get(base + path)
+                assert page.status_code == 200, base + path
+                assert "default-src 'self'" in page.headers["content-security-policy"]
+        assert client.get("/deep/er/admin/keys").status_code == 401
+        assert client.get("/admin/", follow_redirects=False).status_code != 200
+
+
+def test_an_account_made_here_is_welcomed(platform: Platform, service: Service) -> None:
+    platform.prices = Prices(welcome=Welcome(5_000_000, "USD", None))
+    desk = Desk(platform)
+    secret, _ = desk.keys.add("chief", role="admin")
+    with TestClient(create_app(service, desk=desk), headers={"x-api-key": secret}) as client:
+        client.post("/admin/keys", json={"name": "newcomer"})
+        found = client.get("/admin/accounts", params={"name": "newcomer"}).json()["data"][0]
+    assert found["balances"][0]["granted"] == "5.00"
 
 
 def test_a_server_without_accounts_says_so() -> None:

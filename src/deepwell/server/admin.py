@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from deepwell.accounts.keys import Key, Limits, Period, Role
 from deepwell.accounts.ledger import Balance
-from deepwell.accounts.money import micro, units
+from deepwell.accounts.money import MAX_AMOUNT, micro, units
 from deepwell.accounts.rolls import Account
 from deepwell.errors import RequestError
 from deepwell.server.books import books, usage
@@ -171,7 +171,7 @@ def list_accounts(request: Request, desk: Desk) -> Listed:
 def move(request: Request, desk: Desk, body: MovementBody) -> AccountCard:
     """A grant, a top-up or an adjustment; the account after it."""
     account = desk.rolls.account(_id(request), desk.now)
-    amount = micro(body.amount, "amount", least=-(10**15))
+    amount = micro(body.amount, "amount", least=-MAX_AMOUNT)
     desk.ledger.move(
         account.id, body.currency, body.kind, amount, desk.now, expires=_micros(body.expires), note=body.note
     )

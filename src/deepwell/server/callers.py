@@ -43,7 +43,7 @@ class KnowCallers:
         self._folders = tuple(path for path in page if path != "/" and path.endswith("/"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_open(scope["path"]):
+        if scope["type"] != "http" or self._is_open(_path(scope)):
             await self._app(scope, receive, send)
             return
         try:
@@ -57,7 +57,7 @@ class KnowCallers:
         scope["state"]["caller"] = caller
         if caller is not None:
             record_of(scope).account = caller.name
-        if scope["path"] == WATCHED and caller is not None and not caller.anonymous and caller.role != "admin":
+        if _path(scope) == WATCHED and caller is not None and not caller.anonymous and caller.role != "admin":
             body = error_body("the metrics are for keys of the role admin", FORBIDDEN)
             await JsonResponse(body, status_code=403)(scope, receive, send)
             return
@@ -72,7 +72,7 @@ class KnowCallers:
         try:
             return await looked_up(self._platform, secret)
         except (BadKey, LedgerDown):
-            if scope["path"] == WATCHED and secret is None and _is_here(scope):
+            if _path(scope) == WATCHED and secret is None and _is_here(scope):
                 return None
             raise
 
@@ -108,6 +108,12 @@ def allowed(names: Collection[str], caller: Caller | None) -> list[str]:
     """Which of these models a caller may use."""
     models = caller.models if caller else None
     return [name for name in names if models is None or name in models]
+
+
+def _path(scope: Scope) -> str:
+    """The path below the server's own base path."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _is_here(scope: Scope) -> bool:

@@ -14,10 +14,10 @@ from deepwell.accounts import Caller, Keys, Ledger, Platform
 from deepwell.accounts.books import Books
 from deepwell.accounts.rolls import Rolls
 from deepwell.errors import BadKey, DeepwellError, LedgerDown, RequestError
+from deepwell.server.callers import caller_of
 from deepwell.server.energy import Energy
-from deepwell.server.errors import FORBIDDEN, INVALID, STOPPING, JsonResponse, error_body
+from deepwell.server.errors import FORBIDDEN, INVALID, JsonResponse, error_body
 
-UNAUTHENTICATED = "authentication_error"
 SECOND = 1_000_000
 """In microseconds."""
 
@@ -30,7 +30,7 @@ class Desk:
     def __init__(self, platform: Platform, energy: Energy | None = None) -> None:
         self.platform = platform
         self.energy = energy or Energy()
-        self.keys = Keys(platform.database, platform.clock)
+        self.keys = Keys(platform.database, platform.clock, platform.prices.welcome)
         self.ledger = Ledger(platform.database)
         self.books = Books(platform.database)
         self.rolls = Rolls(platform.database)
@@ -58,16 +58,12 @@ def endpoint(
         if desk is None:
             return _refused(404, INVALID, "this server keeps no accounts")
         try:
-            await run_in_threadpool(_check, request, desk, open_without_keys)
+            _check(caller_of(request), open_without_keys)
             sent = [await request.app.state.service.bodies.read(request, body)] if body else []
             content = await run_in_threadpool(handler, request, desk, *sent)
-        except BadKey as error:
-            return _refused(401, UNAUTHENTICATED, str(error), {"WWW-Authenticate": "Bearer"})
         except Forbidden as error:
             return _refused(403, FORBIDDEN, str(error))
-        except LedgerDown as error:
-            return _refused(503, STOPPING, str(error), {"Retry-After": str(error.retry_after)})
-        except RequestError:
+        except (BadKey, LedgerDown, RequestError):
             raise
         except DeepwellError as error:
             return _refused(400, INVALID, str(error))
@@ -77,17 +73,6 @@ def endpoint(
         )
 
     return answer
-
-
-def caller_of(request: Request, desk: Desk) -> Caller:
-    """Who asks: the one whom the server knows already, or the holder of the key in the headers. Raises BadKey."""
-    known = request.scope.get("state", {}).get("caller")
-    if isinstance(known, Caller):
-        return known
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        secret = request.headers.get("x-api-key", "")
-    return desk.platform.caller(secret.strip() or None)
 
 
 def integer(request: Request, name: str, default: int, least: int, most: int) -> int:
@@ -122,15 +107,13 @@ def iso(microseconds: int) -> str:
     return datetime.fromtimestamp(microseconds // SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _check(request: Request, desk: Desk, open_without_keys: bool) -> None:
-    caller = caller_of(request, desk)
-    if caller.anonymous and not open_without_keys:
-        raise BadKey(
-            "this needs the key of an administrator; `deepwell keys add NAME --role admin` makes the first one"
-        )
-    if not caller.anonymous and caller.role != "admin":
+def _check(caller: Caller | None, open_without_keys: bool) -> None:
+    if caller is None or caller.anonymous:
+        if not open_without_keys:
+            raise BadKey("this needs an administrator's key; `deepwell keys add NAME --role admin` makes the first one")
+    elif caller.role != "admin":
         raise Forbidden("this needs the key of an administrator, and this key's role is user")
 
 
-def _refused(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> Response:
-    return JsonResponse(error_body(message, kind), status_code=status, headers=headers)
+def _refused(status: int, kind: str, message: str) -> Response:
+    return JsonResponse(error_body(message, kind), status_code=status)

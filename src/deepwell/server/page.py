@@ -36,7 +36,8 @@ def page_routes(folder: Path = STATIC) -> list[Route | Mount]:
             routes.append(Mount(f"/{entry.name}", StaticFiles(directory=entry)))
         else:
             # A page of its own is found without the ending: /books.
-            routes.append(_file(f"/{entry.name.removesuffix('.html')}", entry))
+            name = entry.name if entry == index else entry.name.removesuffix(".html")
+            routes.append(_file(f"/{name}", entry))
     return routes
 
 
