@@ -6,12 +6,16 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from fake_server import POLICY
 from playwright.sync_api import Browser, Page, expect
+
+from deepwell.accounts import Keys, Ledger, open_database
 
 TESTS = Path(__file__).parents[1]
 
@@ -19,8 +23,13 @@ TESTS = Path(__file__).parents[1]
 @pytest.fixture(params=["chat"])
 def address(request: pytest.FixtureRequest) -> Iterator[str]:
     """Of a server whose model was trained to chat, or was not: "chat" or "base"."""
+    yield from running(f"--{request.param}")
+
+
+def running(*flags: str) -> Iterator[str]:
+    """The address of a server."""
     paths = os.pathsep.join([str(TESTS), str(TESTS / "server")])
-    command = [sys.executable, str(TESTS / "server" / "endless_server.py"), f"--{request.param}"]
+    command = [sys.executable, str(TESTS / "server" / "endless_server.py"), *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}) as server:
         assert server.stdout is not None
         yield server.stdout.readline().strip()
@@ -79,3 +88,72 @@ def test_a_base_model_opens_in_the_complete_mode(own_page: Page) -> None:
 def test_a_model_that_chats_opens_in_the_chat_mode(own_page: Page) -> None:
     expect(own_page.locator("body")).to_have_attribute("data-mode", "chat")
     expect(own_page.locator(".nature")).to_have_count(0)
+
+
+@dataclass
+class Guarded:
+    """A server that needs keys, and an administrator's."""
+
+    address: str
+    secret: str
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Guarded]:
+    path = str(tmp_path / "accounts.sqlite")
+    database = open_database(path)
+    secret, key = Keys(database).add("chief", role="admin")
+    Ledger(database).move(key.account, "USD", "top_up", 5_000_000, time.time_ns() // 1000)
+    database.close()
+    for address in running("--chat", "--database", path):
+        yield Guarded(address, secret)
+
+
+def give_key(page: Page, secret: str) -> None:
+    dialog = page.get_by_role("dialog", name="API key")
+    dialog.get_by_label("API key").fill(secret)
+    dialog.get_by_role("button", name="Use this key").click()
+
+
+def test_a_key_is_asked_for_and_what_it_used_stands_in_the_books(browser: Browser, guarded: Guarded) -> None:
+    page = browser.new_page(base_url=guarded.address)
+    page.goto("/")
+    expect(page.get_by_role("dialog", name="API key")).to_contain_text("an API key is needed")
+    give_key(page, guarded.secret)
+    expect(page.locator("#status-dot[data-state=online]")).to_be_visible()
+    page.keyboard.press("Control+,")
+    expect(page.locator("#balance")).to_have_text("Balance: 5.00 USD")
+    page.get_by_label("Max tokens").fill("12")
+    page.keyboard.press("Escape")
+    page.get_by_label("Message", exact=True).fill("hello")
+    page.keyboard.press("Enter")
+    expect(page.locator(".message.assistant .stats")).to_contain_text("12 tokens")
+
+    page.goto("/books")
+    tiles = page.locator("#tiles")
+    expect(tiles).to_contain_text("2.00 USD an hour")
+    for _ in range(50):
+        if page.locator(".tile", has_text="Requests").locator("b").inner_text() == "1":
+            break
+        page.reload()
+        expect(tiles).to_contain_text("2.00 USD an hour")
+    expect(page.locator(".tile", has_text="Tokens out").locator("b")).to_have_text("12")
+    expect(page.locator(".chart").first.locator("rect.bar.tone-3")).to_have_count(1)
+
+    page.goto("/admin")
+    expect(page.locator("#keys tbody tr")).to_have_count(1)
+    page.get_by_role("button", name="New key").click()
+    page.get_by_role("dialog").get_by_label("Account").fill("newcomer")
+    page.get_by_role("button", name="Make the key").click()
+    made = page.get_by_role("dialog", name="The new key").locator("code").inner_text()
+    assert made.startswith("sk-")
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name="Usage").click()
+    expect(page.locator("#usage tbody tr")).to_contain_text(["chief"])
+    page.close()
+
+    other = browser.new_page(base_url=guarded.address)
+    other.goto("/admin")
+    give_key(other, made)
+    expect(other.locator("#banners")).to_contain_text("this key's role is user")
+    other.close()
