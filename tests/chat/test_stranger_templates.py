@@ -177,6 +177,12 @@ def test_the_templates_own_refusal_is_told() -> None:
     )
 
 
+def test_a_lone_surrogate_is_the_fault_of_who_wrote_it() -> None:
+    own = "{{ messages[0].content }}{{ '\\ud800' }}"
+    assert failure(own, "Hi").startswith("the template of this model writes a lone surrogate")
+    assert failure("{{ messages[0].content }}", "Hi\ud800").startswith("text holds a lone surrogate at character 2")
+
+
 def test_system_texts_stand_first_for_a_template_that_takes_them_nowhere_else() -> None:
     """Coding agents remind a model of its rules behind every question."""
     strict = (

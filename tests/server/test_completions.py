@@ -254,5 +254,8 @@ def test_suffix_needs_a_model_that_fills() -> None:
     service.tokenizer.special = lambda text: None if "fim" in text else special(text)  # type: ignore[method-assign]
     with client_of(service) as client:
         response = client.post("/v1/completions", json=prompt("a", suffix="b"))
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == "suffix"
+        filled = client.post("/infill", json={"input_prefix": "a", "input_suffix": "b"})
+    for refused, param in ((response, "suffix"), (filled, "input_suffix")):
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == param
+        assert "no fill-in-the-middle tokens" in refused.json()["error"]["message"]

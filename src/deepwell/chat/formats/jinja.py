@@ -72,6 +72,7 @@ def _compiled(source: str) -> Any:
         raise CheckpointError(f"chat template: {error}; {_CHOOSE}") from None
 
 
+_LONE = re.compile("[\ud800-\udfff]")
 _CHOOSE = "choose a prompt format by name (--chat-format)"
 
 _OTHER_TAGS = ("<function=", "<arg_key>", "<invoke", "<parameter=")
@@ -188,6 +189,8 @@ class _Stranger:
         if conversation.effort is not None:
             values["reasoning_effort"] = conversation.effort
         text = self._run(values, budget)
+        if _LONE.search(text) and not any(map(_LONE.search, texts)):
+            raise RequestError(f"the template of this model writes a lone surrogate, which no text can hold; {_CHOOSE}")
         return (text if asks else _up_to(text, written[-1]["content"])), mark
 
     def _told(self, message: Message, put: Callable[[Any], Any]) -> dict[str, Any]:
