@@ -15,8 +15,9 @@ from conversations import rendered
 from dsml_fakes import Read, dsml_tokenizer, half_marked, marked, read, reader_of, tokenizer_json
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from deepwell.chat import Call, Conversation, Message, Tool
+from deepwell.chat import Call, Conversation, Message, Structure, Tool
 from deepwell.errors import RequestError
 
 if (sys.platform, platform.machine()) not in {("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")}:
@@ -147,6 +148,24 @@ def adjacent_reminders(body: dict[str, Any]) -> bool:
 
 def nothing_but_a_prefix(body: dict[str, Any]) -> bool:
     return [message.get("prefix") for message in said(body)] == [True]
+
+
+PROPERTIES = st.dictionaries(KEYS, st.sampled_from([{"type": "integer", "default": 1e-7}, {"type": "string"}]))
+SCHEMAS = PROPERTIES.map(lambda known: {"type": "object", "properties": known, "required": [*known][:1]})
+
+
+@settings(max_examples=100)
+@given(bodies(), FORMAT, SCHEMAS | st.none())
+def test_what_the_answer_must_be_is_said_in_deepseeks_words(
+    body: dict[str, Any], format: str, schema: dict[str, Any] | None
+) -> None:
+    assume(format == "deepseek-v4" or not (adjacent_reminders(body) or nothing_but_a_prefix(body)))
+    assume(not any(message.get("prefix") for message in body["messages"]))
+    body["messages"].insert(0, {"role": "system", "content": "Say JSON."})
+    asked = {"type": "json_object"} if schema is None else {"type": "json_schema", "json_schema": {"schema": schema}}
+    theirs = reference({**body, "response_format": asked}, format).conversation
+    told = replace(conversation_of(body), structure=Structure(kind="json", field="f", schema=schema))
+    assert T.decode(rendered(told, T, format)) == ENCODINGS[format].render_conversation(theirs).prompt
 
 
 @settings(max_examples=400)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import jsonschema
 import pytest
-from serving import chat, client_of, make_service
+from serving import chat, client_of, make_service, prompt
 
 from fakes import FakeRunner
 
@@ -80,3 +81,52 @@ def test_what_cannot_be_kept_to_is_refused(format: dict[str, Any], field: str, w
     error = answer.json()["error"]
     assert error["param"] == field
     assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"regex": "[ab]{4}"}, "[ab]{4}"),
+        ({"guided_regex": "[ab]{4}"}, "[ab]{4}"),
+        ({"guided_choice": ["aa", "bb"]}, "aa|bb"),
+        ({"grammar": 'root ::= "a" [b-d]'}, "a[b-d]"),
+        ({"guided_grammar": 'start: "a" /[b-d]/'}, "a[b-d]"),
+        ({"ebnf": 'root ::= "a" [b-d]'}, "a[b-d]"),
+        ({"guided_json": {"const": 7}}, "7"),
+        ({"json_schema": '{"enum": [1, 2]}'}, "1|2"),
+        ({"structured_outputs": {"choice": ["x", "y"]}}, "x|y"),
+        ({"structured_outputs": {"json": {"type": "null"}}}, "null"),
+        ({"response_format": {"type": "regex", "pattern": "[ab]"}}, "[ab]"),
+        ({"response_format": {"type": "json_schema", "schema": {"type": "boolean"}}}, "true|false"),
+    ],
+)
+def test_names_of_other_servers_hold_on_chats_and_completions(fields: dict[str, Any], pattern: str) -> None:
+    with client_of(make_service(FakeRunner(context=4096), format="toy")) as client:
+        spoken = client.post("/v1/chat/completions", json=chat(**fields)).json()["choices"][0]
+        written = client.post("/v1/completions", json=prompt(["a", "b"], **fields)).json()["choices"]
+    assert re.fullmatch(pattern, spoken["message"]["content"])
+    assert len(written) == 2
+    assert all(re.fullmatch(pattern, choice["text"]) for choice in written)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"regex": "a", "guided_choice": ["b"]}, "guided_choice", "both"),
+        ({"guided_json": "[1"}, "guided_json", "JSON schema"),
+        ({"grammar": "root ::= ("}, "grammar", ""),
+        ({"structured_outputs": {"jsn": {}}}, "structured_outputs", "jsn"),
+        ({"response_format": {"type": "json_object"}}, "messages", "json"),
+        (
+            {"response_format": {"type": "json_schema", "schema": {"title": "x" * 300_000}}},
+            "response_format.schema",
+            "large",
+        ),
+    ],
+)
+def test_what_contradicts_itself_or_is_too_much_is_refused(fields: dict[str, Any], param: str, words: str) -> None:
+    with client_of(make_service(format="toy")) as client:
+        answer = client.post("/v1/chat/completions", json=chat("Hi", **fields))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert words in answer.json()["error"]["message"]

@@ -8,7 +8,7 @@ import llguidance
 import numpy as np
 
 from deepwell.errors import RequestError
-from deepwell.grammar.constraint import Allowed, ConstraintError
+from deepwell.grammar.constraint import Allowed, ConstraintError, with_tokens
 from deepwell.grammar.source import Grammar
 from deepwell.grammar.vocabulary import Vocabulary
 
@@ -50,7 +50,7 @@ class MatcherConstraint:
 
     def __init__(self, matcher: llguidance.LLMatcher, vocabulary: Vocabulary) -> None:
         self._matcher = matcher
-        self._ends, self._words = vocabulary.ends, -(-vocabulary.size // 32)
+        self._ends, self._others = vocabulary.ends, ~with_tokens(np.zeros_like(vocabulary.text_mask), vocabulary.ends)
 
     def allowed(self, draft: Sequence[int]) -> Sequence[Allowed]:
         places = [self._place()]
@@ -70,7 +70,7 @@ class MatcherConstraint:
             raise ConstraintError(f"the answer left its grammar: {self._matcher.get_error()}")
 
     def _place(self) -> Allowed:
-        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: self._words]
+        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: len(self._others)]
         if self._matcher.is_error():
             raise ConstraintError(f"what may come next is not known: {self._matcher.get_error()}")
-        return Allowed(mask, may_end=self._matcher.is_accepting())
+        return Allowed(mask & self._others, may_end=self._matcher.is_accepting())

@@ -8,10 +8,17 @@ from typing import Any
 
 import msgspec
 
+from deepwell.chat import Structure
+from deepwell.errors import RequestError
+
 WHITESPACE = r"[ \t]{0,1}\n[ \t]{0,64}|[ \t]{1,64}"
 """What may stand between the parts of a JSON document: as much as laying it out needs, but not white space for ever."""
 
-ANSWER = "answer"
+MAX_CHARACTERS = 1 << 18
+"""Of a grammar, as llguidance reads it. Schemas of the largest public interfaces have about that many."""
+
+MAX_TRANSLATED = 1 << 15
+"""Of a grammar of llama.cpp's kind: about 40 ms."""
 
 
 class Grammar(msgspec.Struct, frozen=True):
@@ -19,6 +26,15 @@ class Grammar(msgspec.Struct, frozen=True):
 
     text: str
     field: str
+
+
+def of_structure(structure: Structure) -> Grammar:
+    """The grammar of a text of that structure."""
+    if structure.kind == "json":
+        return of_schema({"type": "object"} if structure.schema is None else structure.schema, structure.field)
+    if structure.kind == "choice":
+        return of_choice(structure.texts, structure.field)
+    return (of_regex if structure.kind == "regex" else of_lark)(structure.text, structure.field)
 
 
 def of_schema(schema: dict[str, Any] | bool, field: str) -> Grammar:
@@ -32,8 +48,9 @@ def of_regex(regex: str, field: str) -> Grammar:
 
 
 def of_lark(grammar: str, field: str) -> Grammar:
-    """A text that a Lark grammar derives from `start`, in llguidance's dialect."""
-    return _whole({"lark_grammar": grammar}, field)
+    """A text that a grammar derives: from `start` of a Lark grammar in llguidance's dialect, or from `root` of one in
+    llama.cpp's. Raises RequestError for one of the latter that cannot be read."""
+    return _whole({"lark_grammar": _translated(grammar, field) if "::=" in grammar else grammar}, field)
 
 
 def of_choice(texts: Sequence[str], field: str) -> Grammar:
@@ -54,4 +71,19 @@ def slashed(regex: str) -> str:
 
 
 def _whole(part: dict[str, Any], field: str) -> Grammar:
-    return Grammar(msgspec.json.encode({"grammars": [part]}).decode(), field)
+    text = msgspec.json.encode({"grammars": [part]}).decode()
+    if len(text) > MAX_CHARACTERS:
+        raise RequestError(f"{field} is too large: {len(text)} characters as JSON; allowed are {MAX_CHARACTERS}", field)
+    return Grammar(text, field)
+
+
+def _translated(gbnf: str, field: str) -> str:
+    """llama.cpp's kind of grammar as a Lark grammar."""
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    if len(gbnf) > MAX_TRANSLATED:
+        raise RequestError(f"{field} has {len(gbnf)} characters; allowed are {MAX_TRANSLATED} of this kind", field)
+    try:
+        return str(any_to_lark(gbnf))
+    except Exception as error:  # whatever the library runs into is the grammar's fault
+        raise RequestError(f"{field}: {error}", field) from None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from deepwell.chat import Conversation, Structure
+from deepwell.chat import Conversation
 from deepwell.errors import RequestError
-from deepwell.grammar.source import Grammar, of_choice, of_lark, of_regex, of_schema
+from deepwell.grammar.source import Grammar, of_structure
 
 
 def grammar_of(conversation: Conversation) -> Grammar | None:
@@ -23,12 +23,3 @@ def grammar_of(conversation: Conversation) -> Grammar | None:
             structure.field,
         )
     return of_structure(structure)
-
-
-def of_structure(structure: Structure) -> Grammar:
-    """The grammar of a text of that structure."""
-    if structure.kind == "json":
-        return of_schema({"type": "object"} if structure.schema is None else structure.schema, structure.field)
-    if structure.kind == "choice":
-        return of_choice(structure.texts, structure.field)
-    return (of_regex if structure.kind == "regex" else of_lark)(structure.text, structure.field)

@@ -26,6 +26,7 @@ from deepwell.server.replies import (
 )
 from deepwell.server.rules import check_common, max_tokens_of, sampling_of
 from deepwell.server.service import Service
+from deepwell.server.structure import structure_of
 from deepwell.server.together import enough, respond_together
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -41,12 +42,13 @@ async def completions(request: Request) -> Response:
         with enough(place, len(timers)) as places:
             read = [await read_prompt(request, prompt, asked, service) for prompt in prompts]
             rules = [rules_of(asked, len(prompt.ids), service) for prompt in read]
+            held = await service.held(structure_of(asked), request.receive)
             head = service.head(model)
             streams = [
                 stream
                 for number, (prompt, sampling) in enumerate(zip(read, rules, strict=True))
                 for stream in service.submit_alike(
-                    places[number * each : (number + 1) * each], head.id, prompt.ids, sampling, begin=number * each
+                    places[number * each : (number + 1) * each], head.id, prompt.ids, sampling, number * each, held
                 )
             ]
             writer = TextWriter(

@@ -18,6 +18,7 @@ from deepwell.server.protocol import SamplingFields, Tokens
 from deepwell.server.replies import EventWriter
 from deepwell.server.rules import check_common, max_tokens_of, sampling_of
 from deepwell.server.service import Service
+from deepwell.server.structure import structure_of
 
 StopType = Literal["eos", "word", "limit", "none"]
 STOP_TYPES: dict[str | None, StopType] = {"stop": "eos", "length": "limit"}
@@ -82,7 +83,8 @@ async def infill(request: Request) -> Response:
         max_tokens = max_tokens_of(asked, len(ids), "input_prefix", service, empty=True)
         head = service.head(model)
         sampling = sampling_of(asked, service.advice, max_tokens, None)
-        stream = service.submit(place, head.id, ids, sampling)
+        held = await service.held(structure_of(asked), request.receive)
+        stream = service.submit(place, head.id, ids, sampling, held())
         return await respond(
             request, stream, InfillWriter(head), timer, bool(asked.stream), service.limits.keep_alive_seconds
         )

@@ -103,6 +103,25 @@ class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str | None = None
 
 
+Schema = Annotated[dict[str, Any] | str | None, Meta(description="a JSON schema, as an object or as its text")]
+Regex = Annotated[str | None, Meta(description="a regular expression that the answer must match")]
+Choices = Annotated[
+    Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=1024)] | None,
+    Meta(description="a list of up to 1024 texts, of which the answer must be one"),
+]
+GrammarText = Annotated[str | None, Meta(description="a Lark grammar, or one of llama.cpp's kind")]
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the answer must be, in vLLM's words; one of these."""
+
+    json: Schema = None
+    regex: Regex = None
+    choice: Choices = None
+    grammar: GrammarText = None
+    json_object: Annotated[bool | None, Meta(description="true or false")] = None
+
+
 class Function(msgspec.Struct, frozen=True, kw_only=True):
     """A function that the model may call. `parameters` is a JSON schema of an object; none means no arguments."""
 
@@ -179,6 +198,21 @@ class SamplingFields(Unsupported, frozen=True, kw_only=True):
         Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,512}$(?!\n)")] | None,
         Meta(description="a text of 1 to 512 letters, digits, _ and -: for whom, among your users, you ask"),
     ] = None
+    response_format: Annotated[ResponseFormat | None, Meta(description='an object such as {"type": "json_object"}')] = (
+        None
+    )
+    structured_outputs: Annotated[
+        StructuredOutputs | None,
+        Meta(description='an object such as {"regex": "[0-9]+"}; one of json, regex, choice, grammar, json_object'),
+    ] = None
+    json_schema: Schema = None
+    guided_json: Schema = None
+    regex: Regex = None
+    guided_regex: Regex = None
+    guided_choice: Choices = None
+    grammar: GrammarText = None
+    guided_grammar: GrammarText = None
+    ebnf: GrammarText = None
     n: Annotated[
         Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] | None,
         Meta(description=f"an integer from 1 to {MAX_ANSWERS}, how many answers there are"),
@@ -216,9 +250,6 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     ] = None
     enable_thinking: Annotated[bool | None, Meta(description="true or false; another way to say thinking")] = None
     reasoning_effort: Annotated[str | None, Meta(description=f"one of {', '.join(EFFORTS)}")] = None
-    response_format: Annotated[ResponseFormat | None, Meta(description='an object such as {"type": "json_object"}')] = (
-        None
-    )
     tools: Annotated[
         Annotated[list[OfferedTool], Meta(max_length=MAX_TOOLS)] | None,
         Meta(

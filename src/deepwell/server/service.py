@@ -18,13 +18,14 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import Receive
 
 from deepwell.accounts import Caller, Meter, Platform
-from deepwell.chat import end_ids
+from deepwell.chat import Structure, end_ids
 from deepwell.chat.formats.base import Format
 from deepwell.chat.replay import Replay
 from deepwell.engine.engine import NOBODY, AsyncEngine, Place, Stream
 from deepwell.engine.types import FinishReason, Request, SamplingParams, Usage
 from deepwell.errors import ContextExceeded, ModelUnknown, shown
 from deepwell.grammar.constraint import Constraint
+from deepwell.grammar.source import of_structure
 from deepwell.server.answers import while_there
 from deepwell.server.body import Bodies, length_of
 from deepwell.server.callers import caller_of, check
@@ -235,6 +236,13 @@ class Service:
     def _templates(self) -> ThreadPoolExecutor:
         """For short chats whose template is a stranger's: what long texts take must not keep them waiting."""
         return ThreadPoolExecutor(1, "deepwell-template")
+
+    async def held(self, structure: Structure | None, receive: Receive) -> Callable[[], Constraint | None]:
+        """What holds an answer of no conversation to a structure, a new one for each answer. Raises what
+        `Grammars.compiled` does."""
+        if structure is None:
+            return lambda: None
+        return (await while_there(self.grammars.compiled(of_structure(structure)), receive)).constraint
 
     def submit(
         self,

@@ -30,17 +30,8 @@ class Unsupported(msgspec.Struct, frozen=True, kw_only=True):
     """A base of requests, which may declare such a field anew to support it."""
 
     # what shape the answer must have
-    grammar: Annotated[Any, _off()] = None
-    json_schema: Annotated[Any, _off()] = None
-    guided_json: Annotated[Any, _off()] = None
-    guided_regex: Annotated[Any, _off()] = None
-    guided_choice: Annotated[Any, _off()] = None
-    guided_grammar: Annotated[Any, _off()] = None
     guided_decoding: Annotated[Any, _off()] = None
-    structured_outputs: Annotated[Any, _off()] = None
     structural_tag: Annotated[Any, _off()] = None
-    regex: Annotated[Any, _off()] = None
-    ebnf: Annotated[Any, _off()] = None
     allowed_token_ids: Annotated[Any, _off()] = None
     bad_words: Annotated[Any, _off(instead="logit_bias")] = None
     stop_regex: Annotated[Any, _off(instead="stop")] = None

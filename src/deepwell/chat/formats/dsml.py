@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from deepwell.chat.conversation import Call, Conversation, Message, Tool
+from deepwell.chat.conversation import BLANK_LINE, Call, Conversation, Message, Tool
 from deepwell.chat.formats.base import Layout, Token
 from deepwell.chat.reading.dsml import DsmlReader, Start
 from deepwell.errors import RequestError
@@ -49,10 +49,13 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     float_text: Callable[[float], str] = _python_float
     big_numbers: bool = False
     """Whether integers beyond 64 bits stay integers. Otherwise they become floats."""
+    any_json: str = ""
+    """What is said where the answer must be some JSON object, if that has words of its own."""
 
 
 V32 = Dialect(block="function_calls", big_numbers=True)
-V4 = Dialect(block="tool_calls", nothing="", float_text=_javascript_float)
+_ANY_JSON = "You are a helpful assistant designed to output JSON.\n## Response Format:\n\nReply with JSON object ONLY."
+V4 = Dialect(block="tool_calls", nothing="", float_text=_javascript_float, any_json=_ANY_JSON)
 V41 = Dialect(block=" calls", invoke=" invoke", parameter=" parameter")
 
 
@@ -163,6 +166,21 @@ def tool_schemas(tools: Sequence[Tool], fields: Callable[[Tool], dict[str, Any]]
             where = f"tools[{index}].function.parameters"
             raise RequestError(f"{where} is {error}; at most 126 levels are allowed", where) from None
     return "\n".join(lines)
+
+
+def response_format(conversation: Conversation, dialect: Dialect) -> str:
+    """What a model is told of the JSON that its answer must be, after a blank line; nothing if it is free, or a text of
+    another kind, of which these models know nothing. RequestError for a schema that is nested too deeply."""
+    structure = conversation.structure
+    if structure is None or structure.kind != "json":
+        return ""
+    if structure.schema is None and dialect.any_json:
+        return BLANK_LINE + dialect.any_json
+    try:
+        schema = json_text({"type": "json_object"} if structure.schema is None else structure.schema, dialect)
+    except ValueError as error:
+        raise RequestError(f"{structure.field} is {error}; at most 126 levels are allowed", structure.field) from None
+    return f"{BLANK_LINE}## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n{schema}"
 
 
 def refuse_role(messages: Iterable[Message], role: str, instead: str) -> None:

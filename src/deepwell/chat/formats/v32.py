@@ -22,6 +22,7 @@ from deepwell.chat.formats.dsml import (
     offered,
     open_block,
     refuse_role,
+    response_format,
     template,
     thinks,
     tool_schemas,
@@ -132,12 +133,14 @@ def _results(turn: Sequence[Message], reminders: Sequence[str]) -> Layout:
 
 
 def _tools_text(conversation: Conversation) -> Layout:
+    """What the model is told of its tools, and of what its answer must be."""
     tools = offered(conversation)
     if tools:
         yield BLANK_LINE
         yield from template(_TOOLS)
         yield tool_schemas(tools, _described, V32)
         yield _AFTER_SCHEMAS
+    yield response_format(conversation, V32)
 
 
 def _described(tool: Tool) -> dict[str, Any]:

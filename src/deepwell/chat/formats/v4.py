@@ -19,6 +19,7 @@ from deepwell.chat.formats.dsml import (
     in_thought,
     offered,
     open_block,
+    response_format,
     template,
     thinks,
     tool_schemas,
@@ -91,6 +92,7 @@ def _layout(conversation: Conversation) -> Layout:
         yield _EFFORTS[level(conversation)]
     yield BLANK_LINE.join(m.content for m in conversation.messages if m.role == "system" and m.content)
     yield from tools_text(conversation, V4)
+    yield response_format(conversation, V4)
     yield from turns(conversation, [m for m in conversation.messages if m.role != "system"], V4, _joined)
 
 

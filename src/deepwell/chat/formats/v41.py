@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from deepwell.chat.conversation import Conversation, Message
 from deepwell.chat.formats.base import ASSISTANT, BOS, CHAT_AND_REASONER, USER, Format, Layout
-from deepwell.chat.formats.dsml import DSML, END_OF_THINK, THINK, V41, offered, thinks
+from deepwell.chat.formats.dsml import DSML, END_OF_THINK, THINK, V41, offered, response_format, thinks
 from deepwell.chat.formats.v4 import LATEST_REMINDER, SYSTEM, check, level, reader, tools_text, turns
 from deepwell.errors import RequestError
 
@@ -21,13 +21,14 @@ def _layout(conversation: Conversation) -> Layout:
     opening = messages[0].content if messages and messages[0].role == "system" else ""
     efforts = thinks(conversation, by_habit=True) and bool(messages or offered(conversation))
     yield BOS
-    if opening or efforts or offered(conversation):
+    if opening or efforts or offered(conversation) or response_format(conversation, V41):
         yield SYSTEM
     if efforts:
         number = _EFFORTS[level(conversation)]
         yield f"Reasoning Effort: {number} (range 1-100, the higher the value, the more thorough the reasoning)\n\n"
     yield opening
     yield from tools_text(conversation, V41)
+    yield response_format(conversation, V41)
     yield from turns(conversation, messages[1:] if opening else messages, V41, list)
 
 
