@@ -18,6 +18,7 @@ ConvertDtype = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4",
 Speculate = Literal["off", "lookup", "mtp", "auto"]
 Thinking = Literal["auto", "on", "off"]
 RequestLog = Literal["requests", "errors", "none"]
+LogFormat = Literal["text", "json"]
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -247,6 +248,16 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
             description="Which requests get a line on standard error: status, seconds, tokens and model, and no text."
         ),
     ] = "requests"
+    log_format: Annotated[
+        LogFormat, Meta(description="How: lines of text, or a JSON object a line, with the ids of answers too.")
+    ] = "text"
+    otlp: Annotated[
+        str,
+        Meta(
+            description="Address of an OpenTelemetry collector, such as http://localhost:4318, that gets a span of "
+            "each request; OTEL_EXPORTER_OTLP_ENDPOINT does the same. Needs deepwell[tracing]."
+        ),
+    ] = ""
 
 
 class SamplingOptions(EngineOptions, frozen=True, kw_only=True):

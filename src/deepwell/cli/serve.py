@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import msgspec
+
 from deepwell import __version__
 from deepwell.accounts import Platform, Prices, open_database
 from deepwell.accounts.database import data_folder
@@ -23,6 +25,7 @@ from deepwell.loading.load import LoadedModel
 from deepwell.loading.machine import process_seconds
 from deepwell.options import ServeOptions
 from deepwell.server import ServerLimits, Service, Site, listen, serve
+from deepwell.server.tracing import tracing
 
 EXAMPLE_PROMPT = "import os\nimport sys\n\n\ndef main("
 """Something that even the embedded model, a few megabytes of standard library, has an idea about."""
@@ -32,7 +35,10 @@ _EVERYWHERE = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[
 
 
 def run(options: ServeOptions) -> int:
-    with listen(options.host, options.port) as listener, platform_of(options) as platform:
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(options.host, options.port))
+        platform = stack.enter_context(platform_of(options))
+        tell = stack.enter_context(tracing(options.otlp))
         model = load(options)
         service = service_of(model, options)
         service.platform = platform
@@ -43,7 +49,7 @@ def run(options: ServeOptions) -> int:
                 print(f"\nnote  {TOY.format(command='serve')}", flush=True)
 
         with kept_packed(model, options):
-            serve(service, listener, announce, site_of(options))
+            serve(service, listener, announce, msgspec.structs.replace(site_of(options), tell=tell))
     print("stopped", file=sys.stderr)
     return 0
 
@@ -120,6 +126,7 @@ def site_of(options: ServeOptions) -> Site:
         allow_origins=options.allow_origin,
         base_path=f"/{path}" if (path := options.base_path.strip("/")) else "",
         log=options.log,
+        log_format=options.log_format,
         data=Path(options.data_dir) if options.data_dir else data_folder(os.environ),
     )
 

@@ -138,7 +138,9 @@ async def _late(work: asyncio.Future[msgspec.Struct], writer: Failing, silence: 
 def note(request: Request, stream: Stream, timer: RequestTimer) -> None:
     """Have what becomes of an answer stand in the log."""
     timer.prompt_tokens = len(stream.request.prompt)
-    record_of(request.scope).timers.append(timer)
+    record = record_of(request.scope)
+    record.timers.append(timer)
+    record.answers.append(stream.request.id)
 
 
 async def _events(

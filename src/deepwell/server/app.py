@@ -102,7 +102,7 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
     ]
     counted = frozenset(route.path for route in routes)
     middleware = [
-        Middleware(RecordRequests, metrics=service.metrics, paths=counted, base_path=site.base_path),
+        Middleware(RecordRequests, metrics=service.metrics, paths=counted, base_path=site.base_path, tell=site.tell),
         Middleware(anthropic.WordErrors, base_path=site.base_path),
         *([Middleware(CheckHost, hosts=hosts)] if hosts else []),
         *([_allowing(site.allow_origins)] if site.allow_origins else []),

@@ -83,7 +83,7 @@ class Server(uvicorn.Server):
         self._service, self._on_ready = service, on_ready
         self._listener = listener
         self.address = _address(self._listener)
-        set_log(site.log)
+        set_log(site.log, site.log_format)
         hosts = Hosts(listener.getsockname()[0], (site.host, *site.allow_hosts))
         config = uvicorn.Config(
             create_app(service, site, hosts),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from deepwell.options import RequestLog
+from deepwell.options import LogFormat, RequestLog
+from deepwell.server.request_log import Noted
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,7 +16,8 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
 
     `host`: the name or address under which it was asked to listen. `allow_hosts`: more names that it answers to; * for
     every name. `allow_origins`: sites whose pages may ask. `base_path`: "" or a path such as /deepwell, under which
-    everything is. `log`: which requests get a line on standard error. `data`: the folder of files
+    everything is. `log`: which requests get a line on standard error, `log_format` as
+    what; `tell` is told of each at its end. `data`: the folder of files
     and batches, None to keep none.
     """
 
@@ -23,4 +26,6 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     allow_origins: tuple[str, ...] = ()
     base_path: str = ""
     log: RequestLog = "requests"
+    log_format: LogFormat = "text"
+    tell: Callable[[Noted], None] | None = None
     data: Path | None = None
