@@ -121,7 +121,7 @@ def test_an_allowed_site_may_ask(allowed: tuple[str, ...]) -> None:
 
 
 def test_a_failure_of_ours_can_be_read_by_an_allowed_site(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepwell.server.chat_completions.render_chat", lambda *_: 1 / 0)
+    monkeypatch.setattr("deepwell.server.question.render_chat", lambda *_: 1 / 0)
     with client_of(allow_origins=(PAGE,)) as client:
         answer = client.post(CHAT, json=chat(), headers={"Origin": PAGE})
         assert answer.status_code == 500
@@ -204,7 +204,7 @@ def test_a_client_that_left_is_a_499_in_log_and_metrics(logged: pytest.LogCaptur
 
 
 def test_a_failure_is_logged_with_its_cause(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepwell.server.chat_completions.render_chat", lambda *_: 1 / 0)
+    monkeypatch.setattr("deepwell.server.question.render_chat", lambda *_: 1 / 0)
     with client_of() as client:
         assert client.post(CHAT, json=chat()).status_code == 500
     (record,) = [record for record in caplog.records if record.name == "deepwell.server"]
