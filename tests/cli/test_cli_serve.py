@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -23,6 +24,7 @@ from cli_calls import COMMAND, deepwell
 
 from deepwell import __version__
 from deepwell.accounts import Keys, open_database
+from deepwell.accounts.database import data_folder
 from deepwell.cli import serve as serve_command
 from deepwell.cli.model import TOY, load
 from deepwell.loading.load import LoadedModel
@@ -219,11 +221,12 @@ def test_no_setting_of_the_server_is_without_an_option() -> None:
 
 
 def test_what_stands_around_the_endpoints_has_its_options() -> None:
-    given = {"host": "localhost", "base_path": "/x", "log": "none"}
-    options = ServeOptions(**given, allow_host=("a.example",), allow_origin=("https://b.example",))
-    site = Site(**given, allow_hosts=("a.example",), allow_origins=("https://b.example",))
+    given = {"host": "localhost", "base_path": "/x", "log": "none", "log_format": "json"}
+    options = ServeOptions(**given, allow_host=("a.example",), allow_origin=("https://b.example",), data_dir="/y")
+    site = Site(**given, allow_hosts=("a.example",), allow_origins=("https://b.example",), data=Path("/y"))
     assert serve_command.site_of(options) == site
-    assert serve_command.site_of(ServeOptions()) == Site(), "the options have the settings' own defaults"
+    kept = Site(data=data_folder(os.environ))
+    assert serve_command.site_of(ServeOptions()) == kept, "the options have the settings' own defaults"
 
 
 @pytest.mark.parametrize(("log", "lines"), [("requests", 2), ("errors", 1), ("none", 0)])
