@@ -8,6 +8,13 @@ from deepwell.accounts.limits import MINUTE, Window
 SECOND = 10**9
 
 
+def test_what_is_never_asked_does_not_grow() -> None:
+    window = Window()
+    for second in range(1000):
+        window.add(second * SECOND, 1)
+    assert len(window._amounts) == 60
+
+
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=20), st.integers(1, 30), st.integers(0, 12))
 def test_the_wait_is_exact(steps: list[tuple[int, int]], limit: int, amount: int) -> None:
     window, now, past = Window(), 0, []

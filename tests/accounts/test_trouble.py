@@ -131,6 +131,33 @@ def test_two_requests_share_a_balance(sqlite: Database) -> None:
     platform.close()
 
 
+def test_many_prompts_are_not_begun_on_one_penny(sqlite: Database) -> None:
+    """What a prompt will cost is held back from others until it is counted; an answer under way is not ended for it."""
+    secret, key = Keys(sqlite).add("ada")
+    Ledger(sqlite).move(key.account, "USD", "top_up", 20, 1)
+    platform = Platform(sqlite, Flat())
+    caller = platform.caller(secret)
+    first = platform.open(caller, id="a", **ASK)
+    assert first.progress(0, 5, 1)
+    second = platform.open(caller, id="b", **ASK | {"prompt_tokens": 14})
+    with pytest.raises(Broke):
+        platform.open(caller, id="c", **ASK)
+    assert first.progress(0, 5, 2)
+    assert second.progress(10, 2, 0), "what the cache knew costs less"
+    platform.open(caller, id="c", **ASK).end(0, 0, 0, 0, "cancelled")
+    platform.close()
+    assert [tab.held for tab in platform._tabs.values()] == [0]
+
+
+def test_a_budget_in_another_currency_is_not_forgotten(sqlite: Database) -> None:
+    secret, key = Keys(sqlite).add("ada", limits=Limits(budget=10, budget_currency="CNY"))
+    Ledger(sqlite).move(key.account, "USD", "top_up", 20, 1)
+    platform = Platform(sqlite, Flat())
+    with pytest.raises(Broke, match="budget is in CNY, and the price in USD"):
+        platform.open(platform.caller(secret), id="a", **ASK)
+    platform.close()
+
+
 def test_money_that_comes_meanwhile_is_seen_within_seconds(sqlite: Database) -> None:
     secret, key = Keys(sqlite).add("ada")
     ledger = Ledger(sqlite)

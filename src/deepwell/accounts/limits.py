@@ -15,6 +15,7 @@ class Window:
         self._total = 0
 
     def add(self, now: int, amount: int) -> None:
+        self.total(now)  # forgets, so that nothing grows where nobody asks
         self._amounts.append((now, amount))
         self._total += amount
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Tab:
     """Money that requests may still use, in micro-units: what there is by the database, less what it does not know."""
 
-    __slots__ = ("_read", "committing", "exhausted", "read_at", "settled", "settlements", "unsettled")
+    __slots__ = ("_read", "committing", "exhausted", "held", "read_at", "settled", "settlements", "unsettled")
 
     def __init__(self, exhausted: str, read: Callable[[], int]) -> None:
         """`exhausted` is what to say when nothing is left; `read` asks the database, and may raise LedgerDown."""
@@ -32,6 +32,8 @@ class Tab:
         self.exhausted = exhausted
         self.settled = 0
         self.unsettled = 0
+        self.held = 0
+        """What prompts will cost at most that were not counted yet: many at once may not be begun on one penny."""
         self.settlements = 0
         """How often rows of this process changed it: what was read before one is out of date."""
         self.committing = 0
@@ -80,14 +82,15 @@ class Meter:
     """Of one request, for the thread that generates and the one that answers. `why` says why `progress` said no."""
 
     __slots__ = (
-        "_began", "_clock", "_done", "_first", "_hit", "_lock", "_miss", "_output", "_put", "_reason", "_reasoning",
-        "_trouble", "_whole", "caller", "cost", "live", "slot", "tabs", "use", "why",
+        "_began", "_clock", "_done", "_first", "_held", "_hit", "_lock", "_miss", "_output", "_put", "_reason",
+        "_reasoning", "_trouble", "_whole", "caller", "cost", "live", "slot", "tabs", "use", "why",
     )  # fmt: skip
 
     def __init__(
         self,
         caller: Caller,
         live: Live,
+        prompt_tokens: int,
         slot: Slot,
         tabs: Sequence[Tab],
         use: Use,
@@ -97,8 +100,8 @@ class Meter:
         trouble: Callable[[], DeepwellError | None],
         put: Callable[[Meter], None],
     ) -> None:
-        """`lock` guards tabs and use; `trouble` says what keeps the ledger from being written; `put` takes the meter
-        when it has ended."""
+        """`lock`, which is held now, guards tabs and use; `trouble` says what keeps the ledger from being written;
+        `put` takes the meter when it has ended."""
         self.caller = caller
         self.live = live
         self.slot = slot
@@ -110,6 +113,10 @@ class Meter:
         self._lock = lock
         self._trouble = trouble
         self._put = put
+        self._held = live.price.cost(0, prompt_tokens, 0)
+        use.live += 1
+        for tab in tabs:
+            tab.held += self._held
         self._began = clock.elapsed()
         self._first: int | None = None
         self._whole = 0
@@ -180,4 +187,5 @@ class Meter:
         cost = self.live.price.cost(hit, miss, output)
         for tab in self.tabs:
             tab.unsettled += cost - self.cost
-        self.cost = cost
+            tab.held -= self._held
+        self.cost, self._held = cost, 0

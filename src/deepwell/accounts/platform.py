@@ -131,6 +131,7 @@ class Platform:
         tabs = self._may_begin(caller, model, price, started)
         live = Live(id, caller.account, caller.key, model, kind, started, price)
         with self._lock:
+            _check_money(tabs)
             if id in self._live:
                 raise ValueError(f"request {id} is being answered already")
             use = self._uses.setdefault(caller.key, Use())
@@ -141,10 +142,10 @@ class Platform:
             now = self.clock.elapsed()
             use.requests.add(now, 1)
             use.tokens.add(now, prompt_tokens)
-            use.live += 1
             made = Meter(
                 caller,
                 live,
+                prompt_tokens,
                 slot,
                 tabs,
                 use,
@@ -188,9 +189,7 @@ class Platform:
             raise ModelUnknown(f"this key may not use {model!r}; it may use {', '.join(caller.models)}", "model")
         tabs = self._tabs_of(caller, price, now)
         with self._lock:
-            for tab in tabs:
-                if tab.left <= 0:
-                    raise Broke(tab.exhausted)
+            _check_money(tabs)
         return tabs
 
     def _trouble(self) -> LedgerDown | None:
@@ -249,7 +248,9 @@ class Platform:
             )
         ]
         budget = limits.budget
-        if budget is not None and limits.budget_currency == price.currency:
+        if budget is not None and limits.budget_currency != price.currency:
+            raise Broke(f"this key's budget is in {limits.budget_currency}, and the price in {price.currency}")
+        if budget is not None:
             since = month_start(started) if limits.budget_period == "month" else 0
             tabs.append(
                 self._tab(
@@ -264,7 +265,7 @@ class Platform:
         with self._lock:
             tab = self._tabs.get(name)
             if tab is None:
-                _bound(self._tabs, lambda tab: not tab.unsettled)
+                _bound(self._tabs, lambda tab: not (tab.unsettled or tab.held))
                 tab = self._tabs[name] = Tab(exhausted, read)
         tab.refresh(self.clock, self._lock)
         return tab
@@ -355,6 +356,12 @@ def _row(found: Found) -> Row:
         currency=price.currency,
         cost=price.cost(found.hit, found.miss, found.output),
     )
+
+
+def _check_money(tabs: Sequence[Tab]) -> None:
+    for tab in tabs:
+        if tab.left - tab.held <= 0:
+            raise Broke(tab.exhausted)
 
 
 def _refuse(wait: int, message: str, limit: str) -> None:
