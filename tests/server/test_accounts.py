@@ -207,6 +207,40 @@ def test_an_answer_ends_when_the_money_does(streamed: bool, database: Database) 
     house.platform.close()
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        (MESSAGES, {"max_tokens": 200, "metadata": {"user_id": '{"device_id": "0"}'}}, "messages"),
+        ("/v1/responses", {"input": "Hi", "max_output_tokens": 200}, "responses"),
+    ],
+)
+def test_an_answer_of_another_protocol_ends_as_if_it_had_been_as_long_as_it_may_be(
+    path: str, body: dict[str, Any], kind: str, streamed: bool, database: Database
+) -> None:
+    house = House(database, FakeRunner(context=CONTEXT, next_token=endless), prices=Flat())
+    secret, key = Keys(database).add("ada")
+    Ledger(database).move(key.account, "USD", "top_up", 200, 1)
+    body = {"model": MODEL, "stream": streamed} | body
+    if "input" not in body:
+        body["messages"] = chat()["messages"]
+    with client_of(house.service) as client:
+        answer = client.post(path, json=body, headers={"x-api-key": secret})
+        events = [json.loads(data) for data in answer.text.split("data: ")[1:] for data in data.splitlines()[:1]]
+        if kind == "messages":
+            last = events[-2] if streamed else answer.json()
+            assert (last["delta"] if streamed else last)["stop_reason"] == "max_tokens"
+        else:
+            last = events[-1]["response"] if streamed else answer.json()
+            assert last["incomplete_details"] == {"reason": "max_output_tokens"}
+        [row] = house.rows()
+        assert (row.output, row.reason, row.kind) == (last["usage"]["output_tokens"], "cut", kind)
+        refused = client.post(path, json=body, headers={"x-api-key": secret})
+    assert refused.status_code == 402
+    assert refused.json()["error"]["type"] == ("billing_error" if kind == "messages" else "insufficient_balance")
+    house.platform.close()
+
+
 def test_a_keys_own_limits_are_a_429_that_says_when(house: House, client: TestClient) -> None:
     headers = house.key(limits=Limits(requests_per_minute=1))
     assert client.post(CHAT, json=chat(), headers=headers).status_code == 200

@@ -85,7 +85,7 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
         *(Route(f"{prefix}/responses", responses, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/responses/input_tokens", input_tokens, methods=["POST"]) for prefix in PREFIXES),
         *(
-            Route(f"{prefix}/responses/{{id:path}}", not_stored, methods=["GET", "POST", "DELETE"])
+            Route(f"{prefix}/responses/resp_{{id:path}}", not_stored, methods=["GET", "POST", "DELETE"])
             for prefix in PREFIXES
         ),
         *(Route(f"{prefix}/messages", anthropic.messages, methods=["POST"]) for prefix in ANTHROPIC),

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from deepwell import __version__
+from deepwell.server.anthropic.errors import AnthropicError
+from deepwell.server.anthropic.models import ModelInfo, ModelInfos
+from deepwell.server.anthropic.protocol import CountRequest, MessagesRequest
+from deepwell.server.anthropic.replies import MessageAnswer, MessageEvent, TokenCount
 from deepwell.server.batches.objects import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
 from deepwell.server.embeddings import EmbeddingRequest, Embeddings
 from deepwell.server.errors import ErrorBody
 from deepwell.server.infill import Infilled, InfillRequest
 from deepwell.server.protocol import ChatRequest, CompletionRequest
 from deepwell.server.replies import ChatChunk, ChatCompletion, ModelCard, ModelList, TextCompletion
+from deepwell.server.responses.protocol import ResponsesRequest
+from deepwell.server.responses.replies import InputTokens, ResponseAnswer, ResponseEvent
 from deepwell.server.tokens import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest, TokenizerInfo
 
 ERRORS = {
@@ -33,6 +39,9 @@ def openapi() -> dict[str, Any]:
         CompletionRequest,
         InfillRequest,
         EmbeddingRequest,
+        ResponsesRequest,
+        MessagesRequest,
+        CountRequest,
         TokenizeRequest,
         DetokenizeRequest,
         BatchRequest,
@@ -43,6 +52,15 @@ def openapi() -> dict[str, Any]:
         TextCompletion,
         Infilled,
         Embeddings,
+        ResponseAnswer,
+        InputTokens,
+        *get_args(ResponseEvent),
+        MessageAnswer,
+        TokenCount,
+        *get_args(MessageEvent),
+        ModelInfo,
+        ModelInfos,
+        AnthropicError,
         Tokenized,
         Detokenized,
         TokenizerInfo,
@@ -72,6 +90,8 @@ def openapi() -> dict[str, Any]:
             "/v1/models": _get("The model names that requests may use.", _json(ModelList)),
             "/v1/models/{id}": _with_id(_get("One of them.", _json(ModelCard))),
             **_batches(),
+            **_responses(),
+            **_messages(),
             "/health": _get("Whether the server takes requests.", {"application/json": {}}),
             "/metrics": _get("Metrics in Prometheus' text format.", {"text/plain": {}}),
         },
@@ -102,8 +122,42 @@ def _batches() -> dict[str, Any]:
     }
 
 
-def _post(text: str, body: type | None, answer: type, chunk: type | None = None) -> dict[str, Any]:
-    content = _json(answer) | ({"text/event-stream": {"schema": _ref(chunk)}} if chunk else {})
+def _responses() -> dict[str, Any]:
+    path = "/v1/responses"
+    return {
+        path: _post("Answer items with items.", ResponsesRequest, ResponseAnswer, ResponseEvent),
+        f"{path}/input_tokens": _post("How long the prompt is.", ResponsesRequest, InputTokens),
+    }
+
+
+def _messages() -> dict[str, Any]:
+    """Each below /anthropic; the first two also without it."""
+    message = _post("Answer a conversation, in Anthropic's words.", MessagesRequest, MessageAnswer, MessageEvent)
+    count = _post("How long the prompt of a conversation is.", CountRequest, TokenCount)
+    models = _get("The model names that requests may use.", _json(ModelInfos))
+    paths = {
+        "/v1/messages": message,
+        "/v1/messages/count_tokens": count,
+        "/anthropic/v1/messages": message,
+        "/anthropic/v1/messages/count_tokens": count,
+        "/anthropic/v1/models": models,
+        "/anthropic/v1/models/{id}": _with_id(_get("One of them.", _json(ModelInfo))),
+    }
+    return {path: _with_errors(item, AnthropicError) for path, item in paths.items()}
+
+
+def _with_errors(item: dict[str, Any], kind: type) -> dict[str, Any]:
+    """A path whose errors have a shape of their own."""
+    worded = {code: {**error, "content": _json(kind)} for code, error in _ERRORS.items()}
+    done = {how: {**item[how], "responses": item[how]["responses"] | worded} for how in ("get", "post") if how in item}
+    return item | done
+
+
+def _post(text: str, body: type | None, answer: type, chunk: Any = None) -> dict[str, Any]:
+    """`chunk` is what a stream consists of: one kind, or a union of several."""
+    kinds = [_ref(kind) for kind in get_args(chunk) or ([chunk] if chunk else [])]
+    events = {"text/event-stream": {"schema": {"anyOf": kinds} if len(kinds) > 1 else kinds[0]}} if kinds else {}
+    content = _json(answer) | events
     how = "The answer, whole or streamed." if chunk else "The answer."
     asked: dict[str, Any] = {"requestBody": {"required": True, "content": _json(body)}} if body else {}
     return {

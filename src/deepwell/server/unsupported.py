@@ -18,7 +18,7 @@ _NOTHING: tuple[Any, ...] = ("", 0, [], {})
 """Besides null, and false, which equals 0."""
 
 
-def _off(*neutral: Any, instead: str = "") -> Meta:
+def off(*neutral: Any, instead: str = "") -> Meta:
     """A field that may be null, or a value that asks for nothing; `instead` is what does the same here."""
     allowed = f"leave it out{f', or use {instead}' if instead else ''}"
     if neutral:
@@ -30,63 +30,63 @@ class Unsupported(msgspec.Struct, frozen=True, kw_only=True):
     """A base of requests, which may declare such a field anew to support it."""
 
     # what shape the answer must have
-    guided_decoding: Annotated[Any, _off()] = None
-    structural_tag: Annotated[Any, _off()] = None
-    allowed_token_ids: Annotated[Any, _off()] = None
-    bad_words: Annotated[Any, _off(instead="logit_bias")] = None
-    stop_regex: Annotated[Any, _off(instead="stop")] = None
+    guided_decoding: Annotated[Any, off()] = None
+    structural_tag: Annotated[Any, off()] = None
+    allowed_token_ids: Annotated[Any, off()] = None
+    bad_words: Annotated[Any, off(instead="logit_bias")] = None
+    stop_regex: Annotated[Any, off(instead="stop")] = None
     # how tokens are chosen
-    best_of: Annotated[Any, _off(1)] = None
-    use_beam_search: Annotated[Any, _off()] = None
-    length_penalty: Annotated[Any, _off(1)] = None
-    typical_p: Annotated[Any, _off(1)] = None
-    tfs_z: Annotated[Any, _off(1)] = None
-    top_a: Annotated[Any, _off()] = None
-    top_n_sigma: Annotated[Any, _off(-1, 0)] = None
-    mirostat: Annotated[Any, _off()] = None
-    dynatemp_range: Annotated[Any, _off()] = None
-    xtc_probability: Annotated[Any, _off()] = None
-    dry_multiplier: Annotated[Any, _off()] = None
-    repeat_penalty: Annotated[Any, _off(1, instead="repetition_penalty")] = None
-    samplers: Annotated[Any, _off()] = None
-    logits_processors: Annotated[Any, _off()] = None
-    custom_logit_processor: Annotated[Any, _off()] = None
+    best_of: Annotated[Any, off(1)] = None
+    use_beam_search: Annotated[Any, off()] = None
+    length_penalty: Annotated[Any, off(1)] = None
+    typical_p: Annotated[Any, off(1)] = None
+    tfs_z: Annotated[Any, off(1)] = None
+    top_a: Annotated[Any, off()] = None
+    top_n_sigma: Annotated[Any, off(-1, 0)] = None
+    mirostat: Annotated[Any, off()] = None
+    dynatemp_range: Annotated[Any, off()] = None
+    xtc_probability: Annotated[Any, off()] = None
+    dry_multiplier: Annotated[Any, off()] = None
+    repeat_penalty: Annotated[Any, off(1, instead="repetition_penalty")] = None
+    samplers: Annotated[Any, off()] = None
+    logits_processors: Annotated[Any, off()] = None
+    custom_logit_processor: Annotated[Any, off()] = None
     # how long it is
-    min_tokens: Annotated[Any, _off()] = None
-    n_predict: Annotated[Any, _off(-1, instead="max_tokens")] = None
-    thinking_token_budget: Annotated[Any, _off(-1)] = None
+    min_tokens: Annotated[Any, off()] = None
+    n_predict: Annotated[Any, off(-1, instead="max_tokens")] = None
+    thinking_token_budget: Annotated[Any, off(-1)] = None
     # what the model is and what it reads
-    lora: Annotated[Any, _off()] = None
-    lora_path: Annotated[Any, _off()] = None
-    prompt_embeds: Annotated[Any, _off()] = None
-    truncate_prompt_tokens: Annotated[Any, _off()] = None
+    lora: Annotated[Any, off()] = None
+    lora_path: Annotated[Any, off()] = None
+    prompt_embeds: Annotated[Any, off()] = None
+    truncate_prompt_tokens: Annotated[Any, off()] = None
     # what is told of it
-    n_probs: Annotated[Any, _off(0, instead="logprobs")] = None
-    prompt_logprobs: Annotated[Any, _off(instead="echo with logprobs at /v1/completions")] = None
-    return_tokens: Annotated[Any, _off()] = None
-    return_token_ids: Annotated[Any, _off()] = None
-    return_tokens_as_token_ids: Annotated[Any, _off()] = None
-    return_hidden_states: Annotated[Any, _off()] = None
-    include_stop_str_in_output: Annotated[Any, _off()] = None
-    no_stop_trim: Annotated[Any, _off()] = None
-    skip_special_tokens: Annotated[Any, _off(True)] = None
+    n_probs: Annotated[Any, off(0, instead="logprobs")] = None
+    prompt_logprobs: Annotated[Any, off(instead="echo with logprobs at /v1/completions")] = None
+    return_tokens: Annotated[Any, off()] = None
+    return_token_ids: Annotated[Any, off()] = None
+    return_tokens_as_token_ids: Annotated[Any, off()] = None
+    return_hidden_states: Annotated[Any, off()] = None
+    include_stop_str_in_output: Annotated[Any, off()] = None
+    no_stop_trim: Annotated[Any, off()] = None
+    skip_special_tokens: Annotated[Any, off(True)] = None
     # what is said in a chat, and how
-    functions: Annotated[Any, _off(instead="tools")] = None
-    function_call: Annotated[Any, _off("none", "auto", instead="tool_choice")] = None
-    modalities: Annotated[Any, _off(["text"])] = None
-    audio: Annotated[Any, _off()] = None
-    web_search_options: Annotated[Any, _off()] = None
-    verbosity: Annotated[Any, _off("medium")] = None
-    reasoning: Annotated[Any, _off(instead="thinking or reasoning_effort")] = None
-    reasoning_format: Annotated[Any, _off("auto", "deepseek")] = None
-    separate_reasoning: Annotated[Any, _off(True)] = None
-    include_reasoning: Annotated[Any, _off(True)] = None
-    chat_template: Annotated[Any, _off()] = None
-    documents: Annotated[Any, _off()] = None
-    add_generation_prompt: Annotated[Any, _off(True)] = None
-    continue_final_message: Annotated[Any, _off(instead="prefix: true in the last message")] = None
-    add_special_tokens: Annotated[Any, _off(False)] = None
-    echo: Annotated[Any, _off()] = None
+    functions: Annotated[Any, off(instead="tools")] = None
+    function_call: Annotated[Any, off("none", "auto", instead="tool_choice")] = None
+    modalities: Annotated[Any, off(["text"])] = None
+    audio: Annotated[Any, off()] = None
+    web_search_options: Annotated[Any, off()] = None
+    verbosity: Annotated[Any, off("medium")] = None
+    reasoning: Annotated[Any, off(instead="thinking or reasoning_effort")] = None
+    reasoning_format: Annotated[Any, off("auto", "deepseek")] = None
+    separate_reasoning: Annotated[Any, off(True)] = None
+    include_reasoning: Annotated[Any, off(True)] = None
+    chat_template: Annotated[Any, off()] = None
+    documents: Annotated[Any, off()] = None
+    add_generation_prompt: Annotated[Any, off(True)] = None
+    continue_final_message: Annotated[Any, off(instead="prefix: true in the last message")] = None
+    add_special_tokens: Annotated[Any, off(False)] = None
+    echo: Annotated[Any, off()] = None
 
 
 def check_supported(asked: msgspec.Struct, where: str = "") -> None:

@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deepwell.errors import ModelUnknown
 from deepwell.server.callers import allowed, caller_of
 from deepwell.server.errors import JsonResponse
 from deepwell.server.service import Service
@@ -56,7 +57,10 @@ async def models(request: Request) -> Response:
 async def model(request: Request) -> Response:
     """One of them."""
     service: Service = request.app.state.service
-    return JsonResponse(_info(named(request.path_params["id"], service), service))
+    name = named(request.path_params["id"], service)
+    if not allowed([name], caller_of(request)):
+        raise ModelUnknown(f"this key may not use {name!r}", "model")
+    return JsonResponse(_info(name, service))
 
 
 def asks_anthropic(request: Request) -> bool:

@@ -10,8 +10,7 @@ from msgspec import Meta
 from deepwell import bounds
 from deepwell.bounds import words
 from deepwell.server.protocol import MAX_INT, CallId, StopStrings, Tokens
-from deepwell.server.unsupported import Unsupported
-from deepwell.server.unsupported import _off as off
+from deepwell.server.unsupported import Unsupported, off
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +75,12 @@ class OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
     format: OutputFormat | None = None
 
 
+class Metadata(msgspec.Struct, frozen=True, kw_only=True):
+    """For whom, among your users, you ask: any text."""
+
+    user_id: str | None = None
+
+
 class CountRequest(Unsupported, frozen=True, kw_only=True):
     """Body of POST /v1/messages/count_tokens."""
 
@@ -108,6 +113,7 @@ class CountRequest(Unsupported, frozen=True, kw_only=True):
 class MessagesRequest(CountRequest, frozen=True, kw_only=True):
     """Body of POST /v1/messages."""
 
+    metadata: Annotated[Metadata | None, Meta(description='an object such as {"user_id": "..."}')] = None
     max_tokens: Annotated[Tokens | None, Meta(description="an integer of at least 1")] = None
     stop_sequences: Annotated[StopStrings | None, Meta(description="a list of texts that end the answer")] = None
     stream: Annotated[bool | None, Meta(description="true or false")] = None
@@ -118,3 +124,8 @@ class MessagesRequest(CountRequest, frozen=True, kw_only=True):
     top_k: Annotated[
         Annotated[int, Meta(ge=-1, le=MAX_INT)] | None, Meta(description="an integer; 0 and -1 keep all tokens")
     ] = None
+
+    @property
+    def user_id(self) -> str | None:
+        """For whom the caller asks, as in chat completions."""
+        return None if self.metadata is None else self.metadata.user_id

@@ -125,9 +125,9 @@ class TokenCount(msgspec.Struct, frozen=True):
 
 
 def end_of(delta: Delta, called: bool) -> End:
-    """Why an answer ended that is complete, or as long as it may be."""
+    """Why an answer ended that is complete, or as long as it may be: by its own limit, or by what a key may pay."""
     if delta.stopped_by is not None:
         return End("stop_sequence", delta.stopped_by)
-    if delta.finish_reason == "length":
+    if delta.finish_reason != "stop":
         return End("max_tokens", None)
     return End("tool_use" if called else "end_turn", None)

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from deepwell.server.protocol import CallId, SamplingFields, Tokens
-from deepwell.server.unsupported import _off as off
+from deepwell.server.unsupported import off
 
 
 class ItemPart(msgspec.Struct, frozen=True, kw_only=True):

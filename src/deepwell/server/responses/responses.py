@@ -57,7 +57,7 @@ async def input_tokens(request: Request) -> Response:
 
 async def not_stored(request: Request) -> Response:
     """What becomes of a request for an earlier answer."""
-    message = f"there is no response {shown(request.path_params['id'])}: this server stores no responses"
+    message = f"there is no response {shown('resp_' + request.path_params['id'])}: this server stores no responses"
     return JsonResponse(error_body(message, INVALID, "response_id"), status_code=404)
 
 
