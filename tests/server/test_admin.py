@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+from httpx import Response
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from serving import make_service
 from starlette.testclient import TestClient
 
@@ -20,6 +25,29 @@ HOUR = 3600 * 10**6
 NOON = 1_767_268_800 * 10**6
 """2026-01-01, 12:00 UTC"""
 NOW = NOON + HOUR // 2
+
+
+ODD: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=20),
+    st.sampled_from(
+        ["USD", "grant", "adjustment", "admin", "1e999999999", "-0.0000001", "0x10", "NaN", "1" * 40, "\0"]
+    ),
+    st.lists(st.text(max_size=5), max_size=3),
+)
+BODY = ("name", "role", "models", "expires", "limits", "kind", "amount", "currency", "note")
+LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent", "budget", "budget_currency", "budget_period")
+
+
+def odd(*names: str, **more: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional={**dict.fromkeys(names, ODD), **more})
+
+
+def send(client: TestClient, path: str, body: dict[str, Any]) -> Response:
+    return client.post(f"/admin/{path}", content=json.dumps(body), headers={"Content-Type": "application/json"})
 
 
 def row(id: str, started: int, *, key: int = 1, **fields: Any) -> Row:
@@ -153,13 +181,39 @@ def test_a_key_is_shown_once_limited_and_revoked(admin: TestClient, platform: Pl
         ("accounts/0/movements", {"kind": "grant", "amount": "1"}, "there is no account 0"),
         ("accounts/1/movements", {"kind": "grant", "amount": "-1"}, "must be above 0"),
         ("accounts/1/movements", {"kind": "top_up", "amount": "1", "expires": 10**10}, "only a grant may end"),
+        ("accounts/1/movements", {"kind": "grant", "amount": "1", "note": "\0"}, "note must be printable"),
+        ("accounts/1/movements", {"kind": "grant", "amount": "1", "currency": "USD\n"}, "currency"),
+        ("accounts/1/movements", {"kind": "grant", "amount": "9" * 5000}, "amount must be"),
+        ("accounts/1/movements", {"kind": "grant", "amount": "1", "expires": 2**53}, "expires"),
+        ("keys", {"name": "a", "expires": 2**53}, "expires"),
+        ("keys", {"name": "\ud800"}, ""),
+        ("keys", {"name": "a", "models": ["m" * 201]}, "models"),
         ("accounts/1/movements", {"kind": "gift", "amount": "1"}, "kind"),
     ],
 )
 def test_what_cannot_be_is_refused_by_its_name(admin: TestClient, path: str, body: dict[str, Any], said: str) -> None:
-    answer = admin.post(f"/admin/{path}", json=body)
+    answer = send(admin, path, body)
     assert answer.status_code == 400
     assert said in answer.json()["error"]["message"]
+
+
+@given(
+    path=st.sampled_from(["keys", "keys/2", "accounts/1/movements"]),
+    body=odd(*BODY, limits=odd(*LIMITS) | ODD),
+    asked=st.sampled_from(["keys", "accounts", "usage", "books"]),
+    query=odd("after", "limit", "name", "by", "from", "until", "offset"),
+)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_nothing_that_is_sent_breaks_the_server(
+    admin: TestClient, path: str, body: dict[str, Any], asked: str, query: dict[str, Any]
+) -> None:
+    assert send(admin, path, body).status_code in (200, 400)
+    for method in ("GET", "POST"):
+        assert admin.request(method, f"/admin/{asked}?{urlencode(query, errors='replace')}").status_code in (
+            200,
+            400,
+            405,
+        )
 
 
 def test_lists_come_in_pages(admin: TestClient, desk: Desk) -> None:
@@ -173,7 +227,8 @@ def test_lists_come_in_pages(admin: TestClient, desk: Desk) -> None:
     assert not second["has_more"]
     found = admin.get("/admin/accounts", params={"name": "2 100%"}).json()["data"]
     assert [(one["name"], one["keys"]) for one in found] == [("user 2 100%", 2)]
-    assert admin.get("/admin/keys", params={"limit": "0"}).status_code == 400
+    for wrong in ({"limit": "0"}, {"after": "-1"}, {"after": "9" * 99}, {"name": "\0"}, {"name": "a" * 201}):
+        assert admin.get("/admin/keys", params=wrong).status_code == 400, wrong
 
 
 def test_money_comes_by_grants_and_top_ups(admin: TestClient) -> None:
@@ -211,7 +266,16 @@ def test_the_books_say_hour_by_hour_what_came_and_went(admin: TestClient, platfo
 
 
 @pytest.mark.parametrize(
-    "asked", [{"by": "week"}, {"from": "yesterday"}, {"from": "2027-01-01"}, {"from": "0"}, {"until": "9" * 19}]
+    "asked",
+    [
+        {"by": "week"},
+        {"from": "yesterday"},
+        {"from": "2027-01-01"},
+        {"from": "0"},
+        {"until": "9" * 19},
+        {"until": "9999-12-31T23:30Z"},
+        {"from": "0001-01-01"},
+    ],
 )
 def test_a_span_that_cannot_be_is_refused(admin: TestClient, asked: dict[str, str]) -> None:
     assert admin.get("/admin/books", params=asked).status_code == 400
@@ -238,8 +302,9 @@ def test_the_running_hour_is_a_metric(admin: TestClient, platform: Platform) -> 
     assert 'deepwell:hour_first_token_seconds{model_name="deepwell-test",quantile="0.99"} 0.1' in text
 
 
-def counter(folder: Path, value: int) -> None:
+def counter(folder: Path, value: int, name: str = "package-0") -> None:
     folder.mkdir(exist_ok=True)
+    (folder / "name").write_text(f"{name}\n")
     (folder / "energy_uj").write_text(f"{value}\n")
     (folder / "max_energy_range_uj").write_text("10000000000\n")
 
@@ -247,7 +312,8 @@ def counter(folder: Path, value: int) -> None:
 def test_energy_is_counted_by_the_hour_past_the_counters_end(tmp_path: Path) -> None:
     moments = [3600.0]
     counter(tmp_path / "intel-rapl:0", 9_000_000_000)
-    counter(tmp_path / "intel-rapl:0:0", 5)
+    counter(tmp_path / "intel-rapl:0:0", 5, "core")
+    counter(tmp_path / "intel-rapl:1", 5, "psys")
     energy = Energy(tmp_path, lambda: moments[-1])
     assert energy.why_not is None
     counter(tmp_path / "intel-rapl:0", 2_600_000_000)

@@ -16,15 +16,17 @@ from deepwell.accounts.money import MAX_AMOUNT, micro, units
 from deepwell.accounts.rolls import Account
 from deepwell.errors import RequestError
 from deepwell.server.books import books, usage
-from deepwell.server.desk import SECOND, Desk, endpoint, integer
+from deepwell.server.desk import LAST_MOMENT, SECOND, Desk, endpoint, integer
 
 MOST_LISTED = 500
 MAX_INTEGER = 2**53
+MAX_NAME = 200
 
 Count = Annotated[int, Meta(ge=1, le=MAX_INTEGER, description="a whole number of 1 or more, or null for no limit")]
-Currency = Annotated[str, Meta(pattern="^[A-Z]{3}$", description="a currency's three letters")]
-Models = Annotated[list[str], Meta(max_length=100, description="at most 100 names of models, or null for all")]
-Moment = Annotated[int, Meta(ge=0, le=MAX_INTEGER, description="seconds since 1970, or null for never")]
+Currency = Annotated[str, Meta(pattern="^[A-Z]{3}$", max_length=3, description="a currency's three letters")]
+Model = Annotated[str, Meta(max_length=200)]
+Models = Annotated[list[Model], Meta(max_length=100, description="at most 100 names of models, or null for all")]
+Moment = Annotated[int, Meta(ge=0, le=LAST_MOMENT // SECOND, description="seconds since 1970, or null for never")]
 
 
 class LimitsBody(msgspec.Struct, frozen=True):
@@ -172,6 +174,8 @@ def move(request: Request, desk: Desk, body: MovementBody) -> AccountCard:
     """A grant, a top-up or an adjustment; the account after it."""
     account = desk.rolls.account(_id(request), desk.now)
     amount = micro(body.amount, "amount", least=-MAX_AMOUNT)
+    if not body.note.isprintable():
+        raise RequestError("note must be printable text", "note")
     desk.ledger.move(
         account.id, body.currency, body.kind, amount, desk.now, expires=_micros(body.expires), note=body.note
     )
@@ -182,7 +186,11 @@ def _page(request: Request) -> tuple[int, int, str]:
     """What page of a list is asked for: behind which id, how many at most, with which text in the name."""
     after = integer(request, "after", 0, 0, MAX_INTEGER)
     limit = integer(request, "limit", 50, 1, MOST_LISTED)
-    return after, limit, request.query_params.get("name", "")[:200]
+    holding = request.query_params.get("name", "")
+    # Names are printable: PostgreSQL would not even be asked for one with a zero in it.
+    if len(holding) > MAX_NAME or not holding.isprintable():
+        raise RequestError(f"name must be a part of a name, {MAX_NAME} printable characters at most", "name")
+    return after, limit, holding
 
 
 def _id(request: Request) -> int:

@@ -21,6 +21,9 @@ from deepwell.server.errors import FORBIDDEN, INVALID, JsonResponse, error_body
 SECOND = 1_000_000
 """In microseconds."""
 
+LAST_MOMENT = 253_370_764_800 * SECOND
+"""The beginning of the year 9999: times end, and are rounded up."""
+
 Handler = Callable[..., object]
 
 
@@ -96,7 +99,8 @@ def moment(request: Request, name: str, default: int) -> int:
         seconds = (
             int(text[:20]) if said is None else int((said if said.tzinfo else said.replace(tzinfo=UTC)).timestamp())
         )
-        iso(seconds * SECOND)
+        if not 0 <= seconds * SECOND <= LAST_MOMENT:
+            raise ValueError
     except (ValueError, OverflowError):
         raise RequestError(f"{name} must be a time such as 2026-01-31T12:00Z, or seconds since 1970", name) from None
     return seconds * SECOND

@@ -83,8 +83,15 @@ class _Counter:
 
 
 def _packages(folder: Path) -> list[Path]:
-    """One counter a processor; its parts (intel-rapl:0:0) are contained in it."""
-    return sorted(path for path in folder.glob("*-rapl:*") if path.name.count(":") == 1)
+    """One counter a processor. Its parts are contained in it, and it in what counts the whole machine (psys)."""
+    return sorted(path for path in folder.glob("*-rapl:*") if _text(path / "name").startswith("package"))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _number(path: Path) -> int:
