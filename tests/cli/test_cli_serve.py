@@ -23,10 +23,11 @@ import pytest
 from cli_calls import COMMAND, deepwell
 
 from deepwell import __version__
-from deepwell.accounts import Keys, open_database
+from deepwell.accounts import Keys, Prices, open_database
 from deepwell.accounts.database import data_folder
 from deepwell.cli import serve as serve_command
 from deepwell.cli.model import TOY, load
+from deepwell.errors import ConfigError
 from deepwell.loading.load import LoadedModel
 from deepwell.model.accounting import account
 from deepwell.ops import native
@@ -287,3 +288,15 @@ def test_other_machines_are_answered_when_a_key_exists_or_all_may_ask(tmp_path: 
             urllib.request.urlopen(asked, timeout=10)
         asked.add_header("Authorization", f"Bearer {secret}")
         assert urllib.request.urlopen(asked, timeout=10).status == 200
+
+
+def test_a_served_name_without_a_price_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "prices.toml"
+    table.write_text("[models.deepsek]\nmiss = 1\noutput = 2\n")
+    prices = Prices.read(table)
+    with pytest.raises(ConfigError, match=r'no price for deepwell; add \[models."deepwell"\]'):
+        serve_command.check_priced(prices, ("deepwell",), table)
+    serve_command.check_priced(prices, ("deepsek",), table)
+    serve_command.check_priced(Prices(), ("deepwell",), None)
+    table.write_text('[models."*"]\nmiss = 0\noutput = 0\n')
+    serve_command.check_priced(Prices.read(table), ("deepwell",), table)

@@ -96,6 +96,10 @@ class Prices(msgspec.Struct, frozen=True):
         except (ConfigError, msgspec.ValidationError) as error:
             raise ConfigError(f"{path}: {str(error).replace('`$.', '`')}") from None
 
+    def knows(self, model: str) -> bool:
+        """Whether the table says what a model costs."""
+        return model in self.rates or OTHERS in self.rates
+
     def at(self, model: str, when: int, *, kind: str = "chat") -> Price:
         """The price of a request to `model` that arrived at `when` (microseconds, UTC). Batches cost a part of it, each
         price rounded to micro-units."""

@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -41,6 +41,7 @@ def run(options: ServeOptions) -> int:
         tell = stack.enter_context(tracing(options.otlp))
         model = load(options)
         service = service_of(model, options)
+        check_priced(platform.prices, service.names, options.prices)
         service.platform = platform
 
         def announce(address: str) -> None:
@@ -69,6 +70,16 @@ def platform_of(options: ServeOptions) -> Iterator[Platform]:
                 "`deepwell keys add NAME`, or let everybody ask with --open"
             )
         yield platform
+
+
+def check_priced(prices: Prices, names: Sequence[str], table: Path | None) -> None:
+    """ConfigError if there is a table of prices and a served name is not in it: it would be free, unnoticed."""
+    missing = [name for name in names if not prices.knows(name)]
+    if table is not None and missing:
+        raise ConfigError(
+            f"{table} has no price for {', '.join(missing)}; add [models.{json.dumps(missing[0])}] with miss and "
+            'output (0 is free), [models."*"] for every other name, or serve under a name that has one (--name)'
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -33,7 +33,8 @@ async def responses(request: Request) -> Response:
         asked = _with_limit(asked)
         model = check_common(asked, service)
         _check_included(asked)
-        question = await question_of(request, conversation_of(asked, service.format), service, "input")
+        conversation = await service.understood(request, lambda: conversation_of(asked, service.format))
+        question = await question_of(request, conversation, service, "input")
         max_tokens = max_tokens_of(asked, len(question.prompt), "input", service, question.habit)
         sampling = sampling_of(asked, service.advice, max_tokens, None, ends=service.ends)
         head = service.head(model)
@@ -51,7 +52,8 @@ async def input_tokens(request: Request) -> Response:
     service: Service = request.app.state.service
     asked = await service.bodies.read(request, ResponsesRequest)
     check_common(asked, service)
-    question = await question_of(request, conversation_of(asked, service.format), service, "input")
+    conversation = await service.understood(request, lambda: conversation_of(asked, service.format))
+    question = await question_of(request, conversation, service, "input")
     return JsonResponse(InputTokens(input_tokens=len(question.prompt)))
 
 
