@@ -5,11 +5,14 @@ from pathlib import Path
 import msgspec
 import pytest
 import seeded
+import torch
 from transformers import AutoModelForCausalLM
 
 from deepwell.loading import runner as runner_module
+from deepwell.loading.convert import prepare
 from deepwell.loading.fit import PRECISIONS, fit, report
 from deepwell.loading.memory import memory_need
+from deepwell.loading.pack import gguf_storages, storages
 from deepwell.loading.runner import NativeRunner
 from deepwell.model import from_hugging_face
 from deepwell.model.accounting import file_bytes
@@ -17,6 +20,8 @@ from deepwell.model.published import find_published
 from deepwell.ops import native
 from deepwell.ops.base import BLOCK_TOKENS
 from deepwell.weights.checkpoint import Checkpoint
+from deepwell.weights.source import open_source
+from fakes import write_tiny_tokenizer
 
 
 @pytest.mark.parametrize("name", seeded.CONFIGS)
@@ -40,6 +45,20 @@ def test_weights_take_as_many_bytes_as_told(name: str, precision: native.Storage
     packed = sum(handle.nbytes if hasattr(handle, "nbytes") else 4 * handle.size for handle in handles.values())
     assert fit(checkpoint.config, precision, 1 << 40).weight_bytes <= packed
     assert packed == pytest.approx(fit(checkpoint.config, precision, 1 << 40).weight_bytes, rel=0.03)
+
+
+@pytest.mark.parametrize("precision", ["q6_k", "q4_k"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen2-wide", "llama-tied-bias", "v2-lite", "v3-wide"])
+def test_a_gguf_file_takes_as_many_bytes_as_told(name: str, precision: str, tmp_path: Path) -> None:
+    """With rows of no whole blocks in another type, and a head of more bits, as they are converted."""
+    seeded.save(name, tmp_path / "model", dtype=torch.bfloat16)
+    folder, file = write_tiny_tokenizer(tmp_path / "model"), tmp_path / "model.gguf"
+    prepare(folder, "gguf", precision).write(file, lambda done, total: None)
+    source, config = open_source(file), Checkpoint(folder).config
+    assert gguf_storages(config, precision) == storages(source, "auto")
+    told = fit(config, precision, 1 << 40)
+    read = report("", source.config, 1 << 40, kept=(precision, storages(source, "auto"))).precisions[0]
+    assert told == read
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])

@@ -21,7 +21,7 @@ from deepwell.weights.encode import ENCODERS, SEARCHED, fits
 from deepwell.weights.gguf.checkpoint import GgufCheckpoint
 from deepwell.weights.gguf.folder import folder_files
 from deepwell.weights.gguf.keys import General, TokenizerKey
-from deepwell.weights.gguf.layout import as_gguf, gguf_type, of_gguf, otherwise
+from deepwell.weights.gguf.layout import as_gguf, gguf_type, head_name, of_gguf, otherwise
 from deepwell.weights.gguf.metadata import architecture, model_metadata, rope_freqs
 from deepwell.weights.gguf.vocabulary import tokenizer_metadata
 from deepwell.weights.gguf.writer import gguf_size, write_gguf
@@ -147,7 +147,7 @@ def _gguf(source: Checkpoint | GgufCheckpoint, kind: str, importance: Path | Non
         name = source.path.resolve().name
     advice = {GGUF_KEYS[key]: value for key, value in source.advice.given.items()}
     tensors = as_gguf(source.config, as_hugging_face(source), rope_freqs(source.config), weighted)
-    head = "token_embd.weight" if source.config.tied else "output.weight"
+    head = head_name(source.config)
     planned = [(tensor, gguf_type(tensor, kind, head)) for tensor in tensors]
     values: Counter[str] = Counter()
     for tensor, written in planned:

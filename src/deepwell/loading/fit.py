@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
 import msgspec
 
 from deepwell.errors import ConfigError
 from deepwell.loading.memory import block_bytes_of, default_blocks, memory_need
-from deepwell.loading.pack import is_quantised
+from deepwell.loading.pack import gguf_storages, is_quantised
 from deepwell.loading.runner import cache_dtype_for
 from deepwell.model.accounting import account, file_bytes
 from deepwell.model.config import ModelConfig
 from deepwell.model.params import param_specs
 from deepwell.ops.base import BLOCK_TOKENS
+from deepwell.options import Dtype
 
 PRECISIONS = ("float32", "bfloat16", "int8", "q6_k", "q4_k", "int4")
 """Storages worth comparing; int8 has the size of a GGUF file's Q8_0, int4 that of Q4_0."""
@@ -101,8 +103,13 @@ def report(
 
 
 def fit(config: ModelConfig, precision: str, free_bytes: int, kept: Mapping[str, str] | None = None) -> Fit:
-    """How a model kept as `precision` would be loaded with `free_bytes` of memory, by the loader's own rules."""
+    """How a model kept as `precision` would be loaded with `free_bytes` of memory, by the loader's own rules.
+
+    What only GGUF files hold has rows of another type where they are no whole blocks, as `deepwell convert` writes it.
+    """
     specs = param_specs(config)
+    if kept is None and precision not in get_args(Dtype):
+        kept = gguf_storages(config, precision)
     cache = cache_dtype_for(config, "auto", is_quantised(specs, kept or {p.key: precision for p in specs}))
     kv_bytes = 2 if cache == "bfloat16" else 4
     need = memory_need(config, precision, kv_bytes=kv_bytes, kept=kept)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from deepwell.errors import CheckpointError, ConfigError
 from deepwell.loading.identity import Contents
 from deepwell.model.accounting import kept_as
-from deepwell.model.params import Param
+from deepwell.model.config import ModelConfig
+from deepwell.model.params import Param, param_specs
 from deepwell.ops import native
 from deepwell.ops.base import MlaShape
 from deepwell.ops.storages import OF_GGML
@@ -20,11 +21,13 @@ from deepwell.options import Dtype
 from deepwell.weights.chunks import RELEASE_EVERY
 from deepwell.weights.digests import Digests
 from deepwell.weights.gguf.ggml_types import BY_NAME
+from deepwell.weights.gguf.layout import gguf_type, head_name
 from deepwell.weights.gguf.names import gguf_name
 from deepwell.weights.importance import QUERY
 from deepwell.weights.packed import parts_of
 from deepwell.weights.quantize import quantise_int4
 from deepwell.weights.source import Source
+from deepwell.weights.tensor_stream import Rows, TensorStream
 
 DType = Dtype
 """What may be asked for; `auto` keeps what a file holds."""
@@ -62,6 +65,27 @@ def storages(source: Source, dtype: DType) -> dict[str, native.Storage]:
     return {p.key: _storage_of(source, p, dtype, most) for p in (*source.params, *source.mtp_params)}
 
 
+def gguf_storages(config: ModelConfig, wanted: str) -> dict[str, native.Storage]:
+    """The storage of each parameter of a GGUF file that was converted to `wanted`, for a model of bfloat16 weights."""
+    return {param.key: _converted(config, param, wanted) for param in param_specs(config)}
+
+
+def _converted(config: ModelConfig, param: Param, wanted: str) -> native.Storage:
+    name, _ = gguf_name(param.sources[0])
+    if param.kind == "kv_b" and config.mla is not None:
+        keys, values = (
+            _kept_of(gguf_type(TensorStream(name, (1, width), "bf16", _unread), wanted, head_name(config)))
+            for width in (config.mla.nope, config.mla.kv_lora)
+        )
+        return _kept_halves(keys, values)
+    stream = TensorStream(name, param.shape, "bf16", _unread)
+    return _kept_of(gguf_type(stream, wanted, head_name(config)))
+
+
+def _unread(begin: int, end: int) -> Rows:
+    raise AssertionError("there is only the shape")
+
+
 def is_quantised(params: Iterable[Param], kept: Mapping[str, str]) -> bool:
     """Whether most weights of matrices are kept quantised; routers, which never are, do not count."""
     matrices = [param for param in params if param.kind not in _EXACT]
@@ -74,13 +98,18 @@ def _storage_of(source: Source, param: Param, dtype: DType, most: native.Storage
         return "float32"
     if dtype == "auto" and param.kind == "kv_b" and (halves := source.kv_blocks(param)) is not None:
         keys, values = (_kept_of(kind) for kind, _ in halves)
-        return values if keys == values or values not in native.FLOATS else "float32"
+        return _kept_halves(keys, values)
     stored = source.source_dtype(param) if dtype == "auto" else None
     if stored is not None:
         return _kept_of(stored)
     if dtype == "auto" and source.is_blocks:
         return "float32"  # exact, where a parameter has several types
     return cast(native.Storage, kept_as(param, most))
+
+
+def _kept_halves(keys: native.Storage, values: native.Storage) -> native.Storage:
+    """How MLA's kv_b is kept, whose halves a file may have in two types."""
+    return values if keys == values or values not in native.FLOATS else "float32"
 
 
 def _kept_of(ggml_type: str) -> native.Storage:

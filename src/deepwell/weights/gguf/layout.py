@@ -78,6 +78,11 @@ def renamed(tensor: TensorStream, name: str) -> TensorStream:
     return TensorStream(name, tensor.shape, tensor.dtype, tensor.read, tensor.unit)
 
 
+def head_name(config: ModelConfig) -> str:
+    """The tensor whose errors reach every logit."""
+    return "token_embd.weight" if config.tied else "output.weight"
+
+
 def gguf_type(tensor: TensorStream, wanted: str, head: str) -> str:
     """The type to store a tensor in: vectors and routers in float32, and what has no whole blocks in the next best.
     The one called `head`, which a tied embedding is too, gets more bits.
