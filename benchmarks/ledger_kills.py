@@ -1,9 +1,10 @@
 """Kill a metering process with SIGKILL at random moments and reckon: is what clients had what the ledger says?
 
-    python benchmarks/ledger_kills.py [--kills 200] [--seed 0]
+    python benchmarks/ledger_kills.py [--kills 200] [--seed 0] [--database URL]
 
-Every kill is of a process of its own with eight requests at a time, on one database; a tenth of them come while it
-starts, so that recovering is killed too. Prints what is wrong, and exits with 1 if anything is.
+Every kill is of a process of its own with eight requests at a time, on one database (a new SQLite file, or an empty one
+by URL); a tenth of them come while it starts, so that recovering is killed too. Prints what is wrong, and exits with 1
+if anything is.
 """
 
 from __future__ import annotations
@@ -18,25 +19,27 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "accounts"))
 import kills
 
-from deepwell.accounts import Ledger, open_database
+from deepwell.accounts import Ledger
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--database", default="")
     options = parser.parse_args()
     dice = random.Random(options.seed)
     handed: dict[str, tuple[int, bool]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        place = f"{folder}/accounts.sqlite"
-        kills.prepare(place)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        url = options.database or str(folder / "accounts.sqlite")
+        kills.prepare(url, folder)
         start = time.monotonic()
         for _ in range(options.kills):
             starting = dice.random() < 0.1
-            handed |= kills.killed(place, -dice.random() if starting else dice.random() * 0.5)
-        wrong = kills.reckon(place, handed)
-        database = open_database(place)
+            handed |= kills.killed(url, folder, -dice.random() if starting else dice.random() * 0.5)
+        wrong = kills.reckon(url, folder, handed)
+        database = kills.opened(url, folder)
         rows = list(Ledger(database).rows())
         database.close()
     live = sum(row.reason == "interrupted" for row in rows)

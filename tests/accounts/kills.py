@@ -1,6 +1,6 @@
 """A process that meters requests and is killed with SIGKILL at random moments, and the reckoning afterwards.
 
-    python tests/accounts/kills.py DATABASE     the process: it says on standard output what it hands to clients
+    python tests/accounts/kills.py URL FOLDER     the process: it says on standard output what it hands to clients
 
 Used by the tests and by benchmarks/ledger_kills.py.
 """
@@ -16,7 +16,7 @@ import time
 import uuid
 from pathlib import Path
 
-from deepwell.accounts import Keys, Ledger, Platform, Prices, open_database, recover
+from deepwell.accounts import Database, Keys, Ledger, Platform, Prices, open_database, recover
 from deepwell.accounts.money import Price
 
 THREADS = 8
@@ -31,10 +31,10 @@ class Flat(Prices, frozen=True):
         return Price(1_000_000, 1_000_000, 1_000_000)
 
 
-def killed(place: str, seconds: float) -> dict[str, tuple[int, bool]]:
+def killed(url: str, folder: Path, seconds: float) -> dict[str, tuple[int, bool]]:
     """Run the process and kill it `seconds` after it was ready (before, if negative): by request, how many tokens its
     client had, and whether it had the end."""
-    with subprocess.Popen([sys.executable, __file__, place], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, __file__, url, str(folder)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         if seconds >= 0:
             assert process.stdout.readline() == "ready\n"
@@ -49,9 +49,9 @@ def killed(place: str, seconds: float) -> dict[str, tuple[int, bool]]:
     return handed
 
 
-def reckon(place: str, handed: dict[str, tuple[int, bool]]) -> list[str]:
+def reckon(url: str, folder: Path, handed: dict[str, tuple[int, bool]]) -> list[str]:
     """What is wrong, in sentences: every token that a client had is billed once, and at most a step more."""
-    database = open_database(place)
+    database = opened(url, folder)
     recover(database)
     ledger = Ledger(database)
     wrong = ledger.audit()
@@ -78,19 +78,23 @@ def reckon(place: str, handed: dict[str, tuple[int, bool]]) -> list[str]:
 _PAID = 10**12
 
 
-def prepare(place: str) -> None:
-    """A database with one account that has money."""
-    database = open_database(place)
+def opened(url: str, folder: Path) -> Database:
+    return open_database(url, environ={"XDG_DATA_HOME": str(folder)})
+
+
+def prepare(url: str, folder: Path) -> None:
+    """A database with one account that has money; its key is in the folder."""
+    database = opened(url, folder)
     secret, key = Keys(database).add("ada")
-    Path(place + ".key").write_text(secret)
+    (folder / "key").write_text(secret)
     Ledger(database).move(key.account, "USD", "grant", 5_000, 1)
     Ledger(database).move(key.account, "USD", "top_up", _PAID - 5_000, 1)
     database.close()
 
 
-def main(place: str) -> None:
-    platform = Platform(open_database(place), Flat())
-    secret = Path(place + ".key").read_text()
+def main(url: str, folder: Path) -> None:
+    platform = Platform(opened(url, folder), Flat())
+    secret = (folder / "key").read_text()
     os.write(1, b"ready\n")
     threads = [threading.Thread(target=_requests, args=(platform, secret)) for _ in range(THREADS)]
     for thread in threads:
@@ -112,4 +116,4 @@ def _requests(platform: Platform, secret: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], Path(sys.argv[2]))

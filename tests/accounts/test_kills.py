@@ -5,21 +5,20 @@ from pathlib import Path
 
 import kills
 
-from deepwell.accounts import Ledger, open_database, recover
+from deepwell.accounts import Ledger, recover
 
 
-def test_ten_kills(tmp_path: Path) -> None:
-    place = str(tmp_path / "accounts.sqlite")
-    kills.prepare(place)
+def test_ten_kills(url: str, tmp_path: Path) -> None:
+    kills.prepare(url, tmp_path)
     handed: dict[str, tuple[int, bool]] = {}
     dice = random.Random(1)
     for kill in range(10):
-        handed |= kills.killed(place, -0.5 * dice.random() if kill == 5 else 0.3 * dice.random())
-    assert kills.reckon(place, handed) == []
+        handed |= kills.killed(url, tmp_path, -0.5 * dice.random() if kill == 5 else 0.3 * dice.random())
+    assert kills.reckon(url, tmp_path, handed) == []
     assert len(handed) > 20
-    database = open_database(place)
-    reasons = [row.reason for row in Ledger(database).rows()]
-    assert {"stop", "interrupted"} == set(reasons)
+    database = kills.opened(url, tmp_path)
+    reasons = {row.reason for row in Ledger(database).rows()}
+    assert reasons == {"stop", "interrupted"}
     assert recover(database) == 0
     assert not list(database.live.glob("*.slots"))
     database.close()

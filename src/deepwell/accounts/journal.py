@@ -113,7 +113,7 @@ class Journal:
         size = _HEADER + SLOTS * _SLOT
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
-            os.posix_fallocate(self._file, 0, size)  # a full disk is met here, and never by a count
+            _reserve(self._file, size)  # a full disk is met here, and never by a count
             self._map = mmap.mmap(self._file, size)
             head = _MAGIC + _ORDER.to_bytes(8, sys.byteorder) + database.encode()
             self._map[: len(head)] = head
@@ -164,6 +164,17 @@ class Journal:
         if empty:
             self._path.unlink(missing_ok=True)
         os.close(self._file)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Take the disk space of a new file. Raises OSError."""
+    if sys.platform == "linux":
+        os.posix_fallocate(file, 0, size)
+        return
+    with open(file, "wb", buffering=0, closefd=False) as whole:
+        written = 0
+        while written < size:
+            written += whole.write(bytes(size - written))
 
 
 class Leftover:
