@@ -182,7 +182,12 @@ class ServeOptions(EngineOptions, frozen=True, kw_only=True):
     ] = 250.0
     max_tokens: MaxTokens = None
     strict: Annotated[
-        bool, Meta(description="Refuse max_tokens that the context has no room for, instead of lowering it.")
+        bool,
+        Meta(
+            description="Answer exactly as DeepSeek's API does: refuse what it refuses (max_tokens without room, n, "
+            "the developer role), ignore what it ignores, and leave out other endpoints; docs/deepseek-api.md has "
+            "the rules."
+        ),
     ] = False
     data_dir: Annotated[
         str,

@@ -16,6 +16,7 @@ from fakes import FakeRunner
 from toy_format import TOY
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+BETA = "/beta/completions"
 HUGE = 10**400
 TOO_LONG = "context_length_exceeded"
 
@@ -145,14 +146,14 @@ def test_an_answer_over_the_context_is_shortened_or_where_strict_refused_in_deep
     asked = prompt(max_tokens=CONTEXT, ignore_eos=True)
     assert client.post(TEXT, json=asked).json()["usage"]["total_tokens"] == CONTEXT
     with client_of(make_service(limits=ServerLimits(strict=True))) as strict:
-        error = error_of(strict.post(TEXT, json=asked))
+        error = error_of(strict.post(BETA, json=asked))
         assert error["message"] == (
             f"This model's maximum context length is {CONTEXT} tokens. However, you requested {CONTEXT + size} tokens "
             f"({size} in the messages, {CONTEXT} in the completion). Please reduce the length of the messages or "
             f"completion. max_tokens can be at most {CONTEXT - size} here."
         )
         assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", TOO_LONG, "max_tokens")
-        assert strict.post(TEXT, json=prompt(max_tokens=CONTEXT - size)).status_code == 200
+        assert strict.post(BETA, json=prompt(max_tokens=CONTEXT - size)).status_code == 200
 
 
 def test_a_prompt_of_exactly_the_context_can_be_scored(client: TestClient) -> None:

@@ -75,13 +75,8 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
     routes = [
         *(Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/completions", completions, methods=["POST"]) for prefix in PREFIXES),
-        *(Route(f"{prefix}/embeddings", embeddings, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/models", models) for prefix in PREFIXES),
         *(Route(f"{prefix}/models/{{id:path}}", model) for prefix in PREFIXES),
-        *(Route(f"{prefix}/tokenize", tokenize, methods=["POST"]) for prefix in PREFIXES),
-        *(Route(f"{prefix}/detokenize", detokenize, methods=["POST"]) for prefix in PREFIXES),
-        *(Route(f"{prefix}/tokenizer_info", tokenizer_info) for prefix in PREFIXES),
-        *(Route(f"{prefix}/infill", infill, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/responses", responses, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/responses/input_tokens", input_tokens, methods=["POST"]) for prefix in PREFIXES),
         *(
@@ -94,7 +89,7 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
         Route("/anthropic/v1/models/{id:path}", anthropic.model),
         Route("/user/balance", balance),
         Route("/v1/user/balance", balance),
-        *(route for prefix in PREFIXES for route in batches.routes(prefix)),
+        *([] if service.limits.strict else _extras()),
         Route("/health", health),
         Route("/metrics", metrics),
         Route("/openapi.json", openapi_document),
@@ -184,9 +179,19 @@ def _card(name: str, service: Service) -> ModelCard:
     )
 
 
+def _extras() -> list[Route]:
+    """What DeepSeek's API does not have."""
+    answering = (embeddings, tokenize, detokenize, infill)
+    return [
+        *(Route(f"{prefix}/{one.__name__}", one, methods=["POST"]) for one in answering for prefix in PREFIXES),
+        *(Route(f"{prefix}/tokenizer_info", tokenizer_info) for prefix in PREFIXES),
+        *(route for prefix in PREFIXES for route in batches.routes(prefix)),
+    ]
+
+
 def _batch_worker(service: Service, site: Site, routes: Sequence[Route]) -> batches.Worker | None:
     """Answers batches by the same endpoints, behind no middleware: nobody is at the other end of a connection."""
-    if site.data is None:
+    if site.data is None or service.limits.strict:
         return None
     inner = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[Middleware(AnswerFailures)])
     inner.state.service = service

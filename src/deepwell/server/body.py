@@ -53,8 +53,9 @@ class Bodies:
     `limit` is the longest body in bytes.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, *, spelling: bool = True) -> None:
+        """With `spelling`, an unknown field that looks like a known one is refused."""
+        self._limit, self._spelling = limit, spelling
         self._held = self._kept = 0
 
     @asynccontextmanager
@@ -67,7 +68,7 @@ class Bodies:
             raise QueueFull("too many requests with long bodies are waiting; try again")
         self._kept += size
         try:
-            asked = decode(body, kind)
+            asked = decode(body, kind, spelling=self._spelling)
             del body
             yield asked
         finally:
@@ -79,7 +80,7 @@ class Bodies:
         Raises BodyTooLarge above the limit (reading no further), BodyTooSlow, QueueFull while too much is on its way,
         ClientDisconnect, and RequestError for anything that is not JSON of the right shape.
         """
-        return decode(await self._whole(request), kind)
+        return decode(await self._whole(request), kind, spelling=self._spelling)
 
     async def _whole(self, request: Request) -> bytearray:
         """The bytes, whose number `length_of` tells from then on."""
@@ -127,7 +128,7 @@ def length_of(request: Request) -> int:
     return length
 
 
-def decode(body: bytes | bytearray, kind: type[B]) -> B:
+def decode(body: bytes | bytearray, kind: type[B], *, spelling: bool = True) -> B:
     """Decode and validate; RequestError says which field is wrong and what it may be."""
     if _has_too_many_parts(body):
         parts = f"{MAX_PARTS} texts, keys, objects and lists or {MAX_COMMAS} numbers"
@@ -136,7 +137,8 @@ def decode(body: bytes | bytearray, kind: type[B]) -> B:
         raise RequestError("the request body is empty; send a JSON object")
     try:
         decoded: B = _decoder(kind).decode(body)
-        _check_spelling(_FIELDS.decode(body), kind)
+        if spelling:
+            _check_spelling(_FIELDS.decode(body), kind)
         return decoded
     except msgspec.ValidationError as error:
         raise _explained(str(error), kind) from None

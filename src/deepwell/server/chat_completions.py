@@ -36,6 +36,7 @@ from deepwell.server.replies import (
 )
 from deepwell.server.rules import check_common, max_tokens_of, sampling_of
 from deepwell.server.service import Service
+from deepwell.server.strict import strict_chat, strict_sampling, usual
 from deepwell.server.together import enough, respond_together
 from deepwell.server.turn import Added, Turn
 
@@ -43,15 +44,19 @@ from deepwell.server.turn import Added, Turn
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     service: Service = request.app.state.service
+    strict, format = service.limits.strict, service.format
     async with service.admitted(request, ChatRequest) as (asked, place):
+        asked = strict_chat(asked, format, request) if strict else asked
         model = check_common(asked, service)
         timers = [service.metrics.request() for _ in range(asked.n or 1)]
         conversation = await service.understood(request, lambda: conversation_of(asked, service.format))
         question = await question_of(request, conversation, service, "messages", answers=len(timers))
-        max_tokens = max_tokens_of(asked, len(question.prompt), "messages", service, question.habit)
+        habit = usual(format, question.thinks, conversation.effort) if strict else question.habit
+        max_tokens = max_tokens_of(asked, len(question.prompt), "messages", service, habit)
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         head = service.head(model)
         sampling = sampling_of(asked, service.advice, max_tokens, logprobs, ends=service.ends)
+        sampling = strict_sampling(sampling, question.thinks, bool(asked.tools), format) if strict else sampling
         with enough(place, len(timers)) as places:
             streams = question.submit_alike(places, head.id, sampling)
         writer = ChatWriter(

@@ -26,6 +26,7 @@ from deepwell.server.replies import (
 )
 from deepwell.server.rules import check_common, max_tokens_of, sampling_of
 from deepwell.server.service import Service
+from deepwell.server.strict import strict_completion
 from deepwell.server.structure import structure_of
 from deepwell.server.together import enough, respond_together
 from deepwell.weights.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ async def completions(request: Request) -> Response:
     """Continue each prompt."""
     service: Service = request.app.state.service
     async with service.admitted(request, CompletionRequest) as (asked, place):
+        asked = strict_completion(asked, request) if service.limits.strict else asked
         model = check_common(asked, service)
         prompts = prompts_of(asked, service)
         each, count = answers_of(asked)

@@ -38,8 +38,12 @@ class Question:
     @property
     def habit(self) -> int | None:
         """How long an answer may be where nobody says, in tokens; None for as long as fits."""
-        format = self.service.format
-        return format.thought_tokens if self.readers[0].thoughts.open or format.thinks == "always" else None
+        return self.service.format.thought_tokens if self.thinks else None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the answer begins in a thought, or may."""
+        return self.readers[0].thoughts.open or self.service.format.thinks == "always"
 
     def submit(self, place: Place, id: str, sampling: SamplingParams) -> Stream:
         """Have it answered, within the grammar that holds the answer, if any. Raises what `Service.submit` does."""

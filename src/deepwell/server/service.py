@@ -23,7 +23,7 @@ from deepwell.chat.formats.base import Format
 from deepwell.chat.replay import Replay
 from deepwell.engine.engine import NOBODY, AsyncEngine, Place, Stream
 from deepwell.engine.types import FinishReason, Request, SamplingParams, Usage
-from deepwell.errors import ContextExceeded, ModelUnknown, shown
+from deepwell.errors import ContextExceeded, ModelUnknown, RequestError, shown
 from deepwell.grammar.constraint import Constraint
 from deepwell.grammar.source import of_structure
 from deepwell.server.answers import while_there
@@ -55,7 +55,7 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     `max_body_bytes`: longest request body. `keep_alive_seconds`: silence after which a client that waits for its answer
     gets a sign of life.
     `max_tokens`: longest answer where a request does not say, None for the habit of the model's format. `strict`:
-    refuse `max_tokens` that the context has no room for, instead of lowering it.
+    answer as DeepSeek's API does, without what it lacks (see strict.py).
     """
 
     max_body_bytes: int = 8 << 20
@@ -99,7 +99,7 @@ class Service:
     @cached_property
     def bodies(self) -> Bodies:
         """Reads what clients send."""
-        return Bodies(self.limits.max_body_bytes)
+        return Bodies(self.limits.max_body_bytes, spelling=not self.limits.strict)
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
@@ -128,7 +128,8 @@ class Service:
         if model is None:
             return self.model
         if model not in self.names:
-            raise ModelUnknown(f"unknown model {shown(model)}; allowed: {', '.join(self.names)}", "model")
+            kind = RequestError if self.limits.strict else ModelUnknown
+            raise kind(f"unknown model {shown(model)}; allowed: {', '.join(self.names)}", "model")
         return model
 
     @cached_property
