@@ -48,6 +48,6 @@ tests() {
 }
 failed=0
 tests openai2 test_openai.py || failed=1
-tests openai3 test_openai.py test_editors.py || failed=1
+tests openai3 test_openai.py test_responses.py test_editors.py || failed=1
 tests frameworks test_anthropic.py test_langchain.py test_llama_index.py || failed=1
 exit $failed
