@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import llguidance
+import msgspec
 import numpy as np
 
 from deepwell.errors import RequestError
 from deepwell.grammar.constraint import Allowed, ConstraintError, with_tokens
+from deepwell.grammar.schemas import check_schema
 from deepwell.grammar.source import Grammar
 from deepwell.grammar.vocabulary import Vocabulary
 
@@ -28,6 +30,10 @@ class Compiled:
         """Takes milliseconds to seconds. Raises RequestError for a grammar that is wrong, too large, or allows no
         answer at all."""
         self.vocabulary, self.field = vocabulary, grammar.field
+        parts = msgspec.json.decode(grammar.text)["grammars"]
+        described = [part["json_schema"] for part in parts if "json_schema" in part]
+        for schema, field in zip(described, grammar.schemas, strict=True):
+            check_schema(schema, field)
         self._start = llguidance.LLMatcher(vocabulary.tokens, grammar.text, log_level=0, limits=LIMITS)
         self._check(grammar)
         self._start.compute_bitmask()  # what answers will look up again is found here, beside the engine

@@ -9,23 +9,21 @@ from typing import Any
 import msgspec
 
 from deepwell.chat import Structure
+from deepwell.chat.reading.json_text import deeper
 from deepwell.errors import RequestError
+from deepwell.grammar.bounds import MAX_CHARACTERS, MAX_DEPTH, MAX_TRANSLATED, large_count
 
 WHITESPACE = r"[ \t]{0,1}\n[ \t]{0,64}|[ \t]{1,64}"
 """What may stand between the parts of a JSON document: as much as laying it out needs, but not white space for ever."""
 
-MAX_CHARACTERS = 1 << 18
-"""Of a grammar, as llguidance reads it. Schemas of the largest public interfaces have about that many."""
-
-MAX_TRANSLATED = 1 << 15
-"""Of a grammar of llama.cpp's kind: about 40 ms."""
-
 
 class Grammar(msgspec.Struct, frozen=True):
-    """A grammar as llguidance reads it, and the request's `field` that asked for it."""
+    """A grammar as llguidance reads it, and the request's `field` that asked for it. `schemas` are the fields of the
+    schemas in it, in order."""
 
     text: str
     field: str
+    schemas: tuple[str, ...] = ()
 
 
 def of_structure(structure: Structure) -> Grammar:
@@ -37,31 +35,34 @@ def of_structure(structure: Structure) -> Grammar:
     return (of_regex if structure.kind == "regex" else of_lark)(structure.text, structure.field)
 
 
-def of_schema(schema: dict[str, Any] | bool, field: str) -> Grammar:
+def of_schema(schema: dict[str, Any], field: str) -> Grammar:
     """JSON that a schema describes (see schemas.py for which)."""
-    return _whole({"json_schema": json_part(schema)}, field)
+    return whole([{"json_schema": json_part(schema, field)}], field, [field])
 
 
 def of_regex(regex: str, field: str) -> Grammar:
-    """A text that a regular expression matches whole, in the syntax of Rust's regex crate."""
-    return _whole({"lark_grammar": f"start: /{slashed(regex)}/"}, field)
+    """A text that a regular expression matches whole, in the syntax of Rust's regex crate. Raises RequestError for one
+    that counts too far."""
+    if fault := large_count(regex):
+        raise RequestError(f"{field}: {fault}", field)
+    return whole([{"lark_grammar": f"start: /{slashed(regex)}/"}], field)
 
 
 def of_lark(grammar: str, field: str) -> Grammar:
     """A text that a grammar derives: from `start` of a Lark grammar in llguidance's dialect, or from `root` of one in
     llama.cpp's. Raises RequestError for one of the latter that cannot be read."""
-    return _whole({"lark_grammar": _translated(grammar, field) if "::=" in grammar else grammar}, field)
+    return whole([{"lark_grammar": _translated(grammar, field) if "::=" in grammar else grammar}], field)
 
 
 def of_choice(texts: Sequence[str], field: str) -> Grammar:
     """One of some texts."""
-    return _whole({"lark_grammar": "start: " + " | ".join(map(json.dumps, texts))}, field)
+    return whole([{"lark_grammar": "start: " + " | ".join(map(json.dumps, texts))}], field)
 
 
-def json_part(schema: dict[str, Any] | bool) -> dict[str, Any] | bool:
-    """A schema with how its documents are laid out."""
-    if isinstance(schema, bool):
-        return schema
+def json_part(schema: dict[str, Any], field: str) -> dict[str, Any]:
+    """A schema with how its documents are laid out. Raises RequestError for one that is nested too deeply."""
+    if deeper(schema, MAX_DEPTH):
+        raise RequestError(f"{field} is nested deeper than {MAX_DEPTH} levels", field)
     return schema | {"x-guidance": {"whitespace_pattern": WHITESPACE}}
 
 
@@ -70,11 +71,12 @@ def slashed(regex: str) -> str:
     return regex.replace("\\/", "/").replace("/", "\\/").replace("\n", "\\n")
 
 
-def _whole(part: dict[str, Any], field: str) -> Grammar:
-    text = msgspec.json.encode({"grammars": [part]}).decode()
+def whole(parts: Sequence[dict[str, Any]], field: str, schemas: Sequence[str] = ()) -> Grammar:
+    """The grammar of which the first part is the start. Raises RequestError for one that is too large."""
+    text = msgspec.json.encode({"grammars": parts}).decode()
     if len(text) > MAX_CHARACTERS:
         raise RequestError(f"{field} is too large: {len(text)} characters as JSON; allowed are {MAX_CHARACTERS}", field)
-    return Grammar(text, field)
+    return Grammar(text, field, tuple(schemas))
 
 
 def _translated(gbnf: str, field: str) -> str:
