@@ -9,11 +9,12 @@ from typing import Any
 import jsonschema
 import pytest
 
+from deepwell.chat import Structure
 from deepwell.engine import EngineConfig, EngineCore, Request, SamplingParams
 from deepwell.errors import RequestError
 from deepwell.grammar.compiled import Compiled
 from deepwell.grammar.grammars import Grammars
-from deepwell.grammar.source import Grammar, of_choice, of_lark, of_regex, of_schema
+from deepwell.grammar.source import Grammar, of_structure
 from deepwell.grammar.vocabulary import Vocabulary
 from fakes import EOS, FakeRunner, tiny_tokenizer
 
@@ -29,6 +30,22 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+
+
+def of_schema(schema: dict[str, Any], field: str) -> Grammar:
+    return of_structure(Structure(kind="json", field=field, schema=schema))
+
+
+def of_regex(text: str, field: str) -> Grammar:
+    return of_structure(Structure(kind="regex", field=field, text=text))
+
+
+def of_lark(text: str, field: str) -> Grammar:
+    return of_structure(Structure(kind="lark", field=field, text=text))
+
+
+def of_choice(texts: list[str], field: str) -> Grammar:
+    return of_structure(Structure(kind="choice", field=field, texts=tuple(texts)))
 
 
 def said(grammar: Grammar, seed: int = 0, **config: Any) -> tuple[str, str | None]:

@@ -8,14 +8,27 @@ from typing import Any
 
 import pytest
 
+from deepwell.chat import Structure
 from deepwell.errors import RequestError
 from deepwell.grammar.compiled import Compiled
-from deepwell.grammar.source import of_lark, of_regex, of_schema
+from deepwell.grammar.source import Grammar, of_structure
 from deepwell.grammar.vocabulary import Vocabulary
 from fakes import tiny_tokenizer
 
 V = Vocabulary(tiny_tokenizer(), 320)
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "required": ["next"]}
+
+
+def of_schema(schema: dict[str, Any], field: str) -> Grammar:
+    return of_structure(Structure(kind="json", field=field, schema=schema))
+
+
+def of_regex(text: str, field: str) -> Grammar:
+    return of_structure(Structure(kind="regex", field=field, text=text))
+
+
+def of_lark(text: str, field: str) -> Grammar:
+    return of_structure(Structure(kind="lark", field=field, text=text))
 
 
 def nested(depth: int) -> dict[str, Any]:

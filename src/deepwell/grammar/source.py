@@ -28,35 +28,28 @@ class Grammar(msgspec.Struct, frozen=True):
 
 def of_structure(structure: Structure) -> Grammar:
     """The grammar of a text of that structure."""
+    return whole([part_of(structure)], structure.field, [structure.field] if structure.kind == "json" else ())
+
+
+def part_of(structure: Structure) -> dict[str, Any]:
+    """What such a text is, as a part of a grammar. Raises RequestError for what is too large or cannot be read."""
+    field = structure.field
     if structure.kind == "json":
-        return of_schema({"type": "object"} if structure.schema is None else structure.schema, structure.field)
+        return {"json_schema": json_part({"type": "object"} if structure.schema is None else structure.schema, field)}
+    return {"lark_grammar": _lark_of(structure)}
+
+
+def _lark_of(structure: Structure) -> str:
+    """A choice, a regular expression in the syntax of Rust's regex crate, a Lark grammar in llguidance's dialect, or a
+    grammar in llama.cpp's, whose first rule is `root`."""
+    text, field = structure.text, structure.field
     if structure.kind == "choice":
-        return of_choice(structure.texts, structure.field)
-    return (of_regex if structure.kind == "regex" else of_lark)(structure.text, structure.field)
-
-
-def of_schema(schema: dict[str, Any], field: str) -> Grammar:
-    """JSON that a schema describes (see schemas.py for which)."""
-    return whole([{"json_schema": json_part(schema, field)}], field, [field])
-
-
-def of_regex(regex: str, field: str) -> Grammar:
-    """A text that a regular expression matches whole, in the syntax of Rust's regex crate. Raises RequestError for one
-    that counts too far."""
-    if fault := large_count(regex):
-        raise RequestError(f"{field}: {fault}", field)
-    return whole([{"lark_grammar": f"start: /{slashed(regex)}/"}], field)
-
-
-def of_lark(grammar: str, field: str) -> Grammar:
-    """A text that a grammar derives: from `start` of a Lark grammar in llguidance's dialect, or from `root` of one in
-    llama.cpp's. Raises RequestError for one of the latter that cannot be read."""
-    return whole([{"lark_grammar": _translated(grammar, field) if "::=" in grammar else grammar}], field)
-
-
-def of_choice(texts: Sequence[str], field: str) -> Grammar:
-    """One of some texts."""
-    return whole([{"lark_grammar": "start: " + " | ".join(map(json.dumps, texts))}], field)
+        return "start: " + " | ".join(map(json.dumps, structure.texts))
+    if structure.kind == "regex":
+        if fault := large_count(text):
+            raise RequestError(f"{field}: {fault}", field)
+        return f"start: /{slashed(text)}/"
+    return _translated(text, field) if "::=" in text else text
 
 
 def json_part(schema: dict[str, Any], field: str) -> dict[str, Any]:

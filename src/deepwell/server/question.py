@@ -80,7 +80,7 @@ async def question_of(
 ) -> Question:
     """Lay out a conversation, which came as the field `param`, for so many answers. Raises what `Service.rendered` and
     `Grammars.compiled` do."""
-    grammar = grammar_of(conversation)
+    grammar = grammar_of(conversation, service.format, service.tokenizer)
     compiled = None if grammar is None else await while_there(service.grammars.compiled(grammar), request.receive)
 
     def render() -> Question:

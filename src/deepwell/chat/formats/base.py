@@ -39,6 +39,29 @@ def plain_reader(conversation: Conversation, tokenizer: Tokenizer) -> Reader:
     return PlainReader()
 
 
+Parts = tuple[str | Token, ...]
+
+
+class CallSyntax(msgspec.Struct, frozen=True, kw_only=True):
+    """How a format writes the calls of a turn, for grammars: what stands before the first and after the last, between
+    two, and before and after the arguments of one. `opened` is what the prompt gives of a call that must come.
+
+    Arguments are JSON, or else `tags`: for each, `parameter` up to its name, and `parameter_end` behind `</`; `nothing`
+    stands for none.
+    """
+
+    head: Callable[[str], Parts]
+    opened: Callable[[Conversation], Parts]
+    begin: Parts = ()
+    tail: Parts = ()
+    between: Parts = ()
+    end: Parts = ()
+    tags: bool = False
+    parameter: Parts = ()
+    parameter_end: Parts = ()
+    nothing: Parts = ()
+
+
 class Format(msgspec.Struct, frozen=True, kw_only=True):
     """A prompt format.
 
@@ -52,7 +75,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     run where others wait. `thought_tokens` is how long an answer that thinks may be where nobody says, None for as
     long as fits. `names` are those that DeepSeek's API has for such models, and whether a model that may choose thinks
     under them. `parts` are the kinds of part that its messages may have. `model_types` are the `model_type`s of
-    config.json whose checkpoints were trained on it if they bring no template.
+    config.json whose checkpoints were trained on it if they bring no template. `calls` is how it writes calls.
     """
 
     name: str
@@ -70,6 +93,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     names: dict[str, bool] = {}
     parts: tuple[type, ...] = (Text, Thought, Call, Result)
     model_types: tuple[str, ...] = ()
+    calls: CallSyntax | None = None
 
 
 def lacks(format: Format, tokenizer: Tokenizer) -> tuple[str, ...]:

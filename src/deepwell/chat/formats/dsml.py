@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from deepwell.chat.conversation import BLANK_LINE, Call, Conversation, Message, Tool
-from deepwell.chat.formats.base import Layout, Token
+from deepwell.chat.formats.base import CallSyntax, Layout, Token
 from deepwell.chat.reading.dsml import DsmlReader, Start
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
@@ -88,6 +88,22 @@ def thinks(conversation: Conversation, by_habit: bool) -> bool:
 
 def open_block(dialect: Dialect) -> Layout:
     yield from template(f"\n\n<｜DSML｜{dialect.block}>\n")
+
+
+def call_syntax(dialect: Dialect) -> CallSyntax:
+    """How `calls_text` writes calls."""
+    begin = ("\n\n<", DSML, f"{dialect.block}>\n")
+    return CallSyntax(
+        begin=begin,
+        head=lambda name: ("<", DSML, f'{dialect.invoke} name="{name}">\n'),
+        tail=("</", DSML, f"{dialect.invoke}>\n"),
+        end=("</", DSML, f"{dialect.block}>"),
+        opened=lambda conversation: begin,
+        tags=True,
+        parameter=("<", DSML, f'{dialect.parameter} name="'),
+        parameter_end=(DSML, f"{dialect.parameter}>\n"),
+        nothing=(dialect.nothing,),
+    )
 
 
 def calls_text(calls: Sequence[Call], dialect: Dialect) -> Layout:

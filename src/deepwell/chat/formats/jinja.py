@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from deepwell.chat.conversation import Call, Conversation, Message, Tool, without_developers
-from deepwell.chat.formats.base import Format, Layout, Token
+from deepwell.chat.formats.base import CallSyntax, Format, Layout, Parts, Token
 from deepwell.chat.formats.calls import offered, system_text
 from deepwell.chat.formats.marking import Marking, any_of, texts_in, unused_mark
 from deepwell.chat.reading import PlainReader, Reader
@@ -54,7 +54,22 @@ def jinja_format(tokenizer: Tokenizer) -> Format:
         developers=True,
         foreign=True,
         efforts="reasoning_effort" in tokenizer.template,
+        calls=None if stranger.shape is None else _call_syntax(stranger.shape),
     )
+
+
+def _call_syntax(shape: Shape) -> CallSyntax:
+    mark = () if shape.bare else (Token(shape.begin, may_be_text=True),)
+    end = (Token(shape.end, may_be_text=True),) if shape.end else ()
+
+    def opening(name: str | None) -> Parts:
+        return (*mark, shape.opening(name).removeprefix("" if shape.bare else shape.begin))
+
+    def opened(conversation: Conversation) -> Parts:
+        return opening(conversation.choice.name if isinstance(conversation.choice, Tool) else None)
+
+    between = ("; " if shape.bare else "\n",)
+    return CallSyntax(head=opening, tail=("}" + shape.between, *end), between=between, opened=opened)
 
 
 def _compiled(source: str) -> Any:

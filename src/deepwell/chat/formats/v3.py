@@ -18,7 +18,7 @@ from functools import partial
 import msgspec
 
 from deepwell.chat.conversation import Conversation, Message, Tool, in_call_order
-from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, Format, Layout, Token
+from deepwell.chat.formats.base import ASSISTANT, BOS, EOS, USER, CallSyntax, Format, Layout, Token
 from deepwell.chat.formats.calls import (
     CALL,
     CALLS,
@@ -154,6 +154,14 @@ def _format(style: _Style) -> Format:
         thought_tokens=32_768 if style.thinks else None,
         names={"deepseek-reasoner": True} if style.thinks else {"deepseek-chat": False},
         tools=True,
+        calls=CallSyntax(
+            begin=(CALLS,),
+            head=lambda name: (CALL, "function", SEP, f"{name}\n```json\n"),
+            tail=("\n```", END_CALL),
+            between=("\n",),
+            end=(END_CALLS,),
+            opened=lambda conversation: (CALLS, CALL, *_called(conversation)),
+        ),
     )
 
 

@@ -8,7 +8,7 @@ continued turn keeps its thought.
 from __future__ import annotations
 
 from deepwell.chat.conversation import Conversation, Message, Tool, in_call_order
-from deepwell.chat.formats.base import ASSISTANT, BOS, CHAT_AND_REASONER, EOS, USER, Format, Layout, Token
+from deepwell.chat.formats.base import ASSISTANT, BOS, CHAT_AND_REASONER, EOS, USER, CallSyntax, Format, Layout, Token
 from deepwell.chat.formats.calls import (
     CALL,
     CALLS,
@@ -106,5 +106,12 @@ DEEPSEEK_V31 = Format(
     reader=_reader,
     thinks="choice",
     tools=True,
+    calls=CallSyntax(
+        begin=(CALLS,),
+        head=lambda name: (CALL, name, SEP),
+        tail=(END_CALL,),
+        end=(END_CALLS,),
+        opened=lambda conversation: (CALLS, CALL, *_called(conversation)),
+    ),
     names=CHAT_AND_REASONER,
 )

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from deepwell.chat.conversation import Conversation, Message
 from deepwell.chat.formats.base import ASSISTANT, BOS, CHAT_AND_REASONER, USER, Format, Layout
-from deepwell.chat.formats.dsml import DSML, END_OF_THINK, THINK, V41, offered, response_format, thinks
+from deepwell.chat.formats.dsml import DSML, END_OF_THINK, THINK, V41, call_syntax, offered, response_format, thinks
 from deepwell.chat.formats.v4 import LATEST_REMINDER, SYSTEM, check, level, reader, tools_text, turns
 from deepwell.errors import RequestError
 
@@ -45,6 +45,7 @@ DEEPSEEK_V41 = Format(
     reader=reader,
     thinks="choice",
     tools=True,
+    calls=call_syntax(V41),
     efforts=True,
     interleaves=True,
     thought_tokens=65_536,
