@@ -130,3 +130,31 @@ def test_what_contradicts_itself_or_is_too_much_is_refused(fields: dict[str, Any
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
     assert words in answer.json()["error"]["message"]
+
+
+def test_several_answers_and_streams_keep_to_it() -> None:
+    with client_of(make_service(FakeRunner(context=4096), format="toy")) as client:
+        several = client.post("/v1/chat/completions", json=chat("json", response_format=SCHEMA, n=3)).json()["choices"]
+        streamed = client.post("/v1/chat/completions", json=chat("json", response_format=SCHEMA, stream=True)).text
+    assert len(several) == 3
+    for choice in several:
+        jsonschema.validate(json.loads(choice["message"]["content"]), POINT)
+    chunks = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+    jsonschema.validate(json.loads(text), POINT)
+
+
+def test_strict_tools_over_http_and_what_they_cannot_say() -> None:
+    function = {"name": "point", "parameters": POINT, "strict": True}
+    tools = [{"type": "function", "function": function}]
+    with client_of(make_service(FakeRunner(context=4096), format="deepseek-v3")) as client:
+        asked = chat("Hi", tools=tools, tool_choice="required", max_tokens=400)
+        said = client.post("/v1/chat/completions", json=asked).json()["choices"][0]
+        assert said["finish_reason"] == "tool_calls"
+        for call in said["message"]["tool_calls"]:
+            jsonschema.validate(json.loads(call["function"]["arguments"]), POINT)
+        function["parameters"] = {"type": "object", "properties": {"a": {"not": {}}}}
+        refused = client.post("/v1/chat/completions", json=asked)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "tools[0].function.parameters"
+    assert "not at #/properties/a" in refused.json()["error"]["message"]

@@ -48,6 +48,8 @@ def grammar_of(conversation: Conversation, format: Format, tokenizer: Tokenizer)
 def _calls_alone(
     conversation: Conversation, syntax: CallSyntax, tokenizer: Tokenizer, tools: dict[str, Tool], field: str
 ) -> Grammar:
+    if syntax.tags:
+        _first_token(syntax, "", tokenizer, field)
     calls = Calls(syntax, tokenizer, tools)
     several = not isinstance(conversation.choice, Tool)
     lark = "\n".join((f"start: {calls.opened(syntax.opened(conversation), several)}", *calls.rules))

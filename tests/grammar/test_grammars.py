@@ -1,0 +1,53 @@
+"""Compiling happens beside the event loop: a stuck grammar keeps nobody waiting, and what is kept is bounded."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from deepwell.chat import Structure
+from deepwell.errors import RequestError
+from deepwell.grammar import grammars
+from deepwell.grammar.compiled import Compiled
+from deepwell.grammar.grammars import Grammars
+from deepwell.grammar.source import Grammar, of_structure
+from deepwell.grammar.vocabulary import Vocabulary
+from fakes import tiny_tokenizer
+
+STUCK = of_structure(Structure(kind="regex", field="stuck", text="s"))
+
+
+def quick(number: int) -> Grammar:
+    return of_structure(Structure(kind="regex", field="f", text=f"a{number}"))
+
+
+async def test_a_stuck_compile_is_refused_and_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+
+    def compiled(grammar: Grammar, vocabulary: Vocabulary) -> Compiled:
+        if grammar == STUCK:
+            release.wait(20)
+        return Compiled(grammar, vocabulary)
+
+    monkeypatch.setattr(grammars, "Compiled", compiled)
+    monkeypatch.setattr(grammars, "SECONDS", 1.0)
+    made = Grammars(tiny_tokenizer(), 320)
+    await made.compiled(quick(0))
+    with pytest.raises(RequestError, match="stuck takes more than 1 s") as fault:
+        await made.compiled(STUCK)
+    assert fault.value.param == "stuck"
+    await made.compiled(quick(1))
+    release.set()
+    await made.compiled(STUCK)
+
+
+async def test_the_grammars_asked_for_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammars, "KEPT", 2)
+    made = Grammars(tiny_tokenizer(), 320)
+    first = await made.compiled(quick(0))
+    await made.compiled(quick(1))
+    assert await made.compiled(quick(0)) is first
+    await made.compiled(quick(2))
+    assert await made.compiled(quick(0)) is first
+    assert len(made._kept) == 2
