@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 
 from deepwell.accounts import Database, Keys, Ledger, Limits, Platform, Prices, Row, open_database
 from deepwell.accounts.money import Price
+from deepwell.errors import LedgerDown
 from deepwell.server import Service, create_app
 from fakes import FakeRunner
 
@@ -344,3 +346,29 @@ def test_a_locked_database_ends_answers_with_an_error_and_loses_nothing(database
 def test_a_service_without_accounts_knows_nobody() -> None:
     with TestClient(create_app(make_service())) as client:
         assert client.get("/user/balance").json() == {"is_available": True, "balance_infos": []}
+
+
+def test_a_full_disk_ends_answers_with_an_error_and_loses_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SQLite says it, when it writes."""
+    house = House(database, FakeRunner(context=4096, next_token=endless, delay=0.005), patience=0.2)
+    headers = house.key()
+    append, full = Ledger.append, threading.Event()
+
+    def failing(ledger: Ledger, *what: Any) -> Any:
+        if full.is_set():
+            raise LedgerDown("the database accounts.sqlite does not answer: database or disk is full")
+        return append(ledger, *what)
+
+    monkeypatch.setattr(Ledger, "append", failing)
+    with live(house.service) as address:
+        full.set()
+        assert httpx.post(address + CHAT, json=chat(max_tokens=2), headers=headers).status_code == 200
+        answer = httpx.post(address + CHAT, json=chat(stream=True, max_tokens=3000), headers=headers, timeout=30)
+        assert "cannot be written down" in answer.text
+        assert httpx.post(address + CHAT, json=chat(), headers=headers).status_code == 503
+        full.clear()
+        wait_idle(house.service)
+        assert [row.reason for row in house.rows()] == ["length", "error"]
+    house.platform.close()
