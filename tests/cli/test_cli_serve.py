@@ -300,3 +300,11 @@ def test_a_served_name_without_a_price_is_refused(tmp_path: Path) -> None:
     serve_command.check_priced(Prices(), ("deepwell",), None)
     table.write_text('[models."*"]\nmiss = 0\noutput = 0\n')
     serve_command.check_priced(Prices.read(table), ("deepwell",), table)
+
+
+def test_a_folder_that_cannot_hold_accounts_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused = deepwell("serve", "--port", "0", "--database", str(tmp_path / "file" / "accounts.sqlite"))
+    assert refused.returncode == 2
+    assert "cannot keep accounts in " in refused.stderr
+    assert refused.stderr.endswith("; name another place with --database\n")

@@ -60,7 +60,13 @@ def platform_of(options: ServeOptions) -> Iterator[Platform]:
     """The accounts. Raises ConfigError where everybody on a network could ask and nobody said so."""
     prices = Prices.read(options.prices) if options.prices else None
     with ExitStack() as stack:
-        database = open_database(options.database)
+        try:
+            database = open_database(options.database)
+        except OSError as error:
+            where = options.database or data_folder(os.environ)
+            raise ConfigError(
+                f"cannot keep accounts in {where}: {error.strerror}; name another place with --database"
+            ) from None
         stack.callback(database.close)
         platform = Platform(database, prices, isolate=options.isolate)
         stack.callback(platform.close)
