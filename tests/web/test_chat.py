@@ -306,6 +306,6 @@ def test_screen_readers_hear_the_answer(page: Page) -> None:
 
 def test_no_built_file_names_another_server() -> None:
     files = [file for file in STATIC.rglob("*") if file.suffix in {".html", ".css", ".svg"} or file.name == "theme.js"]
-    assert len(files) == 5
+    assert len(files) == 8
     addresses = {found for file in files for found in re.findall(r"(?:https?:)?//[\w.]+[^\"'\s)]*", file.read_text())}
     assert {found for found in addresses if "." in found} == {"http://www.w3.org/2000/svg"}

@@ -226,6 +226,8 @@ export class Chat implements Actions, Watcher {
     this.follower.start();
     announce("Answering");
     void this.save(conversation, ...fresh, message);
+    // A new chat is in the list, and has its address, from now on.
+    this.changed();
     message.model = await this.app.modelName();
     const outcome = await generation.run("v1/chat/completions", this.body(conversation, asked, message.model, before), this.app.key.value);
     this.finish(conversation, message, outcome, generation);
@@ -255,9 +257,7 @@ export class Chat implements Actions, Watcher {
 
   private async save(conversation: Conversation, ...changed: Message[]): Promise<void> {
     try {
-      const saved = this.app.history.save(conversation, ...changed);
-      this.changed();
-      await saved;
+      await this.app.history.save(conversation, ...changed);
     } catch (error) {
       toast(`This conversation could not be saved in the browser: ${String(error)}`);
     }

@@ -64,7 +64,7 @@ export class History {
   begin(message: Message): void {
     if (this.making.has(message.id)) return;
     this.making.add(message.id);
-    this.begun = this.tabs.hold(message.id);
+    this.begun = Promise.all([this.begun, this.tabs.hold(message.id)]);
   }
 
   /** The end of an answer of this tab is saved. */
@@ -79,13 +79,16 @@ export class History {
   async reopen(conversation: Conversation, shown: Message): Promise<Message | null> {
     if (this.making.has(shown.id)) return null;
     this.making.add(shown.id);
-    const mine = await this.tabs.hold(shown.id);
-    const reopened = mine ? await this.replaceNewest(conversation, shown) : null;
-    if (!reopened) {
-      this.making.delete(shown.id);
-      this.tabs.letGo(shown.id);
-      await this.read(conversation.id);
+    let reopened: Message | null = null;
+    try {
+      if (await this.tabs.hold(shown.id)) reopened = await this.replaceNewest(conversation, shown);
+    } finally {
+      if (!reopened) {
+        this.making.delete(shown.id);
+        this.tabs.letGo(shown.id);
+      }
     }
+    if (!reopened) await this.read(conversation.id);
     return reopened;
   }
 

@@ -107,10 +107,18 @@ class AccountCard(msgspec.Struct, frozen=True):
     balances: list[BalanceCard]
 
 
-class Listed(msgspec.Struct, frozen=True):
-    """A page of a list; the next one is asked for with `after`, the id of the last entry."""
+class KeyPage(msgspec.Struct, frozen=True):
+    """A page of keys; the next one is asked for with `after`, the id of the last one."""
 
-    data: list[KeyCard] | list[AccountCard]
+    data: list[KeyCard]
+    has_more: bool
+    object: Literal["list"] = "list"
+
+
+class AccountPage(msgspec.Struct, frozen=True):
+    """A page of accounts, like one of keys."""
+
+    data: list[AccountCard]
     has_more: bool
     object: Literal["list"] = "list"
 
@@ -130,11 +138,11 @@ def admin_routes() -> list[Route]:
     ]
 
 
-def list_keys(request: Request, desk: Desk) -> Listed:
+def list_keys(request: Request, desk: Desk) -> KeyPage:
     """Keys in the order of their making."""
     after, limit, holding = _page(request)
     found = [_key_card(key) for key in desk.rolls.keys(after=after, limit=limit + 1, holding=holding)]
-    return Listed(found[:limit], len(found) > limit)
+    return KeyPage(found[:limit], len(found) > limit)
 
 
 def add_key(_: Request, desk: Desk, body: KeyBody) -> KeyCard:
@@ -163,11 +171,11 @@ def revoke_key(request: Request, desk: Desk) -> KeyCard:
     return _key_card(desk.keys.revoke(_id(request)))
 
 
-def list_accounts(request: Request, desk: Desk) -> Listed:
+def list_accounts(request: Request, desk: Desk) -> AccountPage:
     """Accounts with their money."""
     after, limit, holding = _page(request)
     found = [_account_card(one) for one in desk.rolls.accounts(desk.now, after=after, limit=limit + 1, holding=holding)]
-    return Listed(found[:limit], len(found) > limit)
+    return AccountPage(found[:limit], len(found) > limit)
 
 
 def move(request: Request, desk: Desk, body: MovementBody) -> AccountCard:

@@ -7,11 +7,13 @@ from typing import Any, get_args
 import msgspec
 
 from deepwell import __version__
+from deepwell.server.admin import AccountCard, AccountPage, ChangeBody, KeyBody, KeyCard, KeyPage, MovementBody
 from deepwell.server.anthropic.errors import AnthropicError
 from deepwell.server.anthropic.models import ModelInfo, ModelInfos
 from deepwell.server.anthropic.protocol import CountRequest, MessagesRequest
 from deepwell.server.anthropic.replies import MessageAnswer, MessageEvent, TokenCount
 from deepwell.server.batches.objects import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
+from deepwell.server.books import BooksAnswer, UsageAnswer
 from deepwell.server.embeddings import EmbeddingRequest, Embeddings
 from deepwell.server.errors import ErrorBody
 from deepwell.server.infill import Infilled, InfillRequest
@@ -31,6 +33,10 @@ ERRORS = {
     "503": "The server is stopping; retry after the seconds in Retry-After.",
 }
 
+_KEYLESS = {"401": "There is no key, or one that does not hold.", "403": "The key is of a role that may not do this."}
+_TEXT: dict[str, Any] = {"type": "string"}
+_WHOLE: dict[str, Any] = {"type": "integer", "minimum": 0}
+
 
 def openapi() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
@@ -45,6 +51,9 @@ def openapi() -> dict[str, Any]:
         TokenizeRequest,
         DetokenizeRequest,
         BatchRequest,
+        KeyBody,
+        ChangeBody,
+        MovementBody,
     )
     answers = (
         ChatCompletion,
@@ -70,6 +79,12 @@ def openapi() -> dict[str, Any]:
         FileDeleted,
         Batch,
         BatchList,
+        KeyCard,
+        KeyPage,
+        AccountCard,
+        AccountPage,
+        BooksAnswer,
+        UsageAnswer,
         ErrorBody,
     )
     types = (*asked, *answers)
@@ -92,6 +107,7 @@ def openapi() -> dict[str, Any]:
             **_batches(),
             **_responses(),
             **_messages(),
+            **_admin(),
             "/health": _get("Whether the server takes requests.", {"application/json": {}}),
             "/metrics": _get("Metrics in Prometheus' text format.", {"text/plain": {}}),
         },
@@ -144,6 +160,35 @@ def _messages() -> dict[str, Any]:
         "/anthropic/v1/models/{id}": _with_id(_get("One of them.", _json(ModelInfo))),
     }
     return {path: _with_errors(item, AnthropicError) for path, item in paths.items()}
+
+
+def _admin() -> dict[str, Any]:
+    """For keys of the role admin."""
+    span = {"from": _TEXT, "until": _TEXT}
+    page = {"after": _WHOLE, "limit": _WHOLE, "name": _TEXT}
+    books = _get("The books of a span, by the hour or day.", _json(BooksAnswer))
+    usage = _get("What was used, summed by key, account, model and so on.", _json(UsageAnswer))
+    keys = _get("Keys, page by page.", _json(KeyPage))
+    accounts = _get("Accounts and their money, page by page.", _json(AccountPage))
+    paths = {
+        "/admin/books": _asked(books, by={"type": "string", "enum": ["hour", "day"]}, **span),
+        "/admin/usage": _asked(usage, by=_TEXT, limit=_WHOLE, offset=_WHOLE, **span),
+        "/admin/keys": _asked(keys, **page) | _post("Make a key.", KeyBody, KeyCard),
+        "/admin/keys/{id}": _with_id(_post("Change a key.", ChangeBody, KeyCard)),
+        "/admin/keys/{id}/revoke": _with_id(_post("End a key for good.", None, KeyCard)),
+        "/admin/accounts": _asked(accounts, **page),
+        "/admin/accounts/{id}/movements": _with_id(_post("Give money to an account.", MovementBody, AccountCard)),
+    }
+    for item in paths.values():
+        for how in {"get", "post"} & item.keys():
+            item[how]["responses"] |= {code: {**_ERRORS["400"], "description": text} for code, text in _KEYLESS.items()}
+    return paths
+
+
+def _asked(item: dict[str, Any], **query: dict[str, Any]) -> dict[str, Any]:
+    """A path with what may stand in its query."""
+    item["get"]["parameters"] = [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()]
+    return item
 
 
 def _with_errors(item: dict[str, Any], kind: type) -> dict[str, Any]:
