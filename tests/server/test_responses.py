@@ -230,7 +230,7 @@ def output(id: str = "a", **fields: Any) -> dict[str, Any]:
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"include": ["message.output_text.logprobs"]}, "include[0]"),
-        ({"max_output_tokens": 0}, "max_tokens"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_output_tokens": 3, "max_tokens": 4}, "max_output_tokens"),
         ({"temperature": 3}, "temperature"),
         ({"n": 2}, "n"),

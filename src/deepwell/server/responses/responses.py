@@ -64,9 +64,12 @@ async def not_stored(request: Request) -> Response:
 
 
 def _with_limit(asked: ResponsesRequest) -> ResponsesRequest:
-    """The same with `max_output_tokens` read as max_tokens. Raises RequestError if that says otherwise."""
+    """The same with `max_output_tokens` read as max_tokens. Raises RequestError if it is 0, or the other says
+    otherwise."""
     if asked.max_output_tokens is None:
         return asked
+    if asked.max_output_tokens == 0:
+        raise RequestError("max_output_tokens must be at least 1", "max_output_tokens")
     if asked.max_tokens not in (None, asked.max_output_tokens):
         fault = "max_tokens and max_output_tokens mean the same here; give one of them"
         raise RequestError(fault, "max_output_tokens")
