@@ -10,10 +10,12 @@ import pytest
 from dsml_fakes import dsml_tokenizer
 
 from deepwell.chat import FORMATS, Conversation, Message, Structure, Tool, render_chat
+from deepwell.chat.reading.dsml_tags import OPENERS
 from deepwell.chat.reading.marks import ThoughtMeter
 from deepwell.engine import EngineCore, Request, SamplingParams
 from deepwell.errors import RequestError
 from deepwell.grammar.compiled import Compiled
+from deepwell.grammar.constraint import ConstraintError
 from deepwell.grammar.thoughts import behind_thought
 from deepwell.grammar.turns import grammar_of
 from deepwell.grammar.vocabulary import Vocabulary
@@ -113,3 +115,19 @@ def test_tools_that_are_not_strict_stay_free_and_a_format_without_calls_is_refus
     odd = Tool(name="f", parameters={"type": "object", "anyOf": [{}]}, strict=True)
     with pytest.raises(RequestError, match="anyOf"):
         grammar_of(Conversation(messages=strict.messages, tools=(odd,)), FORMATS["deepseek-v4"], dsml_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3.2", "deepseek-v4", "deepseek-v4.1"])
+def test_no_call_is_spelled_in_letters_around_strict_tools(name: str) -> None:
+    tokenizer = dsml_tokenizer()
+    conversation = Conversation(messages=(Message.of("user", "Hi"),), tools=(WEATHER,))
+    grammar = grammar_of(conversation, FORMATS[name], tokenizer)
+    assert grammar is not None
+    compiled = Compiled(grammar, Vocabulary(tokenizer, tokenizer.vocab_size))
+    for opener in OPENERS:
+        constraint = compiled.constraint()
+        with pytest.raises(ConstraintError):
+            constraint.accept(tokenizer.encode(f"a <b> {opener}"))
+    constraint = compiled.constraint()
+    constraint.accept(tokenizer.encode("a <b> </b> <tool"))
+    assert constraint.allowed(())[0].may_end

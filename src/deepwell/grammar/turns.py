@@ -38,9 +38,11 @@ def grammar_of(conversation: Conversation, format: Format, tokenizer: Tokenizer)
         schemas = [structure.field] if structure.kind == "json" else []
     else:
         answer, schemas = [], []
-        rule = f"start: TEXT | OPENING {calls.whole(begun=begin)}\nTEXT: /(?s:.*)/\nOPENING: /(?s:.*){slashed(begin)}/"
+        none = f" & ~/(?s:.*)({'|'.join(calls.syntax.spelled)})(?s:.*)/" if calls.syntax.spelled else ""
+        rule = f"start: TEXT | OPENING {calls.whole(begun=begin)}\nOPENING: /(?s:.*){slashed(begin)}/{none}"
         if not begin:
-            rule = f"start: TEXT ({calls.whole()})?\nTEXT: /(?s:.*)/"
+            rule = f"start: TEXT ({calls.whole()})?"
+        rule += f"\nTEXT: /(?s:.*)/{none}"
     lark = "\n".join((rule, *calls.rules))
     return whole([{"lark_grammar": lark}, *answer, *calls.parts], field, [*schemas, *calls.fields])
 

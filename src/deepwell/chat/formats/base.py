@@ -47,7 +47,7 @@ class CallSyntax(msgspec.Struct, frozen=True, kw_only=True):
     two, and before and after the arguments of one. `opened` is what the prompt gives of a call that must come.
 
     Arguments are JSON, or else `tags`: for each, `parameter` up to its name, and `parameter_end` behind `</`; `nothing`
-    stands for none.
+    stands for none. What `spelled` has, as regular expressions, opens a call even in letters, for a lenient reader.
     """
 
     head: Callable[[str], Parts]
@@ -60,6 +60,7 @@ class CallSyntax(msgspec.Struct, frozen=True, kw_only=True):
     parameter: Parts = ()
     parameter_end: Parts = ()
     nothing: Parts = ()
+    spelled: tuple[str, ...] = ()
 
 
 class Format(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ import msgspec
 from deepwell.chat.conversation import BLANK_LINE, Call, Conversation, Message, Tool
 from deepwell.chat.formats.base import CallSyntax, Layout, Token
 from deepwell.chat.reading.dsml import DsmlReader, Start
+from deepwell.chat.reading.dsml_tags import OPENERS
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -103,6 +104,7 @@ def call_syntax(dialect: Dialect) -> CallSyntax:
         parameter=("<", DSML, f'{dialect.parameter} name="'),
         parameter_end=(DSML, f"{dialect.parameter}>\n"),
         nothing=(dialect.nothing,),
+        spelled=OPENERS,
     )
 
 
