@@ -34,8 +34,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         counts, faults = run(Path(folder), args.kills, args.seed, args.most_seconds)
-    print(f"{args.kills} kills: {counts['whole']} whole answers, {counts['cut']} cut off, {counts['unheard']} of which")
-    print(f"nothing had come; {counts['rows']} rows; {counts['ahead']} tokens were billed that had not come yet")
+    print(f"{args.kills} kills: {counts['whole']} answers were whole, {counts['cut']} were cut off, and of", end=" ")
+    print(f"{counts['unheard']} requests nothing had come; {counts['rows']} rows;", end=" ")
+    print(f"{counts['ahead']} tokens were billed that had not come yet")
     for fault in faults:
         print("FAULT", fault)
     sys.exit(bool(faults))
