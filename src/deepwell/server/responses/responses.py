@@ -63,11 +63,6 @@ async def not_stored(request: Request) -> Response:
     return JsonResponse(error_body(message, INVALID, "response_id"), status_code=404)
 
 
-async def _question(request: Request, asked: ResponsesRequest, service: Service) -> Question:
-    conversation = await service.understood(request, lambda: conversation_of(asked, service.format))
-    return await question_of(request, conversation, service, "input")
-
-
 def _with_limit(asked: ResponsesRequest) -> ResponsesRequest:
     """The same with `max_output_tokens` read as max_tokens. Raises RequestError if it is 0, or the other says
     otherwise."""
