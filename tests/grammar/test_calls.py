@@ -8,8 +8,9 @@ from typing import Any
 import jsonschema
 import pytest
 from dsml_fakes import dsml_tokenizer
+from json_fakes import stranger_tokenizer
 
-from deepwell.chat import FORMATS, Conversation, Message, Structure, Tool, render_chat
+from deepwell.chat import FORMATS, Conversation, Message, Structure, Tool, find_format, render_chat
 from deepwell.chat.reading.dsml_tags import OPENERS
 from deepwell.chat.reading.marks import ThoughtMeter
 from deepwell.engine import EngineCore, Request, SamplingParams
@@ -36,13 +37,15 @@ PARAMETERS = {
 STRICT = PARAMETERS | {"required": [*PARAMETERS["properties"]], "additionalProperties": False}
 WEATHER = Tool(name="weather", parameters=PARAMETERS, strict=True)
 CLOCK = Tool(name="clock", parameters={"type": "object", "properties": {}}, strict=True)
+TEMPLATES = ["Qwen2.5-7B-Instruct", "Qwen3-0.6B", "llama-like"]
 NAMES = ["deepseek-v2.5", "deepseek-v3", "deepseek-v3.1", "deepseek-v3.2", "deepseek-v4", "deepseek-v4.1"]
 
 
 def answer(name: str, seed: int, max_tokens: int = 3000, **fields: Any) -> tuple[Message, str | None]:
-    """What a random model answers in a format, as its reader reads it."""
-    format = FORMATS[name]
+    """What a random model answers in a format, or by a template, as its reader reads it."""
     tokenizer = dsml_tokenizer() if name in ("deepseek-v3.2", "deepseek-v4", "deepseek-v4.1") else tiny_tokenizer()
+    tokenizer = tokenizer if name in FORMATS else stranger_tokenizer(name)
+    format = find_format(name if name in FORMATS else "jinja", tokenizer)
     conversation = Conversation(messages=(Message.of("user", f"Hi {seed}"),), **fields)
     grammar = grammar_of(conversation, format, tokenizer)
     assert grammar is not None
@@ -62,7 +65,7 @@ def answer(name: str, seed: int, max_tokens: int = 3000, **fields: Any) -> tuple
     return turn.message, delta.finish_reason
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *TEMPLATES])
 @pytest.mark.parametrize("choice", ["required", WEATHER])
 def test_a_demanded_call_has_arguments_of_its_schema(name: str, choice: Any) -> None:
     for seed in range(3):
@@ -75,7 +78,7 @@ def test_a_demanded_call_has_arguments_of_its_schema(name: str, choice: Any) -> 
             jsonschema.validate(json.loads(call.arguments), STRICT if call.name == "weather" else {"maxProperties": 0})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "Qwen2.5-7B-Instruct"])
 def test_an_answer_of_a_structure_may_be_a_call_instead(name: str) -> None:
     structure = Structure(kind="choice", field="f", texts=("yes", "no"))
     kinds = set()
@@ -131,3 +134,10 @@ def test_no_call_is_spelled_in_letters_around_strict_tools(name: str) -> None:
     constraint = compiled.constraint()
     constraint.accept(tokenizer.encode("a <b> </b> <tool"))
     assert constraint.allowed(())[0].may_end
+
+
+def test_calls_that_are_text_are_strict_only_where_they_must_come() -> None:
+    tokenizer = stranger_tokenizer("llama-like")
+    conversation = Conversation(messages=(Message.of("user", "Hi"),), tools=(WEATHER,))
+    with pytest.raises(RequestError, match="unless a call must come"):
+        grammar_of(conversation, find_format("jinja", tokenizer), tokenizer)
