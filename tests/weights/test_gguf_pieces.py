@@ -19,6 +19,7 @@ from deepwell.weights.gguf.folder import tokenizer_files
 from deepwell.weights.gguf.reader import GgufFile
 from deepwell.weights.gguf.tokenizer import tokenizer_from
 from deepwell.weights.gguf.vocabulary import tokenizer_metadata
+from deepwell.weights.gguf.writer import write_gguf
 from deepwell.weights.tokenizer import Tokenizer
 
 BLANK = "\u2581"
@@ -70,6 +71,10 @@ def by_score(text: str) -> list[int]:
         _, at = min(pairs)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return [id for part in parts for id in ([ids[part]] if part in ids else [3 + byte for byte in part.encode()])]
+
+
+def silent(done: int, total: int) -> None:
+    pass
 
 
 def odd(chosen: random.Random) -> str:
@@ -155,5 +160,76 @@ def test_a_folder_keeps_the_tokens(tmp_path: Path) -> None:
         assert whole.encode(text).ids == [1, *t.encode(text)]
         assert whole.decode(t.encode(text)) == text.replace(BLANK, " ")
     assert (again.bos, again.opening, again.eos) == (t.bos, t.opening, t.eos)
-    with pytest.raises(CheckpointError, match="is SentencePiece's, which is not written as GGUF"):
-        tokenizer_metadata(tmp_path, len(TOKENS))
+
+
+BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
+PREFIXED = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": BLANK}, BLANKS]}
+
+
+def folder_of(folder: Path, **changed: Any) -> Path:
+    """A folder as transformers converts SentencePiece's: merges by score, those of one piece by their left part."""
+    ids = {piece: id for id, piece in enumerate(TOKENS)}
+    cuts = [(piece[:at], piece[at:]) for piece in PIECES for at in range(1, len(piece))]
+    merges = [list(pair) for pair in cuts if pair[0] in ids and pair[1] in ids]
+    added = [{"id": id, "content": text, "special": True} for id, text in enumerate(SPECIALS)]
+    added.append({"id": len(TOKENS), "content": "<row>", "special": False})
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    model = {"type": "BPE", "vocab": ids, "merges": merges, "byte_fallback": True, "fuse_unk": True}
+    document = {
+        "added_tokens": [token | flags for token in added],
+        "normalizer": PREFIXED,
+        "decoder": {"type": "ByteFallback"},
+        "model": model | {"unk_token": "<unk>"} | changed.pop("model", {}),
+    }
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes(msgspec.json.encode(document | changed))
+    named = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_bytes(msgspec.json.encode(named))
+    return folder
+
+
+@pytest.mark.parametrize("normalizer", [PREFIXED, BLANKS])
+def test_a_folder_becomes_a_gguf_file(normalizer: Any, tmp_path: Path) -> None:
+    """1,000 odd strings have the same tokens before and after, and every token is what it was."""
+    wanted = Tokenizer.load(folder := folder_of(tmp_path / "model", normalizer=normalizer))
+    metadata = tokenizer_metadata(folder, len(TOKENS) + 3)
+    assert metadata["tokenizer.ggml.model"] == "llama"
+    assert metadata["tokenizer.ggml.tokens"] == [*TOKENS, "<row>", f"[PAD{len(TOKENS) + 1}]", f"[PAD{len(TOKENS) + 2}]"]
+    assert metadata["tokenizer.ggml.token_type"].tolist() == [*TYPES, 4, 5, 5]
+    learned = [at for at, piece in enumerate(PIECES) if len(piece) > 1]
+    start = len(SPECIALS) + len(BYTES)
+    assert [metadata["tokenizer.ggml.scores"][start + at] for at in learned] == [-float(at) for at in learned]
+    names = ("bos_token_id", "eos_token_id", "unknown_token_id", "add_bos_token", "add_eos_token", "add_space_prefix")
+    said = [metadata[f"tokenizer.ggml.{name}"] for name in names]
+    assert said == [1, 2, 0, True, False, normalizer is PREFIXED]
+    write_gguf(file := tmp_path / "x.gguf", {"general.architecture": "llama"} | metadata, [], silent, lambda: None)
+    got = tokenizer_from(GgufFile(file))
+    chosen = random.Random(9)
+    for text in (odd(chosen) + chosen.choice(["", "<row>", " <row> a"]) for _ in range(1000)):
+        assert got.encode(text) == wanted.encode(text), text
+        assert got.encode(text, controls=True) == wanted.encode(text, controls=True), text
+    ids = range(wanted.vocab_size)
+    assert list(map(got.token_bytes, ids)) == list(map(wanted.token_bytes, ids))
+    assert list(map(got.mark, ids)) == list(map(wanted.mark, ids))
+    assert (got.opening, got.eos) == (wanted.opening, wanted.eos)
+
+
+PAIRS = [list(piece) for piece in PIECES if len(piece) == 2]
+REPLACED = {"type": "Sequence", "normalizers": [*PREFIXED["normalizers"], {"type": "NFKC"}]}  # type: ignore[misc]
+METASPACE = {"type": "Metaspace", "replacement": BLANK, "prepend_scheme": "always", "split": False}
+WORDS = "has a normalizer or pre_tokenizer that GGUF has no words for: supported are those"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"normalizer": REPLACED}, WORDS),
+        ({"normalizer": None, "pre_tokenizer": METASPACE}, WORDS),  # no blank before a text that begins with one
+        ({"pre_tokenizer": {"type": "Digits", "individual_digits": True}}, WORDS),
+        ({"model": {"merges": PAIRS[:2]}}, "are pieces that no merge joins as '"),
+        ({"model": {"merges": [*PAIRS[:2], PAIRS[0]]}}, "other merges stand between those that make '"),
+    ],
+)
+def test_what_gguf_cannot_say_of_pieces(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        tokenizer_metadata(folder_of(tmp_path / "model", **changed), len(TOKENS) + 1)

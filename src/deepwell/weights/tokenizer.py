@@ -295,12 +295,12 @@ def _unmapped(spelling: str) -> bytes:
 
 BLANK = "\u2581"
 """How SentencePiece writes a space."""
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def _piece_bytes(spelling: str) -> bytes:
     """Bytes behind an entry of a SentencePiece vocabulary: those of its text, or the one that it stands for."""
-    byte = _BYTE_TOKEN.fullmatch(spelling)
+    byte = BYTE_TOKEN.fullmatch(spelling)
     return bytes([int(byte[1], 16)]) if byte else spelling.replace(BLANK, " ").encode()
 
 
