@@ -64,7 +64,11 @@ class Endpoints:
         start, end = (datetime.fromisoformat(query[name]) for name in ("from", "until"))
         step = timedelta(hours=1) if query["by"] == "hour" else timedelta(days=1)
         data = [period(start + n * step, start + (n + 1) * step) for n in range(int((end - start) / step))]
-        whole = period(start, end) | {"input": 608_000_000_000, "hit": 342_000_000_000, "hit_rate": 0.5625}
+        whole = period(start.replace(hour=8), end.replace(hour=8)) | {
+            "input": 608_000_000_000,
+            "hit": 342_000_000_000,
+            "hit_rate": 0.5625,
+        }
         return JSONResponse(
             {"object": "books", "by": query["by"], "currency": "USD", "hourly_cost": "3628.00", "total": whole,
              "data": data, "other_income": {"CNY": "12.50"}, "energy_note": "This machine does not report its energy."}
