@@ -34,16 +34,17 @@ def end_ids(format: Format, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def _splice(layout: Layout, format: str, tokenizer: Tokenizer) -> Iterator[int]:
     texts: list[str] = []
+    before: int | None = None
     for part in layout:
         ids = None if isinstance(part, str) else _ids(part, format, tokenizer)
         if ids is None:
             texts.append(part if isinstance(part, str) else part.spelling)
             continue
-        if text := "".join(texts):
+        if text := tokenizer.between(before, "".join(texts), ids[0] if ids else None):
             yield from tokenizer.encode(text)
-        texts = []
+        texts, before = [], ids[-1] if ids else before
         yield from ids
-    if text := "".join(texts):
+    if text := tokenizer.between(before, "".join(texts), None):
         yield from tokenizer.encode(text)
 
 

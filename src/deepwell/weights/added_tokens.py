@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import tokenizers
 
 from deepwell.errors import CheckpointError, shown
@@ -37,6 +40,20 @@ _MARKUP = re.compile(
     re.DOTALL,
 )
 """The shapes that the marks of conversations have, whether or not the template that came with a model spells them."""
+
+
+WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+"""White space as Unicode and the tokenizers library have it; Python's own has four control characters more."""
+
+
+class Edges(msgspec.Struct, frozen=True):
+    """How a text spells an added token: whether the white space in front of it or behind it is a part of it, whether it
+    must stand alone as a word, and whether it is looked for after those that are not `normalized`."""
+
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
 
 
 class Tag(str):
@@ -77,6 +94,33 @@ def named_ends(added: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(id for text, id in added.items() if text in ENDS and text not in other)
 
 
+def read_added(document: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """The added tokens of a tokenizer.json and their ids. CheckpointError names `path` if they are none."""
+    try:
+        added = msgspec.convert(document.get("added_tokens") or [], list[_Added])
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path}: added_tokens: {error}") from error
+    for token in added:
+        if token.id < 0 or not token.content:
+            raise CheckpointError(f"{path}: added_tokens: id {token.id} needs a non-negative id and a content")
+    return {token.content: token.id for token in added}
+
+
+def kinds(document: Mapping[str, Any], added: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """The special tokens and the tags of a tokenizer.json whose `added` tokens were read."""
+    hidden = {token["content"] for token in document.get("added_tokens") or [] if token.get("special")}
+    special = {text: id for text, id in added.items() if text in hidden and not is_text(text)}
+    return special, {text: id for text, id in added.items() if text not in hidden and not is_text(text)}
+
+
+def edges_of(document: Mapping[str, Any]) -> dict[str, Edges]:
+    """Those of the added tokens that have any; flags that are no truth values are none."""
+    found = {}
+    for token in document.get("added_tokens") or []:
+        found[token["content"]] = Edges(**{name: token.get(name) is True for name in Edges.__struct_fields__})
+    return {text: edges for text, edges in found.items() if edges != Edges()}
+
+
 def check_lengths(added: Iterable[str]) -> None:
     """CheckpointError for an added token that is longer than one can be, or for more of them than there can be."""
     total = 0
@@ -91,17 +135,24 @@ def check_lengths(added: Iterable[str]) -> None:
             )
 
 
+class _Added(msgspec.Struct):
+    id: int
+    content: str
+    special: bool = False
+
+
 class Finder:
-    """Finds added tokens in a text: of those that begin first, the longest.
+    """Finds added tokens in a text: of those that begin first, the longest, with the white space that is theirs.
 
     The tokenizers library looks for them, in time that does not grow with their number.
     """
 
-    def __init__(self, added: Mapping[str, int]) -> None:
+    def __init__(self, added: Mapping[str, int], edges: Mapping[str, Edges]) -> None:
         self._ids = tuple(added.values())
         self._firsts = {text[0] for text in added}
         self._library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))
-        self._library.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in added])
+        ways = ((text, msgspec.structs.asdict(edges.get(text, Edges()))) for text in added)
+        self._library.add_tokens([tokenizers.AddedToken(text, **found) for text, found in ways])
 
     def find(self, text: str) -> Collection[tuple[int, int, int]]:
         """(begin, end, id) of each token that `text` spells, in order."""

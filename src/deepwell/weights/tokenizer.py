@@ -14,7 +14,19 @@ import tokenizers
 
 from deepwell.errors import CheckpointError, RequestError
 from deepwell.files import read_bounded
-from deepwell.weights.added_tokens import Finder, Tag, check_lengths, is_control, is_text, named_ends
+from deepwell.weights.added_tokens import (
+    WHITE,
+    Edges,
+    Finder,
+    Tag,
+    check_lengths,
+    edges_of,
+    is_control,
+    is_text,
+    kinds,
+    named_ends,
+    read_added,
+)
 from deepwell.weights.added_tokens import Marked as Marked
 from deepwell.weights.json_files import read_object
 from deepwell.weights.tokenizer_json import Pipeline, check_pipeline, faults, made, shrinkage
@@ -46,6 +58,7 @@ class TokenizerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     named: dict[str, str] = {}
     opens: bool = True
     tool_template: str | None = None
+    edges: dict[str, Edges] = {}
 
 
 class Tokenizer:
@@ -74,8 +87,10 @@ class Tokenizer:
         named: Mapping[str, str] | None = None,
         opens: bool = True,
         tool_template: str | None = None,
+        edges: Mapping[str, Edges] | None = None,
     ) -> None:
         """`plain` encodes text alone; `special` and `tags` are the added tokens; `spelled` are ids kept as written.
+        `edges` are those of added tokens that are not spelled by their letters alone.
 
         Raises CheckpointError for an added token that is too long.
         """
@@ -83,6 +98,7 @@ class Tokenizer:
         self._plain = plain
         self._special = dict(special)
         self._tags = dict(tags or {})
+        self._edges = dict(edges or {})
         self._ends_by_name = named_ends(self._special | self._tags)
         self._tag_ids = {id: Tag(text, id) for text, id in self._tags.items()}
         self.named = dict(named or {})
@@ -110,9 +126,9 @@ class Tokenizer:
         document = _read_json(path, MAX_TOKENIZER_BYTES)
         if document is None:
             raise CheckpointError(f"{path}: not found; a model folder needs the tokenizer as tokenizer.json")
-        added = _added_tokens(document, path)
+        added = read_added(document, path)
         plain = _without_special(document, added, path)
-        special, tags = _kinds(document, added)
+        special, tags = kinds(document, added)
         named = _read_named(folder)
         bos, eos = _boundaries(folder, named, added)
         opens = bos is not None and _opens(folder, document, bos)
@@ -130,6 +146,7 @@ class Tokenizer:
             notes=notes,
             opens=opens,
             tool_template=tool_template,
+            edges=edges_of(document),
         )
 
     @classmethod
@@ -158,6 +175,7 @@ class Tokenizer:
             named=state.named,
             opens=state.opens,
             tool_template=state.tool_template,
+            edges=state.edges,
         )
 
     def state(self) -> TokenizerState:
@@ -175,6 +193,7 @@ class Tokenizer:
             self.named,
             self._opens,
             self.tool_template,
+            self._edges,
         )
 
     @property
@@ -234,11 +253,24 @@ class Tokenizer:
 
     @cached_property
     def _every_token(self) -> Finder:
-        return Finder(self._special | self._tags)
+        return Finder(self._special | self._tags, self._edges)
 
     @cached_property
     def _words(self) -> Finder:
-        return Finder({text: id for text, id in self._tags.items() if not is_control(text, self.template)})
+        words = {text: id for text, id in self._tags.items() if not is_control(text, self.template)}
+        return Finder(words, self._edges)
+
+    def between(self, before: int | None, text: str, after: int | None) -> str:
+        """A text without the white space that belongs to the added tokens on its sides."""
+        left, right = self._strips
+        text = text.lstrip(WHITE) if before in right else text
+        return text.rstrip(WHITE) if after in left else text
+
+    @cached_property
+    def _strips(self) -> tuple[set[int | None], set[int | None]]:
+        """The added tokens that take the white space on their left, and on their right."""
+        ids = {self.special(text): edges for text, edges in self._edges.items() if self.special(text) is not None}
+        return {id for id, e in ids.items() if e.lstrip}, {id for id, e in ids.items() if e.rstrip}
 
     def special(self, text: str) -> int | None:
         """Id of the special token or tag spelled `text`, None if there is none."""
@@ -328,33 +360,9 @@ def _read_json(path: Path, limit: int) -> dict[str, Any] | None:
     return read_object(path, limit) if os.path.lexists(path) else None
 
 
-class _Added(msgspec.Struct):
-    id: int
-    content: str
-    special: bool = False
-
-
 class _Bpe(msgspec.Struct):
     vocab: dict[str, int]
     merges: list[str | list[str]]
-
-
-def _added_tokens(document: Mapping[str, Any], path: Path) -> dict[str, int]:
-    try:
-        added = msgspec.convert(document.get("added_tokens") or [], list[_Added])
-    except msgspec.ValidationError as error:
-        raise CheckpointError(f"{path}: added_tokens: {error}") from error
-    for token in added:
-        if token.id < 0 or not token.content:
-            raise CheckpointError(f"{path}: added_tokens: id {token.id} needs a non-negative id and a content")
-    return {token.content: token.id for token in added}
-
-
-def _kinds(document: Mapping[str, Any], added: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
-    """The special tokens and the tags of a tokenizer.json whose `added` tokens were read."""
-    hidden = {token["content"] for token in document.get("added_tokens") or [] if token.get("special")}
-    special = {text: id for text, id in added.items() if text in hidden and not is_text(text)}
-    return special, {text: id for text, id in added.items() if text not in hidden and not is_text(text)}
 
 
 def _without_special(document: dict[str, Any], added: Mapping[str, int], path: Path) -> tokenizers.Tokenizer:
