@@ -78,6 +78,36 @@ def test_keys_that_do_not_hold_are_refused(database: Database) -> None:
     platform.close()
 
 
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+def test_what_runs_on_a_key_that_ends_ends_soon_and_is_billed(database: Database, how: str) -> None:
+    platform, keys = Platform(database, Flat()), Keys(database)
+    live = {}
+    for name in ("ada", "bob"):
+        secret, key = keys.add(name)
+        Ledger(database).move(key.account, "USD", "top_up", 1_000_000, 1)
+        live[name] = platform.open(platform.caller(secret), id=name, **ASK), key
+    meter, key = live["ada"]
+    assert meter.progress(0, 5, 1)
+    if how == "revoked":
+        keys.revoke(key.id)
+    else:
+        keys.allow(key.id, models=None, expires=platform.clock.now())
+    began, output = time.monotonic(), 2
+    while meter.progress(0, 5, output):
+        assert time.monotonic() - began < 5
+        time.sleep(0.05)
+        output += 1
+    assert isinstance(meter.why, BadKey)
+    meter.end(0, 5, output, 0, "cut")
+    other, _ = live["bob"]
+    assert other.progress(0, 5, 1)
+    other.end(0, 5, 1, 0, "stop")
+    platform.close()
+    rows = {row.id: row for row in Ledger(database).rows()}
+    assert (rows["ada"].output, rows["ada"].cost) == (output, 5 * 2 + 8 * output)
+    assert Ledger(database).audit() == []
+
+
 def test_a_secret_is_nowhere_in_the_database(tmp_path: Path) -> None:
     database = open_database(str(tmp_path / "accounts.sqlite"))
     secret, _ = Keys(database).add("ada")

@@ -209,6 +209,25 @@ def test_an_answer_ends_when_the_money_does(streamed: bool, database: Database) 
     house.platform.close()
 
 
+def test_a_stream_ends_when_its_key_does(database: Database) -> None:
+    house = House(database, FakeRunner(context=CONTEXT, next_token=endless, delay=0.05), prices=Flat())
+    secret, key = Keys(database).add("ada")
+    Ledger(database).move(key.account, "USD", "top_up", 1_000_000, 1)
+    revoking = threading.Timer(0.3, Keys(database).revoke, [key.id])
+    revoking.start()
+    with client_of(house.service) as client:
+        headers = {"Authorization": f"Bearer {secret}"}
+        answer = client.post(CHAT, json=chat(stream=True, max_tokens=400), headers=headers)
+        data = json.loads(answer.text.split("data: ")[-2])
+        assert data["choices"][0]["finish_reason"] == "insufficient_system_resource"
+        [row] = house.rows()
+        assert (row.output, row.reason) == (data["usage"]["completion_tokens"], "cut")
+        assert 1 <= row.output < 200
+        assert client.post(CHAT, json=chat(), headers=headers).status_code == 401
+    revoking.join()
+    house.platform.close()
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize(
     ("path", "body", "kind"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -117,6 +117,13 @@ class Keys:
         """The key of an id, also when it is expired or revoked."""
         with self._database.reading() as connection:
             return next(iter(_only(connection, keys.c.id == id)), None)
+
+    def some(self, ids: Collection[int]) -> list[Key]:
+        """The keys of some ids, also the expired and revoked."""
+        if not ids:
+            return []
+        with self._database.reading() as connection:
+            return _only(connection, keys.c.id.in_(ids))
 
     def all(self) -> list[Key]:
         """Every key that ever was, the oldest first."""

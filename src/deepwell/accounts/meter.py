@@ -13,7 +13,8 @@ from deepwell.accounts.limits import Window
 from deepwell.errors import Broke, DeepwellError, LedgerDown
 
 FRESH_SECONDS = 2.0
-"""How long what was read of keys and balances is believed: a revoked key ends within it."""
+"""How long what was read of keys and balances is believed: a revoked key opens nothing after it, and what runs on it
+ends within about twice that."""
 EMPTY_SECONDS = 0.1
 """The same, where a balance or budget is used up."""
 
@@ -83,7 +84,7 @@ class Meter:
 
     __slots__ = (
         "_began", "_clock", "_done", "_first", "_held", "_hit", "_lock", "_miss", "_output", "_put", "_reason",
-        "_reasoning", "_trouble", "_whole", "caller", "cost", "live", "slot", "tabs", "use", "why",
+        "_reasoning", "_trouble", "_whole", "caller", "cost", "live", "refused", "slot", "tabs", "use", "why",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +110,8 @@ class Meter:
         self.use = use
         self.cost = 0
         self.why: DeepwellError | None = None
+        self.refused: DeepwellError | None = None
+        """Set when its key ends while it is answered."""
         self._clock = clock
         self._lock = lock
         self._trouble = trouble
@@ -130,7 +133,8 @@ class Meter:
             if self._done:
                 return False
             self._count(hit, miss, output)
-            self.why = self._trouble() or next((Broke(tab.exhausted) for tab in self.tabs if tab.left <= 0), None)
+            broke = next((Broke(tab.exhausted) for tab in self.tabs if tab.left <= 0), None)
+            self.why = self._trouble() or self.refused or broke
             return self.why is None
 
     def end(self, hit: int, miss: int, output: int, reasoning: int, reason: str) -> None:

@@ -216,10 +216,8 @@ class Platform:
         return key
 
     def _caller(self, key: Key) -> Caller:
-        if key.revoked is not None:
-            raise BadKey("this API key was revoked")
-        if key.expired(self.clock.now()):
-            raise BadKey("this API key has expired")
+        if ended := _ended(key, self.clock.now()):
+            raise ended
         scope = key.account.to_bytes(8, "big") if self._isolate else b""
         return Caller(key.account, key.id, key.name, key.role, key.models, scope, key.limits)
 
@@ -296,12 +294,16 @@ class Platform:
                     tab.settlements += 1
 
     def _refresh(self) -> None:
-        """See what others did to the money that live requests are paid from."""
+        """See what others did to the money that live requests are paid from, and to their keys."""
         with self._lock:
-            used = {tab for meter in self._live.values() for tab in meter.tabs}
+            live = list(self._live.values())
         with suppress(LedgerDown):
-            for tab in used:
+            for tab in {tab for meter in live for tab in meter.tabs}:
                 tab.refresh(self.clock, self._lock)
+            found = self._keys.some({meter.caller.key for meter in live if not meter.caller.anonymous})
+            ended = {key.id: _ended(key, self.clock.now()) for key in found}
+            for meter in live:
+                meter.refused = ended.get(meter.caller.key)
 
 
 def recover(database: Database, clock: Clock | None = None) -> int:
@@ -356,6 +358,13 @@ def _row(found: Found) -> Row:
         currency=price.currency,
         cost=price.cost(found.hit, found.miss, found.output),
     )
+
+
+def _ended(key: Key, now: int) -> BadKey | None:
+    """Why a key opens nothing any more."""
+    if key.revoked is not None:
+        return BadKey("this API key was revoked")
+    return BadKey("this API key has expired") if key.expired(now) else None
 
 
 def _check_money(tabs: Sequence[Tab]) -> None:

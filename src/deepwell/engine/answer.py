@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deepwell.engine.detokenize import Detokenizer
 from deepwell.engine.scheduler import Segment, SequenceState
 from deepwell.engine.types import Delta, FinishReason, Request, TokenLogprob, Usage, join
-from deepwell.errors import Broke
+from deepwell.errors import BadKey, Broke
 from deepwell.grammar.constraint import masks_of
 from deepwell.ops.sampling import Ask, Chosen, RowLogprob
 from deepwell.weights.tokenizer import Marked, Tokenizer
@@ -111,8 +111,8 @@ class AnswerState:
         )
         if goes_on or delta.finish_reason is not None:
             return delta
-        broke = meter is None or isinstance(meter.why, Broke)
-        return join([delta, self.end("cut" if broke else "error", str(meter.why) if meter else None)])
+        cut = meter is None or isinstance(meter.why, Broke | BadKey)
+        return join([delta, self.end("cut" if cut else "error", str(meter.why) if meter else None)])
 
     def end(self, reason: FinishReason, error: str | None = None) -> Delta:
         """The last piece, with whatever text is still held."""
