@@ -223,7 +223,6 @@ def test_a_stream_ends_when_its_key_does(database: Database) -> None:
         [row] = house.rows()
         assert (row.output, row.reason) == (data["usage"]["completion_tokens"], "cut")
         assert 1 <= row.output < 200
-        assert client.post(CHAT, json=chat(), headers=headers).status_code == 401
     revoking.join()
     house.platform.close()
 
