@@ -3,7 +3,8 @@
 from rows import row
 
 from deepwell.accounts import Database, Keys, Ledger
-from deepwell.accounts.books import BY, HOUR, Books, Latency
+from deepwell.accounts.books import BY, Books, Latency
+from deepwell.accounts.clock import HOUR
 
 
 def test_sums_by_everything(database: Database) -> None:
@@ -29,9 +30,3 @@ def test_sums_by_everything(database: Database) -> None:
     assert sum(one.requests for one in books.sums(BY)) == 101
     assert [one.requests for one in books.sums(since=HOUR * 5 + 50, until=HOUR * 6)] == [50]
     assert [one.requests for one in books.sums(account=key.account)] == [100]
-
-
-def test_margins_know_idle_hours(database: Database) -> None:
-    Ledger(database).append([row("a", started=HOUR * 5 + 7, cost=30)], HOUR * 6)
-    margins = Books(database).margins(100, "USD", since=HOUR * 4 + 5, until=HOUR * 7)
-    assert [(one.hour // HOUR, one.income, one.margin) for one in margins] == [(4, 0, -100), (5, 30, -70), (6, 0, -100)]

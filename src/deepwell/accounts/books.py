@@ -10,13 +10,12 @@ import msgspec
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
+from deepwell.accounts.clock import DAY, HOUR
 from deepwell.accounts.database import Database, accounts, keys, requests
 from deepwell.accounts.journal import INTERRUPTED
 
 By = Literal["hour", "day", "account", "key", "model", "kind"]
 BY: tuple[By, ...] = get_args(By)
-HOUR = 3600 * 1_000_000
-"""In microseconds."""
 _PERCENTS = (50, 90, 99)
 
 
@@ -67,19 +66,6 @@ class Sum(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.output * 1e6 / self.generating_us if self.generating_us else 0.0
 
 
-class Margin(msgspec.Struct, frozen=True):
-    """An hour's theoretical income against what the hour costs, in micro-units."""
-
-    hour: int
-    currency: str
-    income: int
-    cost: int
-
-    @property
-    def margin(self) -> int:
-        return self.income - self.cost
-
-
 class Books:
     """The books of a database. All may raise LedgerDown."""
 
@@ -107,20 +93,13 @@ class Books:
         ordered = sorted(found, key=lambda group: [(value is None, value) for value in group])
         return [_sum(found[group], first.get(group), whole.get(group)) for group in ordered]
 
-    def margins(self, hourly_cost: int, currency: str, *, since: int, until: int) -> list[Margin]:
-        """Hour by hour, the idle ones too, from the hour of `since` to before `until`: `hourly_cost` in micro-units."""
-        sums = self.sums(["hour"], since=since, until=until, latencies=False)
-        income = {one.hour: one.cost for one in sums if one.currency == currency}
-        hours = range(since - since % HOUR, until, HOUR)
-        return [Margin(hour, currency, income.get(hour, 0), hourly_cost) for hour in hours]
-
 
 def _columns(by: By) -> list[sql.ColumnElement[Any]]:
     match by:
         case "hour":
             return [(requests.c.started - requests.c.started % HOUR).label("hour")]
         case "day":
-            return [(requests.c.started - requests.c.started % (24 * HOUR)).label("day")]
+            return [(requests.c.started - requests.c.started % DAY).label("day")]
         case "account":
             return [accounts.c.name.label("account")]
         case "key":

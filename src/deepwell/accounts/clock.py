@@ -8,9 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+SECOND = 1_000_000
+"""In microseconds, like the others."""
+HOUR = 3600 * SECOND
+DAY = 24 * HOUR
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_DAY = 86_400 * 1_000_000
-_LAST = 253_402_300_799 * 1_000_000
+_LAST = 253_402_300_799 * SECOND
 """Of the year 9999."""
 
 
@@ -28,7 +32,7 @@ class Clock(msgspec.Struct, frozen=True):
 def utc(moment: int) -> datetime:
     """Microseconds since 1970 as a date; a clock that is centuries off is wrong, and still names one, a day within
     what dates can be."""
-    return _EPOCH + timedelta(microseconds=min(max(moment, _DAY), _LAST - _DAY))
+    return _EPOCH + timedelta(microseconds=min(max(moment, DAY), _LAST - DAY))
 
 
 def month_start(moment: int) -> int:

@@ -15,7 +15,7 @@ import msgspec
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
-from deepwell.accounts.clock import Clock
+from deepwell.accounts.clock import DAY, Clock
 from deepwell.accounts.database import Database, accounts, insert_new, keys
 from deepwell.accounts.ledger import move
 from deepwell.accounts.prices import Welcome
@@ -23,7 +23,6 @@ from deepwell.errors import DeepwellError, shown
 
 Role = Literal["admin", "user"]
 Period = Literal["month", "total"]
-_DAY = 24 * 3600 * 1_000_000
 _SHOWN = 10
 """Characters of a secret that are kept to tell keys apart."""
 MAX_SECRET = 256
@@ -171,7 +170,7 @@ class Keys:
         fresh = insert_new(connection, accounts, name=name, created=now)
         id = int(connection.execute(sql.select(accounts.c.id).where(accounts.c.name == name)).scalar_one())
         if fresh and (gift := self._welcome):
-            expires = None if gift.days is None else now + gift.days * _DAY
+            expires = None if gift.days is None else now + gift.days * DAY
             move(connection, id, gift.currency, "grant", gift.amount, now, expires=expires, note="welcome")
         return id
 

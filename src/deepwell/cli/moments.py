@@ -5,21 +5,22 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
+from deepwell.accounts.clock import DAY, HOUR, SECOND
 from deepwell.errors import ConfigError, shown
 
 _SPAN = re.compile(r"(\d{1,5})([dh])", re.ASCII)
-_SECONDS = {"d": 86_400, "h": 3_600}
+_SPANS = {"d": DAY, "h": HOUR}
 
 
 def moment(flag: str, text: str, now: int, direction: int) -> int:
     """In microseconds since 1970. A span such as 30d or 12h goes from `now` to the future (1) or the past (-1); a time
     without a zone is in UTC. ConfigError names the flag."""
     if span := _SPAN.fullmatch(text):
-        return now + direction * int(span[1]) * _SECONDS[span[2]] * 1_000_000
+        return now + direction * int(span[1]) * _SPANS[span[2]]
     try:
         when = datetime.fromisoformat(text)
         when = when if when.tzinfo else when.replace(tzinfo=UTC)
-        return int(when.timestamp()) * 1_000_000 + when.microsecond
+        return int(when.timestamp()) * SECOND + when.microsecond
     except (ValueError, OverflowError):
         raise ConfigError(
             f"{flag}: must be a span such as 30d or 12h, a day such as 2026-12-31 or a time such as "
@@ -32,6 +33,6 @@ def written(microseconds: int | None) -> str:
     if microseconds is None:
         return ""
     try:
-        return f"{datetime.fromtimestamp(microseconds / 1e6, UTC):%Y-%m-%d %H:%M}"
+        return f"{datetime.fromtimestamp(microseconds / SECOND, UTC):%Y-%m-%d %H:%M}"
     except (ValueError, OverflowError, OSError):
         return f"{microseconds} us"

@@ -10,13 +10,15 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.routing import Route
 
+from deepwell.accounts.clock import SECOND
 from deepwell.accounts.keys import Key, Limits, Period, Role
 from deepwell.accounts.ledger import Balance
 from deepwell.accounts.money import MAX_AMOUNT, micro, units
 from deepwell.accounts.rolls import Account
 from deepwell.errors import RequestError
 from deepwell.server.books import books, usage
-from deepwell.server.desk import LAST_MOMENT, SECOND, Desk, endpoint, integer
+from deepwell.server.desk import Desk, endpoint
+from deepwell.server.query import LAST_MOMENT, integer
 
 MOST_LISTED = 500
 MAX_INTEGER = 2**53

@@ -13,12 +13,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 
-from deepwell.accounts.books import BY, HOUR, By, Latency, Sum
+from deepwell.accounts.books import BY, By, Latency, Sum
+from deepwell.accounts.clock import DAY, HOUR, SECOND
 from deepwell.accounts.money import units
 from deepwell.errors import DeepwellError, RequestError
-from deepwell.server.desk import SECOND, Desk, integer, iso, moment
+from deepwell.server.desk import Desk
+from deepwell.server.query import integer, iso, moment
 
-DAY = 24 * HOUR
 MOST_PERIODS = 1000
 MOST_ROWS = 1000
 SCRAPE_SECONDS = 15

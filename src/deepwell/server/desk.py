@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -17,12 +16,6 @@ from deepwell.errors import BadKey, DeepwellError, LedgerDown, RequestError
 from deepwell.server.callers import caller_of
 from deepwell.server.energy import Energy
 from deepwell.server.errors import FORBIDDEN, INVALID, JsonResponse, error_body
-
-SECOND = 1_000_000
-"""In microseconds."""
-
-LAST_MOMENT = 253_370_764_800 * SECOND
-"""The beginning of the year 9999: times end, and are rounded up."""
 
 Handler = Callable[..., object]
 
@@ -76,39 +69,6 @@ def endpoint(
         )
 
     return answer
-
-
-def integer(request: Request, name: str, default: int, least: int, most: int) -> int:
-    """A number in the query. Raises RequestError."""
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    if not text.isdecimal() or not least <= int(text[:20]) <= most:
-        raise RequestError(f"{name} must be a whole number from {least} to {most}", name)
-    return int(text)
-
-
-def moment(request: Request, name: str, default: int) -> int:
-    """A time in the query, ISO 8601 or seconds since 1970 (UTC), in microseconds. Raises RequestError."""
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    try:
-        # A plus sign in an address stands for a space.
-        said = datetime.fromisoformat(text.replace(" ", "+")) if not text.isdecimal() else None
-        seconds = (
-            int(text[:20]) if said is None else int((said if said.tzinfo else said.replace(tzinfo=UTC)).timestamp())
-        )
-        if not 0 <= seconds * SECOND <= LAST_MOMENT:
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise RequestError(f"{name} must be a time such as 2026-01-31T12:00Z, or seconds since 1970", name) from None
-    return seconds * SECOND
-
-
-def iso(microseconds: int) -> str:
-    """2026-01-31T12:00:00Z"""
-    return datetime.fromtimestamp(microseconds // SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _check(caller: Caller | None, open_without_keys: bool) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deepwell.accounts.clock import SECOND
 from deepwell.errors import ModelUnknown
 from deepwell.server.callers import allowed, caller_of
 from deepwell.server.errors import JsonResponse
+from deepwell.server.query import iso
 from deepwell.server.service import Service
 
 FAMILY = "claude-"
@@ -69,11 +70,10 @@ def asks_anthropic(request: Request) -> bool:
 
 
 def _info(name: str, service: Service) -> ModelInfo:
-    created = datetime.fromtimestamp(service.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return ModelInfo(
         id=name,
         display_name=name,
-        created_at=created,
+        created_at=iso(service.created * SECOND),
         max_input_tokens=service.context,
         max_tokens=service.limits.max_tokens or service.context,
     )

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from deepwell.accounts.database import ANONYMOUS
 from deepwell.errors import RequestError, shown
 from deepwell.server.batches.objects import (
     ENDPOINTS,
@@ -21,15 +22,18 @@ from deepwell.server.batches.objects import (
     FileObject,
 )
 from deepwell.server.batches.store import MAX_OPEN, Kept, Store, new_id
-from deepwell.server.batches.upload import parts_of
+from deepwell.server.batches.upload import Part, parts_of
 from deepwell.server.batches.worker import Worker, lines_of
+from deepwell.server.callers import caller_of
 from deepwell.server.errors import JsonResponse
+from deepwell.server.query import integer
 from deepwell.server.service import Service
 
 MAX_LINES = 50_000
 MAX_FILENAME = 255
 PAGE, MOST = 20, 100
-"""Objects in a list where nobody says, and the most."""
+"""Objects in a list where nobody says, and the most, also for who asks for up to LARGEST_PAGE, as OpenAI allows."""
+LARGEST_PAGE = 10_000
 
 Item = TypeVar("Item", Batch, FileObject)
 
@@ -54,18 +58,16 @@ async def upload(request: Request) -> Response:
     service: Service = request.app.state.service
     worker, account = _worker(request), _account(request)
     body = await service.bodies.raw(request)
-    parts = parts_of(request.headers.get("content-type", ""), body)
-    purpose = parts.get("purpose")
-    if purpose is None or purpose.data != b"batch":
-        raise RequestError('purpose must be "batch"', "purpose")
-    sent = parts.get("file")
-    if sent is None or sent.filename is None:
-        raise RequestError("file is missing; it must be a file of JSON lines", "file")
-    count = sum(1 for _ in lines_of(sent.data))
-    if not 1 <= count <= MAX_LINES:
-        raise RequestError(f"file has {count} lines; it may have 1 to {MAX_LINES}", "file")
-    name = sent.filename[:MAX_FILENAME]
-    return JsonResponse(await worker.io(worker.store.add_file, account, sent.data, name, worker.now()))
+
+    def add() -> FileObject:
+        parts = parts_of(request.headers.get("content-type", ""), body)
+        purpose = parts.get("purpose")
+        if purpose is None or purpose.data != b"batch":
+            raise RequestError('purpose must be "batch"', "purpose")
+        data, name = _sent(parts.get("file"))
+        return worker.store.add_file(account, data, name, worker.now())
+
+    return JsonResponse(await worker.io(add))
 
 
 async def files(request: Request) -> Response:
@@ -94,8 +96,7 @@ async def content(request: Request) -> Response:
     """What is in one."""
     worker = _worker(request)
     card = await _file(request)
-    data = await worker.io(worker.store.content(_account(request), card.id).read_bytes)
-    return Response(data, media_type="application/jsonl")
+    return FileResponse(worker.store.content(_account(request), card.id), media_type="application/jsonl")
 
 
 async def create(request: Request) -> Response:
@@ -143,6 +144,16 @@ async def cancel(request: Request) -> Response:
     return JsonResponse(await _worker(request).cancel(await _batch(request)))
 
 
+def _sent(file: Part | None) -> tuple[bytes, str]:
+    """Content and name of a file of requests. Raises RequestError."""
+    if file is None or file.filename is None:
+        raise RequestError("file is missing; it must be a file of JSON lines", "file")
+    count = sum(1 for _ in lines_of(file.data))
+    if not 1 <= count <= MAX_LINES:
+        raise RequestError(f"file has {count} lines; it may have 1 to {MAX_LINES}", "file")
+    return file.data, file.filename[:MAX_FILENAME]
+
+
 def _begin(store: Store, kept: Kept) -> None:
     """Write a new batch down, unless its account has too many."""
     open = sum(one.account == kept.account for one in store.unfinished())
@@ -162,16 +173,14 @@ def _check(asked: BatchRequest) -> None:
 
 def _page(request: Request, items: Sequence[Item]) -> tuple[list[Item], bool]:
     """The items behind the one of the id `after`, `limit` at most, and whether there are more. Raises RequestError."""
-    limit = request.query_params.get("limit", str(PAGE))
-    if not (limit.isascii() and limit.isdecimal() and len(limit) < 6 and int(limit) >= 1):
-        raise RequestError(f"limit must be an integer from 1 to {MOST}", "limit")
+    limit = min(MOST, integer(request, "limit", PAGE, 1, LARGEST_PAGE))
     begin, after = 0, request.query_params.get("after")
     if after:
         found = [place for place, item in enumerate(items) if item.id == after]
         if not found:
             raise RequestError(f"after names {shown(after)}, which is not in the list", "after")
         begin = found[0] + 1
-    end = begin + min(int(limit), MOST)
+    end = begin + limit
     return list(items[begin:end]), end < len(items)
 
 
@@ -197,10 +206,10 @@ def _worker(request: Request) -> Worker:
 
 
 def _account(request: Request) -> int:
-    caller = request.scope["state"].get("caller")
-    return caller.account if caller is not None else 0
+    caller = caller_of(request)
+    return caller.account if caller is not None else ANONYMOUS
 
 
 def _key(request: Request) -> int:
-    caller = request.scope["state"].get("caller")
-    return caller.key if caller is not None else 0
+    caller = caller_of(request)
+    return caller.key if caller is not None else ANONYMOUS

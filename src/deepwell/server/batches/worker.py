@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -231,8 +232,7 @@ class Worker:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The lines of a file that are not blank."""
-    return [line for line in path.read_bytes().split(b"\n") if line.strip()]
+    return list(lines_of(path.read_bytes()))
 
 
 def _read(line: bytes, endpoint: str, names: set[str]) -> Asked | LineError:
@@ -254,4 +254,4 @@ def _read(line: bytes, endpoint: str, names: set[str]) -> Asked | LineError:
 
 def lines_of(data: bytes) -> Iterator[bytes]:
     """The lines of a file's content that are not blank."""
-    return (line for line in data.split(b"\n") if line.strip())
+    return (line for line in BytesIO(data) if line.strip())
