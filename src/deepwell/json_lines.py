@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -41,12 +42,17 @@ def read_lines(path: Path, kind: type[Record]) -> list[Record]:
 
 def append_line(path: Path, record: object) -> None:
     """Add a record to a file, on the disk when this returns; several processes may do so at once. Raises OSError."""
+    append_lines(path, [record])
+
+
+def append_lines(path: Path, records: Iterable[object]) -> None:
+    """As `append_line`, several at once: those before a torn one are whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
-        rest = memoryview(_mended(file) + msgspec.json.encode(record) + b"\n")
+        rest = memoryview(_mended(file) + b"".join(msgspec.json.encode(record) + b"\n" for record in records))
         while rest:
             rest = rest[os.write(file, rest) :]
         os.fsync(file)

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import CONTEXT, chat, make_service, noted, prompt, says, wait_idle
+from serving import CONTEXT, MODEL, chat, endless, make_service, noted, prompt, says, wait_idle
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deepwell.json_lines import append_line
 from deepwell.server import Service, Site, create_app
 from deepwell.server.batches.objects import Answered, LineAnswer
-from deepwell.server.batches.store import Store
+from deepwell.server.batches.store import KEPT_SECONDS, Store
 from fakes import FakeRunner
 
 CHAT = "/v1/chat/completions"
 ANSWER = "Hello, wörld 🐳."
+MINE = {"x-account": "1"}
 
 
 class Caller:
@@ -116,13 +117,56 @@ def test_a_batch_from_upload_to_output(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "body"), [("/v1/completions", prompt("A", max_tokens=2)), ("/v1/embeddings", {"input": "A"})]
+    ("endpoint", "body"),
+    [
+        ("/v1/completions", prompt("A", max_tokens=2)),
+        ("/v1/embeddings", {"input": "A"}),
+        ("/v1/responses", {"model": MODEL, "input": "Hi", "max_output_tokens": 5}),
+        ("/v1/messages", chat(max_tokens=5)),
+    ],
 )
 def test_other_endpoints(client: TestClient, endpoint: str, body: dict[str, Any]) -> None:
-    card = upload(client, line("a", body, url=endpoint))
+    card = upload(client, line("a", body, url=endpoint), line("b", body | {"model": "no"}, url=endpoint))
     over = until_over(client, begin(client, card["id"], endpoint=endpoint).json()["id"])
     (answer,) = read(client, over["output_file_id"])
-    assert answer["response"]["body"]["usage"]["prompt_tokens"] > 0
+    usage = answer["response"]["body"]["usage"]
+    assert usage.get("prompt_tokens", usage.get("input_tokens")) > 0
+    (fault,) = read(client, over["error_file_id"])
+    assert fault["response"]["status_code"] == 404
+    error = fault["response"]["body"]["error"]
+    assert error["type"] == ("not_found_error" if endpoint == "/v1/messages" else "invalid_request_error")
+
+
+def test_the_lines_of_an_expired_batch_that_have_no_answer_are_error_lines(tmp_path: Path) -> None:
+    service = make_service(FakeRunner(context=CONTEXT, next_token=endless, delay=0.01))
+    with serving(tmp_path, service) as client:
+        worker = client.app._app.state.worker  # type: ignore[attr-defined]
+        lines = [line(str(number), chat(max_tokens=20)) for number in range(50)]
+        begun = begin(client, upload(client, *lines, "{broken")["id"]).json()
+        while not client.get(f"/v1/batches/{begun['id']}", headers=MINE).json()["request_counts"]["completed"]:
+            time.sleep(0.01)
+        worker.now = lambda: begun["expires_at"]
+        over = until_over(client, begun["id"])
+        assert over["status"] == "expired"
+        assert over["expired_at"] == begun["expires_at"]
+        answers, faults = read(client, over["output_file_id"]), read(client, over["error_file_id"])
+        counts = over["request_counts"]
+        assert (counts["completed"], counts["failed"]) == (len(answers), len(faults))
+        names = [one["custom_id"] for one in (*answers, *faults)]
+        assert sorted(name for name in names if name) == sorted(str(number) for number in range(50))
+        assert {one["error"]["code"] for one in faults} == {"batch_expired", "invalid_line"}
+
+
+def test_a_batch_is_removed_with_its_files_a_month_after_its_end(client: TestClient, tmp_path: Path) -> None:
+    worker = client.app._app.state.worker  # type: ignore[attr-defined]
+    over = until_over(client, begin(client, upload(client, line("a"), "{broken")["id"]).json()["id"])
+    path = f"/v1/batches/{over['id']}"
+    worker.now = lambda: over["completed_at"] + KEPT_SECONDS - 1
+    assert client.get(path, headers=MINE).status_code == 200
+    worker.now = lambda: over["completed_at"] + KEPT_SECONDS + 1
+    assert client.get(path, headers=MINE).status_code == 404
+    worker.store.sweep(worker.now())
+    assert [path.name for path in (tmp_path / "batches").rglob("*") if path.is_file()] == ["lock"]
 
 
 def test_bad_lines_become_error_lines(client: TestClient) -> None:
@@ -156,7 +200,7 @@ def test_a_batch_goes_on_where_a_killed_server_stopped(tmp_path: Path) -> None:
         while client.get(f"/v1/batches/{begun['id']}", headers={"x-account": "1"}).json()["status"] == "validating":
             time.sleep(0.01)
     store = Store(tmp_path / "batches")
-    kept = store.batch(1, begun["id"])
+    kept = store.batch(1, begun["id"], 0)
     assert kept.batch.status == "in_progress"
     output = store.content(1, kept.output)
     output.unlink(missing_ok=True)

@@ -15,10 +15,12 @@ from sqlalchemy.engine import Connection
 
 from deepwell.accounts.database import Database, balances, grants, insert_new, movements, requests
 from deepwell.accounts.money import MAX_AMOUNT, units
+from deepwell.accounts.prices import BATCH
 from deepwell.errors import DeepwellError
 
 MoveKind = Literal["grant", "top_up", "adjustment", "expiry"]
 MAX_BALANCE = 1 << 62
+_UNANSWERED = ("abort", "error", "interrupted")
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -87,7 +89,8 @@ class Ledger:
         """Write down requests and take what they cost, all or none; the balances after it, by account and currency.
 
         A row that is there already changes nothing. One with the id of another request is kept beside it: its id gets
-        the time of its start.
+        the time of its start. But a line of a batch has one id however often it is asked: its first answer is billed,
+        and what was not answered is not.
         """
         with self._database.writing() as connection:
             purses = _purses(connection, {(row.account, row.currency) for row in rows}, now)
@@ -260,12 +263,19 @@ def _fresh(connection: Connection, rows: Sequence[Row]) -> list[Row]:
     started = _started(connection, [id for row in rows for id in (row.id, _other_id(row))])
     fresh = []
     for row in rows:
+        if row.kind == BATCH and (row.id in started or _is_unanswered(row)):
+            continue
         if started.get(row.id, row.started) != row.started:
             row = msgspec.structs.replace(row, id=_other_id(row))
         if row.id not in started:
             started[row.id] = row.started
             fresh.append(row)
     return fresh
+
+
+def _is_unanswered(row: Row) -> bool:
+    """Whether nobody got an answer of it, so that it is asked again."""
+    return row.reason in _UNANSWERED or not (row.hit or row.miss or row.output)
 
 
 def _other_id(row: Row) -> str:

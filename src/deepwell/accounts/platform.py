@@ -133,7 +133,7 @@ class Platform:
         with self._lock:
             _check_money(tabs)
             if id in self._live:
-                raise ValueError(f"request {id} is being answered already")
+                raise LedgerDown(f"request {id} is not written down yet")
             use = self._uses.setdefault(caller.key, Use())
             self._check(use, caller.limits, prompt_tokens)
             slot = self._journal.take(live)

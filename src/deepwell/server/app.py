@@ -190,10 +190,11 @@ def _extras() -> list[Route]:
 
 
 def _batch_worker(service: Service, site: Site, routes: Sequence[Route]) -> batches.Worker | None:
-    """Answers batches by the same endpoints, behind no middleware: nobody is at the other end of a connection."""
+    """Answers batches by the same endpoints, behind no other middleware: nobody is at the other end of a connection."""
     if site.data is None or service.limits.strict:
         return None
-    inner = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[Middleware(AnswerFailures)])
+    words = [Middleware(anthropic.WordErrors, base_path=""), Middleware(AnswerFailures)]
+    inner = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=words)
     inner.state.service = service
 
     def callers(key: int) -> Caller | None:

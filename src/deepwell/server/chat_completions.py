@@ -54,7 +54,7 @@ async def chat_completions(request: Request) -> Response:
         habit = usual(format, question.thinks, conversation.effort) if strict else question.habit
         max_tokens = max_tokens_of(asked, len(question.prompt), "messages", service, habit)
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        head = service.head(model)
+        head = service.head(model, request)
         sampling = sampling_of(asked, service.advice, max_tokens, logprobs, ends=service.ends)
         sampling = strict_sampling(sampling, question.thinks, bool(asked.tools), format) if strict else sampling
         with enough(place, len(timers)) as places:

@@ -45,7 +45,7 @@ async def completions(request: Request) -> Response:
             read = [await read_prompt(request, prompt, asked, service) for prompt in prompts]
             rules = [rules_of(asked, len(prompt.ids), service) for prompt in read]
             held = await service.held(structure_of(asked), request.receive)
-            head = service.head(model)
+            head = service.head(model, request)
             streams = [
                 stream
                 for number, (prompt, sampling) in enumerate(zip(read, rules, strict=True))

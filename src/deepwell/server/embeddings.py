@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import uuid
 from base64 import b64encode
 from collections.abc import Sequence
 from contextlib import closing
@@ -28,7 +27,7 @@ from deepwell.errors import ContextExceeded, QueueFull, RequestError, shown
 from deepwell.server.answers import in_one_piece, joined, note, while_there
 from deepwell.server.errors import INTERNAL, ErrorBody, error_body
 from deepwell.server.prompts import Prompt, prompt_of
-from deepwell.server.service import Service
+from deepwell.server.service import Service, answer_id
 
 MAX_INPUTS = 2048
 AT_ONCE = 8
@@ -159,7 +158,7 @@ class Embedder:
     def __init__(self, request: Request, service: Service, prompts: Sequence[tuple[int, ...]], place: Place) -> None:
         """Raises RequestError or EngineStopped."""
         self._request, self._service, self._prompts, self._place = request, service, prompts, place
-        self._id = str(uuid.uuid4())
+        self._id = answer_id(request)
         self._few = asyncio.Semaphore(AT_ONCE)
         self._streams: dict[int, Stream] = {}
         self._begin(0, place)

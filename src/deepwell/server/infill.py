@@ -81,7 +81,7 @@ async def infill(request: Request) -> Response:
         texts = [prefix, asked.input_suffix, asked.prompt]
         ids = await service.rendered(request.receive, render, texts, "input_prefix")
         max_tokens = max_tokens_of(asked, len(ids), "input_prefix", service, empty=True)
-        head = service.head(model)
+        head = service.head(model, request)
         sampling = sampling_of(asked, service.advice, max_tokens, None)
         held = await service.held(structure_of(asked), request.receive)
         stream = service.submit(place, head.id, ids, sampling, held())

@@ -137,11 +137,10 @@ class Service:
         """Names the model and its layout: equal fingerprints and seeds give equal answers to equal prompt tokens."""
         return "fp_" + hashlib.blake2b(self.fingerprint or self.model.encode(), digest_size=6).hexdigest()
 
-    def head(self, model: str) -> Head:
+    def head(self, model: str, request: HttpRequest) -> Head:
         """The fields that every part of a new answer repeats."""
-        return Head(
-            id=str(uuid.uuid4()), created=int(time.time()), model=model, system_fingerprint=self.system_fingerprint
-        )
+        id, now = answer_id(request), int(time.time())
+        return Head(id=id, created=now, model=model, system_fingerprint=self.system_fingerprint)
 
     @asynccontextmanager
     async def admitted(self, request: HttpRequest, kind: type[B]) -> AsyncIterator[tuple[B, Place]]:
@@ -286,6 +285,11 @@ class Service:
         if self.stopping is None:
             self.stopping = asyncio.create_task(self.engine.stop())
         return self.stopping
+
+
+def answer_id(request: HttpRequest) -> str:
+    """A new id; what asks from inside may say in the request's state which."""
+    return request.scope.get("state", {}).get("answer_id") or str(uuid.uuid4())
 
 
 def bill(request: Request, usage: Usage, reason: FinishReason) -> None:

@@ -62,7 +62,7 @@ async def messages(request: Request) -> Response:
         question = await question_of(request, conversation, service, "messages")
         rules = _sampling(asked)
         max_tokens = max_tokens_of(rules, len(question.prompt), "messages", service, question.habit)
-        id = service.head(model).id
+        id = service.head(model, request).id
         sampling = sampling_of(rules, service.advice, max_tokens, None, ends=service.ends)
         stream = question.submit(place, id, sampling)
         one_call = asked.tool_choice is not None and bool(asked.tool_choice.disable_parallel_tool_use)

@@ -16,7 +16,8 @@ PRIORITY = -1
 
 
 async def ask(app: ASGIApp, path: str, body: bytes, id: str, caller: Any) -> LineAnswer:
-    """POST a JSON body as `caller`, and wait for the answer however long it takes."""
+    """POST a JSON body as `caller`, and wait for the answer however long it takes. The answer has the id `id`, in the
+    ledger too, so that a line that is asked again after a kill is still billed once."""
     record = Record(id)
     scope = {
         "type": "http",
@@ -31,7 +32,7 @@ async def ask(app: ASGIApp, path: str, body: bytes, id: str, caller: Any) -> Lin
         "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
         "server": None,
         "client": None,
-        "state": {"record": record, "priority": PRIORITY, "kind": "batch", "caller": caller},
+        "state": {"record": record, "priority": PRIORITY, "kind": "batch", "caller": caller, "answer_id": id},
     }
     request: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
     said: list[bytes] = []
@@ -50,5 +51,5 @@ async def ask(app: ASGIApp, path: str, body: bytes, id: str, caller: Any) -> Lin
 
     await app(scope, receive, send)
     answer = msgspec.json.decode(b"".join(said).lstrip() or b"null")
-    late_failure = record.status == 200 and isinstance(answer, dict) and "error" in answer
+    late_failure = record.status == 200 and isinstance(answer, dict) and answer.get("error") is not None
     return LineAnswer(500 if late_failure else record.status, id, answer)

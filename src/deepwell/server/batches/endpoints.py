@@ -120,7 +120,7 @@ async def create(request: Request) -> Response:
         metadata=asked.metadata,
     )
     kept = Kept(batch=begun, account=account, key=_key(request), output=new_id("file-"), faults=new_id("file-"))
-    await worker.io(_begin, worker.store, kept)
+    await worker.io(_begin, worker.store, kept, now)
     worker.begin(kept)
     return JsonResponse(begun)
 
@@ -128,7 +128,7 @@ async def create(request: Request) -> Response:
 async def batches(request: Request) -> Response:
     """The caller's batches, the newest first."""
     worker = _worker(request)
-    found: list[Kept] = await worker.io(worker.store.batches, _account(request))
+    found: list[Kept] = await worker.io(worker.store.batches, _account(request), worker.now())
     page, more = _page(request, [worker.state(kept) for kept in found])
     return JsonResponse(BatchList(data=page, first_id=_id(page, 0), last_id=_id(page, -1), has_more=more))
 
@@ -154,9 +154,9 @@ def _sent(file: Part | None) -> tuple[bytes, str]:
     return file.data, file.filename[:MAX_FILENAME]
 
 
-def _begin(store: Store, kept: Kept) -> None:
+def _begin(store: Store, kept: Kept, now: int) -> None:
     """Write a new batch down, unless its account has too many."""
-    open = sum(one.account == kept.account for one in store.unfinished())
+    open = sum(one.account == kept.account for one in store.unfinished(now))
     if open >= MAX_OPEN:
         raise RequestError(f"{open} batches are not over yet; an account may have {MAX_OPEN}")
     store.keep(kept)
@@ -195,7 +195,7 @@ async def _file(request: Request) -> FileObject:
 
 async def _batch(request: Request) -> Kept:
     worker = _worker(request)
-    return await worker.io(worker.store.batch, _account(request), request.path_params["id"])
+    return await worker.io(worker.store.batch, _account(request), request.path_params["id"], worker.now())
 
 
 def _worker(request: Request) -> Worker:

@@ -22,7 +22,7 @@ from deepwell.files import locked, read_bounded, write_whole
 from deepwell.server.batches.objects import OVER, Batch, FileObject, Purpose
 
 KEPT_SECONDS = 30 * 24 * 3600
-"""How long a file is kept."""
+"""How long a file is kept, and a batch after its end."""
 MAX_FILES = 1000
 """Of one account."""
 MAX_ACCOUNT_BYTES = 1 << 30
@@ -117,15 +117,22 @@ class Store:
         self.file(account, id, now)
         self._remove(account, id)
 
-    def batches(self, account: int) -> list[Kept]:
-        """The account's batches, the newest first."""
-        found = [self._read(path, Kept) for path in self._folder(account).glob("batch_*.json")]
-        return sorted(filter(None, found), key=lambda kept: (kept.batch.created_at, kept.batch.id), reverse=True)
+    def batches(self, account: int, now: int) -> list[Kept]:
+        """The account's batches, the newest first; those whose time is over are removed with what they have written."""
+        kept = []
+        for one in filter(None, (self._read(path, Kept) for path in self._folder(account).glob("batch_*.json"))):
+            if _is_old(one.batch, now):
+                for id in (one.output, one.faults):
+                    self._remove(account, id)
+                self._batch(account, one.batch.id).unlink(missing_ok=True)
+            else:
+                kept.append(one)
+        return sorted(kept, key=lambda kept: (kept.batch.created_at, kept.batch.id), reverse=True)
 
-    def batch(self, account: int, id: str) -> Kept:
+    def batch(self, account: int, id: str, now: int) -> Kept:
         """One of them. Raises NotFound: also for a batch of another account."""
         kept = self._read(self._batch(account, id), Kept) if _BATCH_ID.fullmatch(id) else None
-        if kept is None:
+        if kept is None or _is_old(kept.batch, now):
             raise NotFound(f"there is no batch {id[:80]!r}", "batch_id")
         return kept
 
@@ -134,11 +141,21 @@ class Store:
         write_whole(self._batch(kept.account, kept.batch.id), msgspec.json.encode(kept))
         return kept
 
-    def unfinished(self) -> list[Kept]:
+    def sweep(self, now: int) -> None:
+        """Remove the files and batches of all accounts whose time is over."""
+        for account in self._accounts():
+            for _ in self.files(account, now):
+                pass
+            self.batches(account, now)
+
+    def unfinished(self, now: int) -> list[Kept]:
         """Batches of all accounts that are not over, the oldest first."""
-        accounts = [int(folder.name) for folder in self.folder.glob("[0-9]*") if folder.name.isdecimal()]
-        found = [kept for account in accounts for kept in self.batches(account) if kept.batch.status not in OVER]
+        batches = (kept for account in self._accounts() for kept in self.batches(account, now))
+        found = [kept for kept in batches if kept.batch.status not in OVER]
         return sorted(found, key=lambda kept: (kept.batch.created_at, kept.batch.id))
+
+    def _accounts(self) -> list[int]:
+        return [int(folder.name) for folder in self.folder.glob("[0-9]*") if folder.name.isdecimal()]
 
     def _remove(self, account: int, id: str) -> None:
         self._card(account, id).unlink(missing_ok=True)
@@ -161,6 +178,12 @@ class Store:
             except msgspec.DecodeError as error:
                 raise DeepwellError(f"{path} is damaged: {error}") from None
         return None
+
+
+def _is_old(batch: Batch, now: int) -> bool:
+    """Whether a batch ended so long ago that it is kept no longer."""
+    ended = batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
+    return batch.status in OVER and ended is not None and ended + KEPT_SECONDS <= now
 
 
 def new_id(front: str) -> str:

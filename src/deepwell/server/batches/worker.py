@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from starlette.types import ASGIApp
 
 from deepwell.errors import BadKey, DeepwellError, NotFound, RequestError
-from deepwell.json_lines import append_line, read_lines
+from deepwell.json_lines import append_line, append_lines, read_lines
 from deepwell.server.batches.ask import ask
 from deepwell.server.batches.objects import (
     OVER,
@@ -41,7 +41,10 @@ AT_ONCE = 4
 """Lines of all batches that are in the engine together."""
 RETRY_SECONDS = 1.0
 """Before a line is asked again that found no room."""
-LATER = (429, 503)
+LATER = (429, 503, 529)
+SWEEP_SECONDS = 3600.0
+"""Between two looks for what is kept no longer."""
+EXPIRED = LineError("batch_expired", "the batch expired before this request was answered")
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -76,6 +79,7 @@ class Worker:
         self._disk = ThreadPoolExecutor(1, "deepwell-batches")
         self._room = asyncio.Semaphore(AT_ONCE)
         self._runs: dict[str, tuple[Run, asyncio.Task[None]]] = {}
+        self._sweeping: asyncio.Task[None] | None = None
 
     async def io(self, work: Callable[..., T], *args: Any) -> T:
         """Do something with the store. Raises Unavailable where another server has it."""
@@ -90,14 +94,15 @@ class Worker:
         """Go on with what an earlier server has left, if there was one."""
         if self.store.folder.exists():
             try:
-                for kept in await self.io(self.store.unfinished):
+                for kept in await self.io(self.store.unfinished, self.now()):
                     self.begin(kept)
             except (DeepwellError, OSError) as error:
                 _log.warning("batches are not gone on with: %s", error)
+        self._sweeping = asyncio.ensure_future(self._sweep())
 
     async def stop(self) -> None:
         """Leave what is not answered to the next server."""
-        tasks = [task for _, task in self._runs.values()]
+        tasks = [task for _, task in self._runs.values()] + [task for task in (self._sweeping,) if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -124,6 +129,16 @@ class Worker:
             run.cancelled = True
             await self._become(run, "cancelling", cancelling_at=self.now())
         return run.batch
+
+    async def _sweep(self) -> None:
+        """Remove what is kept no longer, now and every hour, if there is anything at all."""
+        while True:
+            if self.store.folder.exists():
+                try:
+                    await self.io(self.store.sweep, self.now())
+                except (DeepwellError, OSError) as error:
+                    _log.warning("old files and batches are not removed: %s", error)
+            await asyncio.sleep(SWEEP_SECONDS)
 
     async def _run(self, run: Run) -> None:
         try:
@@ -212,6 +227,8 @@ class Worker:
         else:
             answered = run.counts.completed + run.counts.failed == run.counts.total
             last = "completed" if answered else "expired"
+        if last == "expired":
+            await self.io(self._give_up, run)
         await self._become(run, kept.batch.status if run.cancelled else "finalizing", finalizing_at=now)
         for id, name in ((kept.output, "output"), (kept.faults, "error")):
             if await self.io(self.store.content(kept.account, id).exists):
@@ -224,6 +241,21 @@ class Worker:
             error_file_id=kept.faults if run.counts.failed else None,
             **{f"{last}_at": now},
         )
+
+    def _give_up(self, run: Run) -> None:
+        """Write down of every line that has no answer that there will be none."""
+        kept = run.kept
+        path = self.store.content(kept.account, kept.batch.input_file_id)
+        total, answered, failed = self._progress(kept, path)
+        names: set[str] = set()
+        lost = []
+        for number, line in enumerate(_lines(path)):
+            asked, id = _read(line, kept.batch.endpoint, names), run.done(number)
+            if id not in answered and id not in failed:
+                name = asked.custom_id if isinstance(asked, Asked) else None
+                lost.append(Answered(id=id, custom_id=name, error=EXPIRED if isinstance(asked, Asked) else asked))
+        append_lines(self.store.content(kept.account, kept.faults), lost)
+        run.counts = RequestCounts(total, len(answered), len(failed) + len(lost))
 
     async def _become(self, run: Run, status: Status, **fields: Any) -> None:
         batch = replace(run.kept.batch, status=status, request_counts=run.counts, **fields)

@@ -37,7 +37,7 @@ async def responses(request: Request) -> Response:
         question = await question_of(request, conversation, service, "input")
         max_tokens = max_tokens_of(asked, len(question.prompt), "input", service, question.habit)
         sampling = sampling_of(asked, service.advice, max_tokens, None, ends=service.ends)
-        head = service.head(model)
+        head = service.head(model, request)
         stream = question.submit(place, head.id, sampling)
         writer = ResponsesWriter(
             _echo(asked, question, head, sampling),
