@@ -41,21 +41,24 @@ _Command = Request | str | None
 class Stream:
     """The pieces of one answer, for one reader on the event loop. The last has `finish_reason` and `usage`.
 
-    Cancelling a wait for the next piece aborts the request: wrap the wait in a task (asyncio.wait) to put a time limit
-    on it. Leaving the `async with` block, or `aclose`, aborts too, unless the answer is complete.
+    Cancelling a wait for the next piece aborts the request: to put a time limit on it, wait for `news` and take what is
+    there. Leaving the `async with` block, or `aclose`, aborts too, unless the answer is complete.
 
     Neither the engine nor other streams wait for a slow reader: what it has not read is kept, joined to one piece
     wherever many would wait, so that little more than the text itself is held.
+
+    `news` is set when a piece comes, and cleared by the reader; `done` once all were taken.
     """
 
     def __init__(self, request: Request, commands: queue.SimpleQueue[_Command]) -> None:
         self.request = request
+        self.news = asyncio.Event()
+        self.done = False
         self._commands = commands
         self._pieces: deque[Delta] = deque()
         self._most = PIECES
-        self._news = asyncio.Event()
         self._followers: list[Stream] = []
-        self._started = self._begun = self._ended = self._aborted = self._read = False
+        self._started = self._begun = self._ended = self._aborted = False
 
     def start(self, after: Stream | None = None) -> None:
         """Have the request computed, once; if `after` is given, as soon as the first piece of that one has come."""
@@ -79,18 +82,25 @@ class Stream:
         return self
 
     async def __anext__(self) -> Delta:
-        if self._read:
+        if self.done:
             raise StopAsyncIteration
         try:
             while not self._pieces:
-                self._news.clear()
-                await self._news.wait()
+                self.news.clear()
+                await self.news.wait()
         except asyncio.CancelledError:
             self.abort()
             raise
         delta = self._pieces.popleft()
-        self._read = delta.finish_reason is not None
+        self.done = delta.finish_reason is not None
         return delta
+
+    def take(self) -> list[Delta]:
+        """All pieces that have come and were not taken yet."""
+        pieces = list(self._pieces)
+        self._pieces.clear()
+        self.done = self._ended
+        return pieces
 
     async def __aenter__(self) -> Stream:
         return self
@@ -111,7 +121,7 @@ class Stream:
             joined = compact(self._pieces)
             self._pieces = deque([joined])
             self._most = max(PIECES, len(joined.token_ids) // 8)  # each token is joined a few times, and no more
-        self._news.set()
+        self.news.set()
 
 
 class Place:

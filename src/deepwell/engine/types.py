@@ -144,7 +144,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def text(self) -> str:
         """The text without the special tokens."""
-        return "".join(part for part in self.marked if isinstance(part, str))
+        return "".join([part for part in self.marked if isinstance(part, str)])
 
 
 def join(deltas: Sequence[Delta]) -> Delta:

@@ -39,9 +39,17 @@ class Abortable(Protocol):
 
 
 class Pieces(Abortable, Protocol[P]):
-    """What a running request yields."""
+    """What a running request yields. `news` is set when a piece comes, `done` once all were taken."""
 
-    async def __anext__(self) -> P: ...
+    @property
+    def news(self) -> asyncio.Event: ...
+
+    @property
+    def done(self) -> bool: ...
+
+    def take(self) -> Sequence[P]:
+        """All that have come and were not taken yet."""
+        ...
 
 
 class Failing(Protocol):
@@ -148,20 +156,19 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     opened = False
     with closing(timer):
-        async with aclosing(watch(stream, request.receive, silence)) as deltas:
-            async for delta in deltas:
-                if delta is None:
-                    yield writer.ping()
-                    continue
-                timer.delta(delta)
-                if delta.finish_reason == "error":
-                    yield writer.failed(delta.error or FAILED)
-                    continue
-                for event in () if opened else writer.opening():
-                    yield event
-                opened = True
-                for event in writer.pieces(delta):
-                    yield event
+        async with aclosing(watch(stream, request.receive, silence)) as news:
+            async for deltas in news:
+                events = [] if deltas else [writer.ping()]
+                for delta in deltas:
+                    timer.delta(delta)
+                    if delta.finish_reason == "error":
+                        events.append(writer.failed(delta.error or FAILED))
+                        continue
+                    events += () if opened else writer.opening()
+                    opened = True
+                    events += writer.pieces(delta)
+                if events:
+                    yield b"".join(events)
         yield writer.ended()
 
 
@@ -169,11 +176,11 @@ async def _whole(request: Request, stream: Stream, timer: RequestTimer) -> Delta
     """All deltas as one. Raises ClientDisconnect if the client leaves first, and what `joined` does."""
     parts: list[Delta] = []
     with closing(timer):
-        async with aclosing(watch(stream, request.receive)) as deltas:
-            async for delta in deltas:
-                if delta is not None:
+        async with aclosing(watch(stream, request.receive)) as news:
+            async for deltas in news:
+                for delta in deltas:
                     timer.delta(delta)
-                    parts.append(delta)
+                parts += deltas
     return joined(parts)
 
 
@@ -187,32 +194,29 @@ def joined(parts: Sequence[Delta]) -> Delta:
     return whole
 
 
-async def watch(stream: Pieces[T], receive: Receive, silence: float | None = None) -> AsyncGenerator[T | None, None]:
-    """Pieces as they come; None whenever `silence` seconds pass without one.
+async def watch(stream: Pieces[T], receive: Receive, silence: float | None = None) -> AsyncGenerator[Sequence[T], None]:
+    """Pieces as they come, all that are there at once; none whenever `silence` seconds pass without one.
 
     Raises ClientDisconnect as soon as the client leaves. However it ends, the request is aborted if still running.
     """
+    loop = asyncio.get_running_loop()
     gone = asyncio.ensure_future(_disconnected(receive))
-    step: asyncio.Future[T | None] | None = None
+    gone.add_done_callback(lambda _: stream.news.set())
+    timer: asyncio.TimerHandle | None = None
     try:
-        while True:
-            step = step or asyncio.ensure_future(anext(stream, None))
-            both: set[asyncio.Future[Any]] = {step, gone}
-            await asyncio.wait(both, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
+        while not stream.done:
+            if silence is not None:
+                timer = loop.call_later(silence, stream.news.set)
+            await stream.news.wait()
+            stream.news.clear()
+            if timer is not None:
+                timer.cancel()
             if gone.done():
                 raise ClientDisconnect
-            if not step.done():
-                yield None
-                continue
-            delta, step = step.result(), None
-            if delta is None:
-                return
-            yield delta
+            yield stream.take()
     finally:
         stream.abort()
-        for task in (step, gone):
-            if task is not None:
-                task.cancel()
+        gone.cancel()
 
 
 async def while_there(awaited: Awaitable[T], receive: Receive) -> T:

@@ -60,7 +60,8 @@ class Metrics:
         return Counter(f"deepwell:{name}", text, ("model_name", *labels), registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"deepwell:{name}", text, ("model_name",), buckets=buckets, registry=self.registry)
+        named = Histogram(f"deepwell:{name}", text, ("model_name",), buckets=buckets, registry=self.registry)
+        return named.labels(self._model)
 
 
 class RequestTimer:
@@ -85,10 +86,10 @@ class RequestTimer:
             self.cached_tokens = delta.usage.cached_tokens
         if count and self._last is None:
             self.first = now - self._arrived
-            m._first.labels(m._model).observe(self.first)
+            m._first.observe(self.first)
         elif self._last is not None:
             for _ in range(count):
-                m._between.labels(m._model).observe((now - self._last) / count)
+                m._between.observe((now - self._last) / count)
         if count:
             self._last = now
         if delta.finish_reason is not None:
@@ -101,7 +102,7 @@ class RequestTimer:
 
     def _finish(self, now: float) -> None:
         m, self._finished = self._metrics, True
-        m._whole.labels(m._model).observe(now - self._arrived)
+        m._whole.observe(now - self._arrived)
 
 
 class _EngineGauges(Collector):

@@ -43,30 +43,28 @@ def enough(place: Place, count: int) -> Iterator[list[Place]]:
 
 
 class Together:
-    """Streams as one: (number of the stream, piece), as they come."""
+    """Streams as one: (number of the stream, piece), as they come. See Pieces."""
 
     def __init__(self, streams: Sequence[Stream]) -> None:
-        self._streams, self._open = streams, len(streams)
-        self._pieces: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue(len(streams))
-        self._readers = [asyncio.ensure_future(self._read(*numbered)) for numbered in enumerate(streams)]
+        self._streams = streams
+        self.news = asyncio.Event()
+        if any(stream.news.is_set() for stream in streams):
+            self.news.set()
+        for stream in streams:
+            stream.news = self.news
+
+    @property
+    def done(self) -> bool:
+        return all(stream.done for stream in self._streams)
+
+    def take(self) -> list[tuple[int, Delta]]:
+        """See Pieces."""
+        return [(number, delta) for number, stream in enumerate(self._streams) for delta in stream.take()]
 
     def abort(self) -> None:
         """End all of them soon."""
         for stream in self._streams:
             stream.abort()
-        for reader in self._readers:
-            reader.cancel()
-
-    async def __anext__(self) -> tuple[int, Delta]:
-        if not self._open:
-            raise StopAsyncIteration
-        number, delta = await self._pieces.get()
-        self._open -= delta.finish_reason is not None
-        return number, delta
-
-    async def _read(self, number: int, stream: Stream) -> None:
-        async for delta in stream:
-            await self._pieces.put((number, delta))
 
 
 async def respond_together(
@@ -98,10 +96,9 @@ async def _wholes(request: Request, together: Together, timers: Sequence[Request
     with ExitStack() as stack:
         for timer in timers:
             stack.enter_context(closing(timer))
-        async with aclosing(watch(together, request.receive)) as pieces:
-            async for piece in pieces:
-                if piece is not None:
-                    number, delta = piece
+        async with aclosing(watch(together, request.receive)) as news:
+            async for pieces in news:
+                for number, delta in pieces:
                     timers[number].delta(delta)
                     parts[number].append(delta)
     return [joined(part) for part in parts]
@@ -114,19 +111,19 @@ async def _events(
     with ExitStack() as stack:
         for timer in timers:
             stack.enter_context(closing(timer))
-        async with aclosing(watch(together, request.receive, silence)) as pieces:
-            async for piece in pieces:
-                if piece is None:
-                    yield writer.ping()
-                    continue
-                number, delta = piece
-                timers[number].delta(delta)
-                if delta.finish_reason == "error":
-                    yield writer.failed(delta.error or FAILED)
+        async with aclosing(watch(together, request.receive, silence)) as news:
+            async for pieces in news:
+                events, failed = [] if pieces else [writer.ping()], False
+                for number, delta in pieces:
+                    timers[number].delta(delta)
+                    if failed := delta.finish_reason == "error":
+                        events.append(writer.failed(delta.error or FAILED))
+                        break
+                    events += () if number in opened else writer.opening(number)
+                    opened.add(number)
+                    events += writer.pieces(delta, number)
+                if events:
+                    yield b"".join(events)
+                if failed:
                     break
-                for event in () if number in opened else writer.opening(number):
-                    yield event
-                opened.add(number)
-                for event in writer.pieces(delta, number):
-                    yield event
         yield writer.ended()
