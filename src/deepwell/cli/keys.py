@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +12,7 @@ from deepwell.accounts import Clock, Keys, Ledger, Limits, Prices, open_database
 from deepwell.accounts.keys import Key
 from deepwell.accounts.money import MAX_AMOUNT, micro, units
 from deepwell.cli.moments import moment, written
-from deepwell.cli.terminal import visible
+from deepwell.cli.terminal import console_of_tables, visible
 from deepwell.errors import ConfigError
 from deepwell.options import KeysOptions
 
@@ -142,11 +141,7 @@ def _list(keys: Keys, ledger: Ledger, as_json: bool) -> None:
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(found)).decode())
         return
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 200
+    console = console_of_tables(200)
     if not found:
         _say("there is no key; `deepwell keys add NAME` makes one")
         return

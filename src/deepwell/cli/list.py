@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from deepwell.cli.terminal import visible
+from deepwell.cli.terminal import console_of_tables, visible
 from deepwell.options import ListOptions
 from deepwell.weights import embedded_path
 from deepwell.weights.hub.kept import kept
@@ -100,11 +100,7 @@ def _embedded() -> Here:
 
 
 def _show(found: list[Here]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 200
+    console = console_of_tables(200)
     console.print(_table(found, time.time()))
     console.print(f"\n{amount(sum(one.size for one in found))} in all; models of hubs lie in {hub_cache()}.")
     console.print("deepwell rm NAME removes one, deepwell rm --packed the packed copies; deepwell models lists more.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from deepwell.cli.hub import fetched
-from deepwell.cli.terminal import visible
+from deepwell.cli.terminal import console_of_tables, visible
 from deepwell.errors import ConfigError
 from deepwell.loading.fit import Fit, ModelReport, report
 from deepwell.loading.machine import free_memory, inspect_machine
@@ -249,11 +249,7 @@ def _name(one: Fit) -> str:
 
 
 def _show(told: ModelReport | list[Released], free: int) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _UNLIMITED
+    console = console_of_tables(_UNLIMITED)
     if isinstance(told, list):
         tables = [_listing(told, console.width), _quantised(free, console.width)]
         notes = _listing_notes(told)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def show(text: str) -> None:
@@ -15,6 +20,16 @@ def visible(text: str) -> str:
     """Text in which nothing but line breaks and tabs steers a terminal: other control characters become U+FFFD, and so
     do those that turn the direction of what follows, which could make one name look like another."""
     return "".join("�" if _steers(char) else char for char in text)
+
+
+def console_of_tables(width: int) -> Console:
+    """Standard output for tables: as wide as the terminal, and `width` in a file or pipe, where nothing need be cut."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = width
+    return console
 
 
 def _steers(char: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from deepwell.accounts.books import BY, Books, By, Latency, Sum
 from deepwell.accounts.money import units
 from deepwell.cli.extras import needing
 from deepwell.cli.moments import moment, written
-from deepwell.cli.terminal import visible
+from deepwell.cli.terminal import console_of_tables, visible
 from deepwell.errors import ConfigError, LedgerDown
 from deepwell.files import replacing
 from deepwell.options import UsageOptions
@@ -114,7 +113,6 @@ def _write_parquet(path: Path, columns: Columns, records: Iterable[Record]) -> N
 
 
 def _print_table(columns: Columns, records: Iterable[Record]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -124,9 +122,7 @@ def _print_table(columns: Columns, records: Iterable[Record]) -> None:
         table.add_column(name.removesuffix("_us").replace("_", " "), justify="right" if right else "left")
     for record in records:
         table.add_row(*(_cell(kind, record[name]) for name, kind in shown.items()))
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 250
+    console = console_of_tables(250)
     console.print(table)
 
 

@@ -26,6 +26,7 @@ T = TypeVar("T")
 P = TypeVar("P", covariant=True)
 
 FAILED = "the engine failed"
+STOPPED = "the server stopped in the middle of this answer; try again"
 
 
 class AnswerFailed(Exception):

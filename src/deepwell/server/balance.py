@@ -37,5 +37,5 @@ async def balance(request: Request) -> Response:
         return JsonResponse(UserBalance(True, []))
     found = await run_in_threadpool(service.platform.balance, caller.account)
     infos = [BalanceInfo(one.currency, units(one.total), units(one.granted), units(one.topped_up)) for one in found]
-    free = await run_in_threadpool(service.platform.is_free, service.model)
-    return JsonResponse(UserBalance(free or any(one.total > 0 for one in found), infos))
+    is_available = service.platform.is_free(service.model) or any(one.total > 0 for one in found)
+    return JsonResponse(UserBalance(is_available, infos))

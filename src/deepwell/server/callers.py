@@ -24,7 +24,6 @@ OPEN = frozenset({"/health", "/openapi.json"})
 """Asked without a key: whether the server lives, and what it can do."""
 WATCHED = "/metrics"
 """For administrators, and for whoever is on this machine."""
-LONGEST_SECRET = 512
 
 _LOOKUPS = ThreadPoolExecutor(2, "deepwell-callers")
 """Reads the database, so that the event loop never waits for it."""
@@ -84,10 +83,10 @@ async def looked_up(platform: Platform, secret: str | None) -> Caller:
     return await asyncio.get_running_loop().run_in_executor(_LOOKUPS, platform.caller, secret)
 
 
-async def check(platform: Platform, caller: Caller, model: str) -> None:
-    """Raise at once what keeps a caller from any answer of the model: see Platform.check."""
+async def check(platform: Platform, caller: Caller, model: str, kind: str) -> None:
+    """Raise at once what keeps a caller from any answer of that kind: see Platform.check."""
     if not caller.anonymous:
-        await asyncio.get_running_loop().run_in_executor(_LOOKUPS, platform.check, caller, model)
+        await asyncio.get_running_loop().run_in_executor(_LOOKUPS, platform.check, caller, model, kind)
 
 
 def caller_of(request: Request) -> Caller | None:
@@ -101,7 +100,7 @@ def secret_of(headers: Headers) -> str | None:
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         secret = headers.get("x-api-key", "")
-    return secret.strip()[:LONGEST_SECRET] or None
+    return secret.strip() or None
 
 
 def allowed(names: Collection[str], caller: Caller | None) -> list[str]:

@@ -72,6 +72,22 @@ def texts_of(conversation: Conversation) -> list[str]:
     return texts
 
 
+def given(value: str | None, where: str) -> str:
+    """The text of a field that must be there. Raises RequestError."""
+    if value is None:
+        raise RequestError(f"{where} is missing", where)
+    return value
+
+
+def chosen_tool(name: str | None, tools: Sequence[Tool], field: str) -> Tool:
+    """The tool of that name, which `field` demands. Raises RequestError that lists those there are."""
+    found = next((tool for tool in tools if tool.name == name), None)
+    if found is None:
+        offered = ", ".join(tool.name for tool in tools[:8]) or "there is none"
+        raise RequestError(f"{field} names {shown(name)}, which is not a function in tools ({offered})", field)
+    return found
+
+
 def _check_pairs(asked: ChatRequest) -> None:
     if asked.top_logprobs is not None and not asked.logprobs:
         raise RequestError("top_logprobs is only allowed with logprobs: true", "top_logprobs")
@@ -151,14 +167,9 @@ def _choice(asked: ChatRequest, tools: Sequence[Tool]) -> Choice:
                 "tool_choice",
             )
         return cast(Choice, wanted)
-    name = wanted.function.name
-    found = next((tool for tool in tools if tool.name == name), None)
-    if wanted.type != "function" or found is None:
-        offered = ", ".join(tool.name for tool in tools[:8]) or "there is none"
-        raise RequestError(
-            f"tool_choice names {shown(name)}, which is not a function in tools ({offered})", "tool_choice"
-        )
-    return found
+    if wanted.type != "function":
+        raise RequestError(f"tool_choice.type {shown(wanted.type)} is not supported; allowed: function", "tool_choice")
+    return chosen_tool(wanted.function.name, tools, "tool_choice")
 
 
 def _message(message: ChatMessage, where: str) -> Message:
@@ -181,9 +192,8 @@ def _texts(content: str | list[ContentPart] | None, where: str) -> tuple[Text, .
         if part.type != "text":
             field = f"{where}[{index}].type"
             raise RequestError(f"{field} {shown(part.type)} is not supported; allowed: text", field)
-        if part.text is None:
-            raise RequestError(f"{where}[{index}].text is missing", f"{where}[{index}].text")
-    return tuple(Text(part.text or "") for part in content) or (Text(""),)
+    texts = (Text(given(part.text, f"{where}[{index}].text")) for index, part in enumerate(content))
+    return tuple(texts) or (Text(""),)
 
 
 def _call(call: CalledTool, where: str) -> Call:

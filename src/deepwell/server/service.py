@@ -158,7 +158,7 @@ class Service:
         async with self.bodies.kept(request, kind) as asked:
             record_of(request.scope).model = model = getattr(asked, "model", None)
             if self.platform is not None and caller is not None:
-                await check(self.platform, caller, self._billed_as(model))
+                await check(self.platform, caller, self._billed_as(model), billed_as)
             with self.place(caller, model, billed_as, getattr(asked, "user_id", None), priority) as place:
                 yield asked, place
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -51,7 +51,6 @@ def strict_chat(asked: ChatRequest, format: Format, request: Request) -> ChatReq
             )
     if asked.messages[-1].prefix and not _is_beta(request):
         raise RequestError("prefix is a beta feature: use the base address /beta", "messages")
-    _check_json(asked)
     if any(tool.function and tool.function.strict for tool in asked.tools or ()):
         _check_strict_tools(asked, request)
     asked = _without_others(asked, CHAT)
@@ -123,17 +122,6 @@ def _check(asked: SamplingFields, longest: int) -> None:
         raise RequestError(f"seed is -1; it must be from 0 to {SEED.le}", "seed")
 
 
-def _check_json(asked: ChatRequest) -> None:
-    """JSON output has to be spoken of: a model that is not told would write white space for ever."""
-    if asked.response_format is None or asked.response_format.type != "json_object":
-        return
-    said = (message.content for message in asked.messages)
-    if not any("json" in text.casefold() for content in said for text in _texts(content)):
-        raise RequestError(
-            "prompt must contain the word 'json' in some form to use response_format of type json_object", "messages"
-        )
-
-
 def _check_strict_tools(asked: ChatRequest, request: Request) -> None:
     if not _is_beta(request):
         raise RequestError("strict tools are a beta feature: use the base address /beta", "tools")
@@ -141,12 +129,6 @@ def _check_strict_tools(asked: ChatRequest, request: Request) -> None:
         if tool.function is None or not tool.function.strict:
             where = f"tools[{index}].function.strict"
             raise RequestError(f"{where} must be true, as it is of another tool", where)
-
-
-def _texts(content: Any) -> Iterable[str]:
-    if isinstance(content, str):
-        return (content,)
-    return (part.text for part in content or () if part.text is not None)
 
 
 def _without_others(asked: S, own: Iterable[str]) -> S:

@@ -15,7 +15,7 @@ from deepwell.chat.reading.json_text import object_of
 from deepwell.chat.rules import MAX_DEPTH, Fields, settle
 from deepwell.errors import RequestError, shown
 from deepwell.server.anthropic.protocol import Block, Choice, CountRequest, Described, OutputConfig, OutputFormat, Said
-from deepwell.server.conversations import thinking_of, thinking_said
+from deepwell.server.conversations import chosen_tool, given, thinking_of, thinking_said
 from deepwell.server.unsupported import check_supported
 
 BILLING = "x-anthropic-billing-header:"
@@ -168,11 +168,11 @@ def _assistant(said: Said, where: str) -> list[Found]:
     for at, block in enumerate(said.content):
         place = f"{where}.content[{at}]"
         if block.type == "thinking":
-            found.append((place, Thought(_given(block.thinking, f"{place}.thinking"))))
+            found.append((place, Thought(given(block.thinking, f"{place}.thinking"))))
         elif block.type == "tool_use":
             call = Call(
-                id=_given(block.id, f"{place}.id"),
-                name=_given(block.name, f"{place}.name"),
+                id=given(block.id, f"{place}.id"),
+                name=given(block.name, f"{place}.name"),
                 arguments=_arguments(block.input or {}, f"{place}.input"),
             )
             found.append((place, call))
@@ -198,7 +198,7 @@ def _result(block: Block, where: str) -> Result:
         else Text(f"[Unsupported content: {part.type[:64]}]")
         for at, part in enumerate(parts)
     )
-    return Result(_given(block.tool_use_id, f"{where}.tool_use_id"), texts)
+    return Result(given(block.tool_use_id, f"{where}.tool_use_id"), texts)
 
 
 def _texts(content: str | list[Block], where: str) -> Iterator[tuple[str, Text]]:
@@ -214,13 +214,7 @@ def _text(block: Block, where: str, allowed: str) -> Text:
         raise RequestError(
             f"{where}.type {shown(block.type)} is not supported here; allowed: {allowed}", f"{where}.type"
         )
-    return Text(_given(block.text, f"{where}.text"))
-
-
-def _given(value: str | None, where: str) -> str:
-    if value is None:
-        raise RequestError(f"{where} is missing", where)
-    return value
+    return Text(given(block.text, f"{where}.text"))
 
 
 def _tool(tool: Described, where: str) -> Tool:
@@ -251,13 +245,7 @@ def _choice(wanted: Choice | None, tools: tuple[Tool, ...]) -> Literal["none", "
         case "any":
             return "required"
         case "tool":
-            name = wanted.name if wanted is not None else None
-            found = next((tool for tool in tools if tool.name == name), None)
-            if found is None:
-                offered = ", ".join(tool.name for tool in tools[:8]) or "there is none"
-                fault = f"tool_choice.name {shown(name)} is not the name of a tool in tools ({offered})"
-                raise RequestError(fault, "tool_choice.name")
-            return found
+            return chosen_tool(wanted.name if wanted is not None else None, tools, "tool_choice.name")
         case other:
             fault = f"tool_choice.type {shown(other)} is unknown; allowed: auto, any, tool, none"
             raise RequestError(fault, "tool_choice.type")

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reasoning
 from deepwell.engine.types import Delta
 from deepwell.errors import EngineStopped
-from deepwell.server.answers import respond
+from deepwell.server.answers import STOPPED, respond
 from deepwell.server.anthropic.conversation import conversation_of, input_of, returned
 from deepwell.server.anthropic.errors import AnthropicError, worded
 from deepwell.server.anthropic.models import named
@@ -47,8 +47,6 @@ from deepwell.server.rules import max_tokens_of, sampling_of
 from deepwell.server.service import Service
 from deepwell.server.turn import Turn
 from deepwell.server.unsupported import check_supported
-
-STOPPED = "the server stopped in the middle of this answer; try again"
 
 
 async def messages(request: Request) -> Response:

@@ -13,7 +13,7 @@ from deepwell.chat.conversation import Part
 from deepwell.chat.formats.base import Format
 from deepwell.chat.rules import Fields, settle
 from deepwell.errors import RequestError, shown
-from deepwell.server.conversations import thinking_of
+from deepwell.server.conversations import chosen_tool, given, thinking_of
 from deepwell.server.responses.protocol import Item, ItemPart, ItemTool, ResponsesRequest, TextFormat
 from deepwell.server.unsupported import check_supported
 
@@ -150,16 +150,16 @@ def _item(item: Item, where: str) -> tuple[Role, list[Part]]:
             thought = _thought(item, where)
             return "assistant", [Thought(thought)] if thought else []
         case "function_call":
-            arguments = _given(item.arguments, f"{where}.arguments")
+            arguments = given(item.arguments, f"{where}.arguments")
             call = Call(
-                id=_given(item.call_id, f"{where}.call_id"),
-                name=_given(item.name, f"{where}.name"),
+                id=given(item.call_id, f"{where}.call_id"),
+                name=given(item.name, f"{where}.name"),
                 arguments=arguments if arguments.strip() else "{}",
             )
             return "assistant", [call]
         case "function_call_output":
             said = Text(_joined(item.output, f"{where}.output", result=True))
-            return "tool", [Result(_given(item.call_id, f"{where}.call_id"), (said,))]
+            return "tool", [Result(given(item.call_id, f"{where}.call_id"), (said,))]
         case other:
             allowed = "message, reasoning, function_call, function_call_output"
             raise RequestError(f"{where}.type {shown(other)} is not supported; allowed: {allowed}", f"{where}.type")
@@ -187,7 +187,7 @@ def _joined(content: str | list[ItemPart] | None, where: str, result: bool = Fal
     for at, part in enumerate(content):
         field = f"{where}[{at}]"
         if part.type in TEXT_PARTS:
-            texts.append(_given(part.text, f"{field}.text"))
+            texts.append(given(part.text, f"{field}.text"))
         elif result:
             texts.append(f"[Unsupported content: {part.type[:64]}]")
         else:
@@ -197,19 +197,12 @@ def _joined(content: str | list[ItemPart] | None, where: str, result: bool = Fal
     return "\n\n".join(texts)
 
 
-def _given(value: str | None, where: str) -> str:
-    if value is None:
-        raise RequestError(f"{where} is missing", where)
-    return value
-
-
 def _tool(tool: ItemTool, where: str) -> Tool:
     if tool.type != "function":
         raise RequestError(f"{where}.type {shown(tool.type)} is not supported; allowed: function", f"{where}.type")
     check_supported(tool, f"{where}.")
-    if tool.name is None:
-        raise RequestError(f"{where}.name is missing", f"{where}.name")
-    return Tool(name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict)
+    name = given(tool.name, f"{where}.name")
+    return Tool(name=name, description=tool.description, parameters=tool.parameters, strict=tool.strict)
 
 
 def _choice(asked: ResponsesRequest, tools: Sequence[Tool]) -> Literal["none", "auto", "required"] | Tool:
@@ -220,12 +213,7 @@ def _choice(asked: ResponsesRequest, tools: Sequence[Tool]) -> Literal["none", "
         named = shown(wanted if isinstance(wanted, str) else wanted.type)
         allowed = "none, auto, required, or an object of type function naming one"
         raise RequestError(f"tool_choice {named} is not supported; allowed: {allowed}", "tool_choice")
-    found = next((tool for tool in tools if tool.name == wanted.name), None)
-    if found is None:
-        offered = ", ".join(tool.name for tool in tools[:8]) or "there is none"
-        fault = f"tool_choice names {shown(wanted.name)}, which is not a function in tools ({offered})"
-        raise RequestError(fault, "tool_choice")
-    return found
+    return chosen_tool(wanted.name, tools, "tool_choice")
 
 
 def _structure(wanted: TextFormat | None) -> Structure | None:

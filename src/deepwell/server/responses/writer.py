@@ -12,6 +12,7 @@ from msgspec import UNSET
 from deepwell.chat.reading import CallArguments, CallBegin, Content, Piece, Reasoning
 from deepwell.engine.types import Delta
 from deepwell.errors import EngineStopped
+from deepwell.server.answers import STOPPED
 from deepwell.server.errors import INTERNAL, ErrorBody, error_body
 from deepwell.server.responses.conversation import carried
 from deepwell.server.responses.replies import (
@@ -45,8 +46,6 @@ from deepwell.server.responses.replies import (
     usage_of,
 )
 from deepwell.server.turn import Turn
-
-STOPPED = "the server stopped in the middle of this answer; try again"
 
 
 class ResponsesWriter:
