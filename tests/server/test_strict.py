@@ -180,3 +180,4 @@ def test_logprobs_of_thinkers_came_with_v4() -> None:
 def test_extras_are_not_there(path: str) -> None:
     with client_of(make_service(limits=ServerLimits(strict=True))) as client:
         assert client.post(path, json={}).status_code == 404
+        assert "embedding" not in client.get("/models").json()["data"][0]["capabilities"]

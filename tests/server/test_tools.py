@@ -357,11 +357,11 @@ def test_the_model_list_says_what_the_format_can() -> None:
     service, _ = scripted()
     with client_of(service) as client:
         card = client.get("/v1/models").json()["data"][0]
-    assert card["capabilities"] == ["completion", "chat", "tools", "thinking", "fim"]
+    assert card["capabilities"] == ["completion", "chat", "tools", "thinking", "fim", "embedding"]
     service, _ = scripted(format="deepseek-llm")
     with client_of(service) as client:
         card = client.get("/v1/models").json()["data"][0]
-    assert card["capabilities"] == ["completion", "chat", "fim"]
+    assert card["capabilities"] == ["completion", "chat", "fim", "embedding"]
 
 
 def test_no_arguments_at_all_are_an_empty_object() -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from msgspec import UNSET
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -168,13 +169,14 @@ def _card(name: str, service: Service) -> ModelCard:
         capabilities += ["thinking"] if service.format.thinks != "never" else []
     if fills_gaps(service.tokenizer):
         capabilities.append("fim")
-    capabilities.append("embedding")
+    if not service.limits.strict:
+        capabilities.append("embedding")
     return ModelCard(
         id=name,
         created=service.created,
         context_length=service.context,
         capabilities=capabilities,
-        embedding=EmbeddingCard(dimensions=service.engine.hidden),
+        embedding=UNSET if service.limits.strict else EmbeddingCard(dimensions=service.engine.hidden),
         sampling=service.advice if service.advice.given else None,
     )
 

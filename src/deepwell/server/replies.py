@@ -246,8 +246,8 @@ class EmbeddingCard(msgspec.Struct, frozen=True, kw_only=True):
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """`context_length` is in tokens; `capabilities` says what the model was trained for.
 
-    `embedding` says what its embeddings are. `sampling` is what its makers advise, and what holds where a request does
-    not say; null if they advise nothing.
+    `embedding` says what its embeddings are, where there are any. `sampling` is what its makers advise, and what holds
+    where a request does not say; null if they advise nothing.
     """
 
     id: str
@@ -256,7 +256,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     owned_by: str = "deepwell"
     context_length: int
     capabilities: list[Capability]
-    embedding: EmbeddingCard
+    embedding: EmbeddingCard | UnsetType = UNSET
     sampling: Advice | None
 
 
