@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import CONTEXT, MODEL, chat, client_of, endless, live, make_service, prompt, says, wait_idle
+from scripting import Script
+from serving import CONTEXT, MODEL, chat, client_of, endless, live, make_service, noted, prompt, says, wait_idle
 from starlette.testclient import TestClient
 
 from deepwell.accounts import Database, Keys, Ledger, Limits, Platform, Prices, Row, open_database
@@ -20,6 +21,7 @@ from deepwell.accounts.money import Price
 from deepwell.errors import LedgerDown
 from deepwell.server import Service, create_app
 from fakes import FakeRunner
+from toy_format import END_THINK, EOS, TOY, ids
 
 CHAT, TEXT, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
 
@@ -141,6 +143,19 @@ def test_a_key_is_taken_in_either_header_by_every_protocol(header: str, house: H
     assert client.post(TEXT, json=prompt(max_tokens=2), headers=headers).status_code == 200
     assert client.post(MESSAGES, json={**chat(), "max_tokens": 4}, headers=headers).status_code == 200
     assert sorted(row.kind for row in house.rows()) == ["chat", "completion", "messages"]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_the_ledger_says_how_much_was_thought(streamed: bool, database: Database) -> None:
+    answer, thought = ids("Hm, hm.", END_THINK, "Yes.", EOS), len(ids("Hm, hm."))
+    script = Script(answer, answer, answer)
+    house = House(database, FakeRunner(context=CONTEXT, next_token=script), format=TOY.name)
+    noted(house.service.engine, lambda request: script.prompts.append(request.prompt))
+    with client_of(house.service) as client:
+        for limits in ({}, {"max_tokens": 3}, {"thinking": {"type": "disabled"}, "max_tokens": 3}):
+            client.post(CHAT, json={"thinking": {"type": "enabled"}} | chat(stream=streamed, **limits))
+    assert [(row.output, row.reasoning) for row in house.rows()] == [(len(answer), thought), (3, 3), (3, 0)]
+    house.platform.close()
 
 
 @pytest.mark.parametrize("streamed", [True, False])

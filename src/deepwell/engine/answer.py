@@ -99,6 +99,8 @@ class AnswerState:
                 break
         self.drafted += segment.drafted
         delta = join(deltas) if len(deltas) > 1 else deltas[0]
+        if self.request.thoughts is not None:
+            self.request.thoughts.push(delta.token_ids)
         if self.request.constraint is not None and delta.finish_reason is None:
             self.request.constraint.accept(delta.token_ids)
         return msgspec.structs.replace(delta, usage=self.usage()) if delta.finish_reason else delta
@@ -125,6 +127,7 @@ class AnswerState:
             completion_tokens=self.generated,
             drafted_tokens=self.drafted,
             accepted_tokens=self.accepted,
+            reasoning_tokens=self.request.thoughts.tokens if self.request.thoughts is not None else 0,
         )
 
     def _piece(self, token: int, logprobs: tuple[TokenLogprob, ...]) -> Delta:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import groupby
 from typing import Literal, Protocol
@@ -60,6 +60,17 @@ class Meter(Protocol):
         ...
 
 
+class ThoughtCounter(Protocol):
+    """Counts the `tokens` of an answer's thoughts."""
+
+    @property
+    def tokens(self) -> int: ...
+
+    def push(self, ids: Iterable[int], /) -> object:
+        """The answer's next tokens. Must be quick; called by the engine's thread."""
+        ...
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A prompt as token ids and how to continue it. `id` is unique among live requests.
 
@@ -69,7 +80,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     token of the prompt, such as an image, and must be equal for a hit too.
 
     Requests of different `account`s share the engine fairly, whoever has more of them; of higher `priority` they come
-    first. `meter` counts what is used.
+    first. `meter` counts what is used, `thoughts` what of it the answer thinks; it serves this request alone.
     """
 
     id: str
@@ -82,6 +93,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     account: int = 0
     priority: int = 0
     meter: Meter | None = None
+    thoughts: ThoughtCounter | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
@@ -99,7 +111,8 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     """Token counts. `cached_tokens` of the prompt were found in the prefix cache; the rest were computed.
 
-    Of the `drafted_tokens` guessed and checked, `accepted_tokens` became part of the answer.
+    Of the `drafted_tokens` guessed and checked, `accepted_tokens` became part of the answer. `reasoning_tokens` of the
+    completion were thoughts, if the request has a counter of them.
     """
 
     prompt_tokens: int
@@ -107,6 +120,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     completion_tokens: int
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 NOTHING = Usage(prompt_tokens=0, cached_tokens=0, completion_tokens=0)

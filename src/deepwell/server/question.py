@@ -51,7 +51,9 @@ class Question:
 
     def submit_alike(self, places: Sequence[Place], id: str, sampling: SamplingParams) -> list[Stream]:
         """Have it answered several times; see `Service.submit_alike`."""
-        return self.service.submit_alike(places, id, self.prompt, sampling, constraint=self._constraint)
+        return self.service.submit_alike(
+            places, id, self.prompt, sampling, constraint=self._constraint, thoughts=self._thoughts
+        )
 
     def turn(
         self, one_call: bool = False, returned: Callable[[Message], Message] = lambda said: said, number: int = 0
@@ -64,8 +66,10 @@ class Question:
         def keep(turn: Turn) -> None:
             self.service.replay.keep(self.conversation, self.prompt, returned(turn.message), turn.ids)
 
-        reader = self.readers[number]
-        return Turn(reader, ThoughtMeter(reader.thoughts, self.service.tokenizer), one_call, ended=keep)
+        return Turn(self.readers[number], self._thoughts(), one_call, ended=keep)
+
+    def _thoughts(self) -> ThoughtMeter:
+        return ThoughtMeter(self.readers[0].thoughts, self.service.tokenizer)
 
     def _constraint(self) -> Constraint | None:
         if self.compiled is None:

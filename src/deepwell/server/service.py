@@ -22,7 +22,7 @@ from deepwell.chat import Structure, end_ids
 from deepwell.chat.formats.base import Format
 from deepwell.chat.replay import Replay
 from deepwell.engine.engine import NOBODY, AsyncEngine, Place, Stream
-from deepwell.engine.types import FinishReason, Request, SamplingParams, Usage
+from deepwell.engine.types import FinishReason, Request, SamplingParams, ThoughtCounter, Usage
 from deepwell.errors import ContextExceeded, ModelUnknown, RequestError, shown
 from deepwell.grammar.constraint import Constraint
 from deepwell.grammar.source import of_structure
@@ -252,9 +252,11 @@ class Service:
         sampling: SamplingParams,
         constraint: Constraint | None = None,
         after: Stream | None = None,
+        thoughts: ThoughtCounter | None = None,
     ) -> Stream:
         """Fill a place; see `Place.submit`. Raises EngineStopped or RequestError at once."""
-        return place.submit(Request(id=id, prompt=prompt, sampling=sampling, constraint=constraint), after)
+        request = Request(id=id, prompt=prompt, sampling=sampling, constraint=constraint, thoughts=thoughts)
+        return place.submit(request, after)
 
     def embed(self, place: Place, id: str, prompt: tuple[int, ...]) -> Stream:
         """Fill a place with a prompt whose last state is wanted. Raises EngineStopped or RequestError at once."""
@@ -268,16 +270,19 @@ class Service:
         sampling: SamplingParams,
         begin: int = 0,
         constraint: Callable[[], Constraint | None] = lambda: None,
+        thoughts: Callable[[], ThoughtCounter | None] = lambda: None,
     ) -> list[Stream]:
         """Fill places with one question, for different answers to it: the first is the answer that it has alone.
 
-        They are numbered from `begin` on among the answers to request `id`. `constraint` makes one for each.
+        They are numbered from `begin` on among the answers to request `id`. `constraint` and `thoughts` make one
+        for each.
         """
         streams: list[Stream] = []
         for number, place in enumerate(places):
             own = f"{id}-{begin + number}" if begin + number else id
             first = streams[0] if streams else None
-            streams.append(self.submit(place, own, prompt, sampling.of_answer(number), constraint(), after=first))
+            rules = sampling.of_answer(number)
+            streams.append(self.submit(place, own, prompt, rules, constraint(), first, thoughts()))
         return streams
 
     def stop(self) -> asyncio.Task[None]:
@@ -296,7 +301,7 @@ def bill(request: Request, usage: Usage, reason: FinishReason) -> None:
     """A request has ended: its meter is told what it used. See OnEnd."""
     if isinstance(request.meter, Meter):
         miss = usage.prompt_tokens - usage.cached_tokens
-        request.meter.end(usage.cached_tokens, miss, usage.completion_tokens, 0, reason)
+        request.meter.end(usage.cached_tokens, miss, usage.completion_tokens, usage.reasoning_tokens, reason)
 
 
 def _kind_of(body: type[msgspec.Struct]) -> str:
