@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _open(platform: Platform, caller: Caller) -> Meter:
-    return platform.open(caller, id=uuid.uuid4().hex, model="m", kind="chat", prompt_tokens=3, max_tokens=9)
+    return platform.open(caller, id=uuid.uuid4().hex, model="m", kind="chat", prompt_tokens=3)
 
 
 def _row(account: int, key: int) -> Row:

@@ -105,7 +105,7 @@ def _requests(platform: Platform, secret: str) -> None:
     dice = random.Random()
     while True:
         id = uuid.uuid4().hex
-        meter = platform.open(platform.caller(secret), id=id, model="m", kind="chat", prompt_tokens=10, max_tokens=100)
+        meter = platform.open(platform.caller(secret), id=id, model="m", kind="chat", prompt_tokens=10)
         length = dice.randrange(1, 60)
         for output in range(STEP, length, STEP):
             assert meter.progress(4, 6, output)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from rows import row
 
-from deepwell.accounts import Balance, Database, Keys, Ledger, Limits, Platform, Prices, open_database
+from deepwell.accounts import Balance, Clock, Database, Keys, Ledger, Limits, Platform, Prices, open_database
 from deepwell.accounts.books import Books
 from deepwell.accounts.money import Price
 from deepwell.accounts.prices import Welcome
 from deepwell.errors import BadKey, Broke, LedgerDown, ModelUnknown, OverLimit
 
-ASK = {"model": "m", "kind": "chat", "prompt_tokens": 5, "max_tokens": 5}
+ASK = {"model": "m", "kind": "chat", "prompt_tokens": 5}
 
 
 class Flat(Prices, frozen=True):
@@ -36,7 +36,7 @@ def test_a_request_is_billed_once(database: Database, platform: Platform) -> Non
     Ledger(database).move(key.account, "USD", "top_up", 1_000_000, 1)
     caller = platform.caller(secret)
     assert (caller.name, caller.role, caller.models) == ("ada", "user", None)
-    meter = platform.open(caller, id="r1", model="m", kind="chat", prompt_tokens=30, max_tokens=100)
+    meter = platform.open(caller, id="r1", model="m", kind="chat", prompt_tokens=30)
     assert meter.progress(10, 20, 1)
     assert meter.progress(10, 20, 5)
     meter.end(10, 20, 7, 3, "stop")
@@ -50,14 +50,34 @@ def test_a_request_is_billed_once(database: Database, platform: Platform) -> Non
     [balance] = platform.balance(key.account)
     assert (balance.granted, balance.topped_up) == (0, 999_994)
     assert Ledger(database).audit() == []
-    assert platform.open(caller, id="r2", model="m", kind="chat", prompt_tokens=1, max_tokens=1)
+    assert platform.open(caller, id="r2", model="m", kind="chat", prompt_tokens=1)
+
+
+def test_what_was_checked_is_begun_without_the_database(
+    database: Database, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop begins it, which must wait for nothing."""
+    secret, key = Keys(database).add("ada")
+    Ledger(database).move(key.account, "USD", "top_up", 1_000_000, 1)
+    caller = platform.caller(secret)
+    platform.check(caller, "m")
+    later = time.monotonic_ns() + 60 * 10**9
+    monkeypatch.setattr(platform, "clock", Clock(elapsed=lambda: later))
+
+    def waits(_: int) -> tuple[Balance, ...]:
+        raise AssertionError("the database was asked")
+
+    monkeypatch.setattr(platform, "balance", waits)
+    platform.open(caller, id="a", checked=True, **ASK).end(0, 5, 1, 0, "stop")
+    with pytest.raises(AssertionError, match="was asked"):
+        platform.open(caller, id="b", **ASK)
 
 
 def test_without_any_key_all_may_ask_and_nobody_owes(platform: Platform, database: Database) -> None:
     assert not platform.required
     caller = platform.caller("whatever an SDK sends")
     assert caller.anonymous
-    meter = platform.open(caller, id="r1", model="m", kind="chat", prompt_tokens=1, max_tokens=1)
+    meter = platform.open(caller, id="r1", model="m", kind="chat", prompt_tokens=1)
     assert meter.progress(0, 10**6, 10**6)
     meter.end(0, 10**6, 10**6, 0, "stop")
     assert platform.flush(5)
@@ -122,7 +142,7 @@ def test_models_money_and_limits(database: Database, platform: Platform) -> None
     keys = Keys(database)
     secret, key = keys.add("ada", models=["small"], limits=Limits(requests_per_minute=2, concurrent=1))
     caller = platform.caller(secret)
-    ask = {"kind": "chat", "prompt_tokens": 5, "max_tokens": 5}
+    ask = {"kind": "chat", "prompt_tokens": 5}
     with pytest.raises(ModelUnknown):
         platform.open(caller, id="a", model="large", **ask)
     with pytest.raises(Broke):

@@ -17,7 +17,7 @@ from deepwell.accounts.journal import SLOTS, Journal, Live, leftovers
 from deepwell.accounts.money import Price
 from deepwell.errors import BadKey, Broke, LedgerDown, OverLimit
 
-ASK: dict[str, Any] = {"model": "m", "kind": "chat", "prompt_tokens": 5, "max_tokens": 5}
+ASK: dict[str, Any] = {"model": "m", "kind": "chat", "prompt_tokens": 5}
 DAY = 86_400_000_000
 
 
@@ -203,7 +203,7 @@ database = open_database(sys.argv[1])
 platform = Platform(database, patience=0.2)
 caller = platform.caller(None)
 def ask(id):
-    return platform.open(caller, id=id, model="m" * 200, kind="chat", prompt_tokens=5, max_tokens=5)
+    return platform.open(caller, id=id, model="m" * 200, kind="chat", prompt_tokens=5)
 ask("a").end(0, 5, 1, 0, "stop")
 assert platform.flush(5)
 live, ended = ask("b"), ask("c")

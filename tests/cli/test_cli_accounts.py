@@ -170,7 +170,7 @@ from deepwell.accounts import Keys, Platform, open_database
 database = open_database(sys.argv[1])
 platform = Platform(database)
 caller = platform.caller(Keys(database).add("eve")[0])
-platform.open(caller, id="live", model="m", kind="chat", prompt_tokens=1, max_tokens=9).progress(0, 1, 5)
+platform.open(caller, id="live", model="m", kind="chat", prompt_tokens=1).progress(0, 1, 5)
 print("counted", flush=True)
 time.sleep(60)
 """

@@ -121,14 +121,17 @@ class Platform:
             raise BadKey("there is no such API key")
         return self._caller(found)
 
-    def open(self, caller: Caller, *, id: str, model: str, kind: str, prompt_tokens: int, max_tokens: int) -> Meter:
+    def open(
+        self, caller: Caller, *, id: str, model: str, kind: str, prompt_tokens: int, checked: bool = False
+    ) -> Meter:
         """Begin a request. `id` is the server's own, and of no other request; `kind` is chat, completion, and so on.
+        For one that was `checked`, money is what was read then: nothing waits for the database.
 
         Raises ModelUnknown for a model that the key may not use, Broke, OverLimit, LedgerDown.
         """
         started = self.clock.now()
         price = self.prices.at(model, started, kind=kind)
-        tabs = self._may_begin(caller, model, price, started)
+        tabs = self._may_begin(caller, model, price, started, anew=not checked)
         live = Live(id, caller.account, caller.key, model, kind, started, price)
         with self._lock:
             _check_money(tabs)
@@ -181,13 +184,16 @@ class Platform:
         self._writer.close(seconds)
         self._journal.close()
 
-    def _may_begin(self, caller: Caller, model: str, price: Price, now: int) -> list[Tab]:
-        """What a request is paid from. Raises ModelUnknown, Broke, LedgerDown."""
+    def _may_begin(self, caller: Caller, model: str, price: Price, now: int, anew: bool = True) -> list[Tab]:
+        """What a request is paid from, read `anew` if it is old. Raises ModelUnknown, Broke, LedgerDown."""
         if trouble := self._trouble():
             raise trouble
         if caller.models is not None and model not in caller.models:
             raise ModelUnknown(f"this key may not use {model!r}; it may use {', '.join(caller.models)}", "model")
         tabs = self._tabs_of(caller, price, now)
+        for tab in tabs:
+            if anew or tab.read_at is None:
+                tab.refresh(self.clock, self._lock)
         with self._lock:
             _check_money(tabs)
         return tabs
@@ -265,8 +271,7 @@ class Platform:
             if tab is None:
                 _bound(self._tabs, lambda tab: not (tab.unsettled or tab.held))
                 tab = self._tabs[name] = Tab(exhausted, read)
-        tab.refresh(self.clock, self._lock)
-        return tab
+            return tab
 
     def _write(self, group: Sequence[Meter]) -> None:
         """Write a group into the ledger; from then on it knows what was counted for it. Raises LedgerDown."""

@@ -182,7 +182,7 @@ class Service:
                 model=self._billed_as(model),
                 kind=kind,
                 prompt_tokens=len(request.prompt),
-                max_tokens=request.sampling.max_tokens,
+                checked=True,
             )
             return msgspec.structs.replace(request, scope=scope, meter=meter)
 
