@@ -95,6 +95,10 @@ class BadKey(DeepwellError):
     """A request has no API key, or one that does not hold. Its text never repeats the key."""
 
 
+class Forbidden(DeepwellError):
+    """A key that holds, but whose role is not enough."""
+
+
 class Broke(DeepwellError):
     """An account's balance, or a key's budget, is used up."""
 

@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deepwell.accounts import Caller, Platform
-from deepwell.errors import BadKey, LedgerDown
-from deepwell.server.errors import FORBIDDEN, JsonResponse, error_body, ledger_down, unauthenticated
+from deepwell.errors import BadKey, Forbidden, LedgerDown
+from deepwell.server.errors import forbidden, ledger_down, unauthenticated
 from deepwell.server.request_log import record_of
 
 OPEN = frozenset({"/health", "/openapi.json"})
@@ -57,8 +57,7 @@ class KnowCallers:
         if caller is not None:
             record_of(scope).account = caller.name
         if _path(scope) == WATCHED and caller is not None and not caller.anonymous and caller.role != "admin":
-            body = error_body("the metrics are for keys of the role admin", FORBIDDEN)
-            await JsonResponse(body, status_code=403)(scope, receive, send)
+            await forbidden(Forbidden("the metrics are for keys of the role admin"))(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

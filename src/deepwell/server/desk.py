@@ -12,10 +12,10 @@ from starlette.responses import Response
 from deepwell.accounts import Caller, Keys, Ledger, Platform
 from deepwell.accounts.books import Books
 from deepwell.accounts.rolls import Rolls
-from deepwell.errors import BadKey, DeepwellError, LedgerDown, RequestError
+from deepwell.errors import BadKey, DeepwellError, Forbidden, LedgerDown, NotFound, RequestError
 from deepwell.server.callers import caller_of
 from deepwell.server.energy import Energy
-from deepwell.server.errors import FORBIDDEN, INVALID, JsonResponse, error_body
+from deepwell.server.errors import JsonResponse
 
 Handler = Callable[..., object]
 
@@ -37,10 +37,6 @@ class Desk:
         return self.platform.clock.now()
 
 
-class Forbidden(DeepwellError):
-    """A key that holds, but is no administrator's."""
-
-
 def endpoint(
     handler: Handler, body: type[msgspec.Struct] | None = None, *, open_without_keys: bool = False
 ) -> Callable[[Request], Awaitable[Response]]:
@@ -52,21 +48,17 @@ def endpoint(
     async def answer(request: Request) -> Response:
         desk: Desk | None = request.app.state.desk
         if desk is None:
-            return _refused(404, INVALID, "this server keeps no accounts")
+            raise NotFound("this server keeps no accounts")
+        _check(caller_of(request), open_without_keys)
+        sent = [await request.app.state.service.bodies.read(request, body)] if body else []
         try:
-            _check(caller_of(request), open_without_keys)
-            sent = [await request.app.state.service.bodies.read(request, body)] if body else []
             content = await run_in_threadpool(handler, request, desk, *sent)
-        except Forbidden as error:
-            return _refused(403, FORBIDDEN, str(error))
-        except (BadKey, LedgerDown, RequestError):
+        except (LedgerDown, RequestError):
             raise
-        except DeepwellError as error:
-            return _refused(400, INVALID, str(error))
+        except DeepwellError as error:  # what accounts have to say of a name, an amount or an id
+            raise RequestError(str(error)) from None
         # Answers hold secrets and sums: no cache may keep them.
-        return (
-            content if isinstance(content, Response) else JsonResponse(content, headers={"Cache-Control": "no-store"})
-        )
+        return JsonResponse(content, headers={"Cache-Control": "no-store"})
 
     return answer
 
@@ -77,7 +69,3 @@ def _check(caller: Caller | None, open_without_keys: bool) -> None:
             raise BadKey("this needs an administrator's key; `deepwell keys add NAME --role admin` makes the first one")
     elif caller.role != "admin":
         raise Forbidden("this needs the key of an administrator, and this key's role is user")
-
-
-def _refused(status: int, kind: str, message: str) -> Response:
-    return JsonResponse(error_body(message, kind), status_code=status)

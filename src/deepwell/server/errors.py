@@ -15,6 +15,7 @@ from deepwell.errors import (
     BadKey,
     Broke,
     EngineStopped,
+    Forbidden,
     LedgerDown,
     ModelUnknown,
     NotFound,
@@ -111,6 +112,11 @@ def unauthenticated(error: BadKey) -> Response:
     return JsonResponse(body, status_code=401, headers={"WWW-Authenticate": "Bearer"})
 
 
+def forbidden(error: Forbidden) -> Response:
+    """For a request that takes a key of another role."""
+    return JsonResponse(error_body(str(error), FORBIDDEN), status_code=403)
+
+
 def ledger_down(error: LedgerDown) -> Response:
     """For a request that could not be written down."""
     headers = {"Retry-After": str(error.retry_after)}
@@ -120,6 +126,11 @@ def ledger_down(error: LedgerDown) -> Response:
 async def _unauthenticated(_: Request, error: Exception) -> Response:
     assert isinstance(error, BadKey)
     return unauthenticated(error)
+
+
+async def _forbidden(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Forbidden)
+    return forbidden(error)
 
 
 async def _broke(_: Request, error: Exception) -> Response:
@@ -162,6 +173,7 @@ HANDLERS: dict[Any, Any] = {
     BodyTooSlow: _too_slow,
     QueueFull: _busy,
     BadKey: _unauthenticated,
+    Forbidden: _forbidden,
     Broke: _broke,
     OverLimit: _over_limit,
     LedgerDown: _ledger_down,

@@ -16,9 +16,8 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
 
     `host`: the name or address under which it was asked to listen. `allow_hosts`: more names that it answers to; * for
     every name. `allow_origins`: sites whose pages may ask. `base_path`: "" or a path such as /deepwell, under which
-    everything is. `log`: which requests get a line on standard error, `log_format` as
-    what; `tell` is told of each at its end. `data`: the folder of files
-    and batches, None to keep none.
+    everything is. `log`: which requests get a line on standard error, `log_format` as what; `tell` is told of each at
+    its end. `data`: the folder of files and batches, None to keep none.
     """
 
     host: str = "127.0.0.1"
