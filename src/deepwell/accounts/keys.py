@@ -95,7 +95,7 @@ class Keys:
                 )
             )
             id = made.inserted_primary_key[0]  # type: ignore[index]
-            return secret, _only(connection, keys.c.id == id)[0]
+            return secret, keys_where(connection, keys.c.id == id)[0]
 
     def account_of(self, name: str) -> int:
         """The id of the account `name`. DeepwellError if there is none."""
@@ -110,24 +110,24 @@ class Keys:
         if len(secret) > MAX_SECRET:
             return None
         with self._database.reading() as connection:
-            return next(iter(_only(connection, keys.c.hash == digest(secret))), None)
+            return next(iter(keys_where(connection, keys.c.hash == digest(secret))), None)
 
     def get(self, id: int) -> Key | None:
         """The key of an id, also when it is expired or revoked."""
         with self._database.reading() as connection:
-            return next(iter(_only(connection, keys.c.id == id)), None)
+            return next(iter(keys_where(connection, keys.c.id == id)), None)
 
     def some(self, ids: Collection[int]) -> list[Key]:
         """The keys of some ids, also the expired and revoked."""
         if not ids:
             return []
         with self._database.reading() as connection:
-            return _only(connection, keys.c.id.in_(ids))
+            return keys_where(connection, keys.c.id.in_(ids))
 
     def all(self) -> list[Key]:
         """Every key that ever was, the oldest first."""
         with self._database.reading() as connection:
-            return _only(connection, sql.true())
+            return keys_where(connection, sql.true())
 
     def any(self) -> bool:
         """Whether a key was ever made: from then on nobody gets in without one, even if all are revoked."""
@@ -190,15 +190,17 @@ def _means(key: Key, which: str) -> bool:
 
 
 def _one(connection: Connection, id: int) -> Key:
-    found = _only(connection, keys.c.id == id)
+    found = keys_where(connection, keys.c.id == id)
     if not found:
         raise DeepwellError(f"there is no key {id}")
     return found[0]
 
 
-def _only(connection: Connection, where: sql.ColumnElement[bool]) -> list[Key]:
+def keys_where(connection: Connection, where: sql.ColumnElement[bool], limit: int | None = None) -> list[Key]:
+    """Keys in the order of their making, `limit` at most; `where` is of the tables `keys` and `accounts`."""
     query = sql.select(keys, accounts.c.name).join(accounts, accounts.c.id == keys.c.account)
-    return [_key(row._mapping) for row in connection.execute(query.where(where).order_by(keys.c.id))]
+    found = connection.execute(query.where(where).order_by(keys.c.id).limit(limit))
+    return [_key(row._mapping) for row in found]
 
 
 def _key(row: Any) -> Key:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 import sqlalchemy as sql
 
 from deepwell.accounts.database import ANONYMOUS, Database, accounts, keys, requests
-from deepwell.accounts.keys import Key, Keys
+from deepwell.accounts.keys import Key, keys_where
 from deepwell.accounts.ledger import Balance, Ledger
 from deepwell.errors import DeepwellError
 
@@ -46,14 +44,11 @@ class Rolls:
             raise DeepwellError(f"there is no account {id}")
         return found[0]
 
-    def keys(self, *, after: int = 0, limit: int = 100, holding: str = "") -> Sequence[Key]:
+    def keys(self, *, after: int = 0, limit: int = 100, holding: str = "") -> list[Key]:
         """Keys behind the id `after` whose account's name holds a text, `limit` at most."""
-        query = sql.select(keys.c.id).join(accounts, accounts.c.id == keys.c.account).where(keys.c.id > after)
-        query = query.where(accounts.c.name.contains(holding, autoescape=True)).order_by(keys.c.id).limit(limit)
+        where = sql.and_(keys.c.id > after, accounts.c.name.contains(holding, autoescape=True))
         with self._database.reading() as connection:
-            ids = [row.id for row in connection.execute(query)]
-        one = Keys(self._database)
-        return [key for key in map(one.get, ids) if key is not None]
+            return keys_where(connection, where, limit)
 
     def began(self) -> int | None:
         """When the first request started, in microseconds (UTC); None if there was none."""

@@ -73,7 +73,24 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
                 sampling.cancel()
             await service.stop()
 
-    routes = [
+    routes = _routes(service)
+    app = Starlette(
+        routes=[*routes, *page_routes()],
+        lifespan=lifespan,
+        exception_handlers=HANDLERS,
+        middleware=_middleware(service, site, hosts, frozenset(route.path for route in routes)),
+    )
+    app.state.service = service
+    app.state.desk = desk
+    app.state.worker = _batch_worker(service, site, routes)
+    if desk:
+        service.metrics.registry.register(BooksMetrics(desk, service.model))
+    return app
+
+
+def _routes(service: Service) -> list[Route]:
+    """Every endpoint; the page's files are not among them."""
+    return [
         *(Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/completions", completions, methods=["POST"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/models", models) for prefix in PREFIXES),
@@ -96,8 +113,11 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
         Route("/openapi.json", openapi_document),
         *admin_routes(),
     ]
-    counted = frozenset(route.path for route in routes)
-    middleware = [
+
+
+def _middleware(service: Service, site: Site, hosts: Hosts | None, counted: frozenset[str]) -> list[Middleware]:
+    """What stands around the endpoints, the outermost first; requests are counted by the paths in `counted`."""
+    return [
         Middleware(RecordRequests, metrics=service.metrics, paths=counted, base_path=site.base_path, tell=site.tell),
         Middleware(anthropic.WordErrors, base_path=site.base_path),
         *([Middleware(CheckHost, hosts=hosts)] if hosts else []),
@@ -107,18 +127,6 @@ def create_app(service: Service, site: Site = SITE, hosts: Hosts | None = None, 
         Middleware(BasePath, prefix=site.base_path),
         *([Middleware(KnowCallers, platform=service.platform, page=page_paths())] if service.platform else []),
     ]
-    app = Starlette(
-        routes=[*routes, *page_routes()],
-        lifespan=lifespan,
-        exception_handlers=HANDLERS,
-        middleware=middleware,
-    )
-    app.state.service = service
-    app.state.desk = desk
-    app.state.worker = _batch_worker(service, site, routes)
-    if desk:
-        service.metrics.registry.register(BooksMetrics(desk, service.model))
-    return app
 
 
 async def models(request: Request) -> Response:
