@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -51,3 +54,31 @@ async def test_the_grammars_asked_for_last_are_kept(monkeypatch: pytest.MonkeyPa
     await made.compiled(quick(2))
     assert await made.compiled(quick(0)) is first
     assert len(made._kept) == 2
+
+
+def lark_chain(count: int) -> Grammar:
+    rules = [f'r{n}: "a" r{n + 1}' for n in range(count)]
+    text = "\n".join(["start: r0", *rules, f'r{count}: "b"'])
+    return of_structure(Structure(kind="lark", field="f", text=text))
+
+
+def schema_chain(count: int, link: Callable[[dict[str, Any]], dict[str, Any]]) -> Grammar:
+    defs = {f"d{n}": link({"$ref": f"#/$defs/d{n + 1}"}) for n in range(count)}
+    schema = {"$defs": {**defs, f"d{count}": {"type": "object"}}, "$ref": "#/$defs/d0"}
+    return of_structure(Structure(kind="json", field="f", schema=schema))
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        lark_chain(12_500),
+        schema_chain(7000, lambda ref: ref),
+        schema_chain(3200, lambda ref: {"type": "object", "properties": {"a": ref}}),
+        schema_chain(3200, lambda ref: {"allOf": [ref, {"type": "object"}]}),
+    ],
+    ids=["rules", "refs", "properties", "allOf"],
+)
+async def test_the_longest_chains_of_rules_do_not_end_the_process(grammar: Grammar) -> None:
+    made = Grammars(tiny_tokenizer(), 320)
+    with suppress(RequestError):
+        (await made.compiled(grammar)).constraint().allowed(())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,9 @@ KEPT = 64
 SECONDS = 10.0
 """What compiling may take before its request is refused."""
 THREADS = 2
+STACK_BYTES = 512 << 20
+"""Of their stacks, of which only what is used is memory: the compiler goes as deep as rules that name each other, and
+within MAX_CHARACTERS there may be thousands. A stack of the usual size ends there, and the server with it."""
 
 
 class Grammars:
@@ -35,7 +39,7 @@ class Grammars:
         """
         work = self._kept.get(grammar)
         if work is None:
-            work = self._kept[grammar] = self._threads.submit(self._compile, grammar)
+            work = self._kept[grammar] = self._deep(grammar)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(grammar)
@@ -48,6 +52,14 @@ class Grammars:
         except RequestError:
             self._kept.pop(grammar, None)
             raise
+
+    def _deep(self, grammar: Grammar) -> Future[Compiled]:
+        """Compile in a thread with a deep stack: the pool begins one, if it does, right here."""
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            return self._threads.submit(self._compile, grammar)
+        finally:
+            threading.stack_size(before)
 
     def _compile(self, grammar: Grammar) -> Compiled:
         return Compiled(grammar, self._vocabulary)
