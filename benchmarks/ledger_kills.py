@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "accounts"))
-import kills
+import metered
 
 from deepwell.accounts import Ledger
 
@@ -33,13 +33,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         url = options.database or str(folder / "accounts.sqlite")
-        kills.prepare(url, folder)
+        metered.prepare(url, folder)
         start = time.monotonic()
         for _ in range(options.kills):
             starting = dice.random() < 0.1
-            handed |= kills.killed(url, folder, -dice.random() if starting else dice.random() * 0.5)
-        wrong = kills.reckon(url, folder, handed)
-        database = kills.opened(url, folder)
+            handed |= metered.killed(url, folder, -dice.random() if starting else dice.random() * 0.5)
+        wrong = metered.reckon(url, folder, handed)
+        database = metered.opened(url, folder)
         rows = list(Ledger(database).rows())
         database.close()
     live = sum(row.reason == "interrupted" for row in rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kills import Flat
+from metered import Flat
 
 from deepwell.accounts import Clock, Database, Keys, Ledger, Limits, Platform, open_database, recover
 from deepwell.accounts.journal import SLOTS, Journal, Live, leftovers

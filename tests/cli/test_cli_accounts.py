@@ -109,7 +109,9 @@ def used(place: str) -> str:
     return place
 
 
-def test_usage_as_json_csv_parquet_and_table(capsys: pytest.CaptureFixture[str], used: str, tmp_path: Path) -> None:
+def test_usage_as_json_csv_parquet_and_table(
+    capsys: pytest.CaptureFixture[str], used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pyarrow.parquet
 
     at = ("--database", used)
@@ -133,6 +135,7 @@ def test_usage_as_json_csv_parquet_and_table(capsys: pytest.CaptureFixture[str],
         ).to_pylist()
         == rows
     )
+    monkeypatch.setenv("COLUMNS", "250")
     assert "0.000007" in run(capsys, "usage", *at)[1]
     assert "r2" in run(capsys, "usage", "--rows", *at)[1]
 

@@ -34,13 +34,6 @@ def asked_of_engine(path: str, body: dict[str, Any], **options: Any) -> Request:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("grammar", 'root ::= "yes"'),
-        ("json_schema", {"type": "object"}),
-        ("guided_json", {"type": "object"}),
-        ("guided_choice", ["a", "b"]),
-        ("structured_outputs", {"choice": ["a"]}),
-        ("regex", "a+"),
-        ("ebnf", "root ::= x"),
         ("use_beam_search", True),
         ("typical_p", 0.9),
         ("mirostat", 2),

@@ -3,20 +3,20 @@
 import random
 from pathlib import Path
 
-import kills
+import metered
 
 from deepwell.accounts import Ledger, recover
 
 
 def test_ten_kills(url: str, tmp_path: Path) -> None:
-    kills.prepare(url, tmp_path)
+    metered.prepare(url, tmp_path)
     handed: dict[str, tuple[int, bool]] = {}
     dice = random.Random(1)
     for kill in range(10):
-        handed |= kills.killed(url, tmp_path, -0.5 * dice.random() if kill == 5 else 0.3 * dice.random())
-    assert kills.reckon(url, tmp_path, handed) == []
+        handed |= metered.killed(url, tmp_path, -0.5 * dice.random() if kill == 5 else 0.3 * dice.random())
+    assert metered.reckon(url, tmp_path, handed) == []
     assert len(handed) > 20
-    database = kills.opened(url, tmp_path)
+    database = metered.opened(url, tmp_path)
     reasons = {row.reason for row in Ledger(database).rows()}
     assert reasons == {"stop", "interrupted"}
     assert recover(database) == 0

@@ -1,6 +1,6 @@
 """A process that meters requests and is killed with SIGKILL at random moments, and the reckoning afterwards.
 
-    python tests/accounts/kills.py URL FOLDER     the process: it says on standard output what it hands to clients
+    python tests/accounts/metered.py URL FOLDER     the process: it says on standard output what it hands to clients
 
 Used by the tests and by benchmarks/ledger_kills.py.
 """
