@@ -34,6 +34,7 @@ def test_a_key_is_printed_alone_and_works(tmp_path: Path) -> None:
     assert secret not in made.stderr
     database = open_database(str(tmp_path / "deepwell" / "accounts.sqlite"))
     assert Platform(database).caller(secret).name == "ada"
+    assert "ada has no money yet; where tokens cost something, `deepwell keys top-up ada 20` comes first" in made.stderr
     assert (tmp_path / "deepwell").stat().st_mode & 0o077 == 0
 
 
@@ -56,6 +57,7 @@ def test_keys_from_the_first_to_the_last_word(capsys: pytest.CaptureFixture[str]
         assert code == 0, err
     assert "ada has 7.75 USD: 10.00 granted, -2.25 topped up" in err
     assert "7.75 USD" in run(capsys, "keys", "list", *at)[1]
+    assert "no money" not in run(capsys, "keys", "add", "ada", *at)[2]
     assert run(capsys, "keys", "revoke", "1", *at)[0] == 0
     assert "revoked" in run(capsys, "keys", "list", *at)[1]
 

@@ -282,7 +282,12 @@ def test_other_machines_are_answered_when_a_key_exists_or_all_may_ask(tmp_path: 
     made.close()
     with serving(*args[1:]) as (_, printed):
         address = re.search(r"^page +(\S+)/$", printed, re.M)
+        curl = re.search(r"^try +(curl .*)$", printed, re.M)
         assert address
+        assert curl
+        assert f"\nkeys  who asks needs one; {address[1]}/admin makes them, {address[1]}/books adds up\n" in printed
+        shell = ["bash", "-c", f"KEY={secret}; {curl[1]}"]
+        assert '"text_completion"' in subprocess.run(shell, capture_output=True, text=True, timeout=60).stdout
         asked = urllib.request.Request(address[1] + "/v1/models")
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(asked, timeout=10)

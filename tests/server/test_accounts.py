@@ -199,7 +199,8 @@ def test_who_has_nothing_left_gets_a_402(database: Database) -> None:
     headers = house.key()
     with client_of(house.service) as client:
         answer = client.post(CHAT, json=chat(), headers=headers)
-        assert (answer.status_code, answer.json()["error"]["message"]) == (402, "Insufficient Balance")
+        said = "Insufficient Balance: the account 'ada' has no USD left"
+        assert (answer.status_code, answer.json()["error"]["message"]) == (402, said)
         assert client.get("/user/balance", headers=headers).json()["is_available"] is False
         assert house.rows() == []
     house.platform.close()

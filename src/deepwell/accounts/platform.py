@@ -23,7 +23,7 @@ from deepwell.accounts.meter import FRESH_SECONDS, Meter, Tab, Use
 from deepwell.accounts.money import Price, units
 from deepwell.accounts.prices import Prices
 from deepwell.accounts.writer import Writer
-from deepwell.errors import BadKey, Broke, LedgerDown, ModelUnknown, OverLimit
+from deepwell.errors import BadKey, Broke, LedgerDown, ModelUnknown, OverLimit, shown
 
 PATIENCE = 5.0
 """Seconds that the database may be away before requests are refused and live ones end."""
@@ -247,7 +247,7 @@ class Platform:
         tabs = [
             self._tab(
                 ("balance", account, price.currency),
-                "Insufficient Balance",
+                f"Insufficient Balance: the account {shown(caller.name)} has no {price.currency} left",
                 lambda: sum(one.total for one in self.balance(account) if one.currency == price.currency),
             )
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,7 +49,7 @@ def run(options: KeysOptions) -> int:
         keys = Keys(database, welcome=prices.welcome)
         match options.action:
             case "add":
-                _add(keys, options)
+                _add(keys, Ledger(database), options)
             case "list":
                 _list(keys, Ledger(database), options.json)
             case "limit":
@@ -75,7 +76,7 @@ def _check(options: KeysOptions) -> None:
             raise ConfigError(f"keys {options.action} needs {name.upper()}; `deepwell keys --help` shows examples")
 
 
-def _add(keys: Keys, options: KeysOptions) -> None:
+def _add(keys: Keys, ledger: Ledger, options: KeysOptions) -> None:
     expires = _expires(options)
     secret, key = keys.add(
         options.name or "",
@@ -86,6 +87,11 @@ def _add(keys: Keys, options: KeysOptions) -> None:
     )
     _say(f"key {key.id} of {visible(key.name)}, shown this once:")
     print(secret)
+    if not any(balance.total > 0 for balance in ledger.balances(key.account, Clock().now())):
+        _say(
+            f"{visible(key.name)} has no money yet; where tokens cost something, "
+            f"`deepwell keys top-up {shlex.quote(visible(key.name))} 20` comes first"
+        )
 
 
 def _limit(keys: Keys, options: KeysOptions) -> None:

@@ -156,7 +156,9 @@ def welcome(address: str, service: Service, model: LoadedModel) -> str:
     if not model.advice.given:
         asked["temperature"] = 0  # the API's own default lets small models ramble
     body = shlex.quote(json.dumps({"model": service.model, **asked}))
-    curl = f"curl {address}/v1/{where} -H 'Content-Type: application/json' -d {body}"
+    keyed = service.platform is not None and service.platform.required
+    key = ' -H "Authorization: Bearer $KEY"' if keyed else ""
+    curl = f"curl {address}/v1/{where} -H 'Content-Type: application/json'{key} -d {body}"
     names = ", ".join(map(visible, (service.model, *service.aliases)))
     advised = "" if model.advice.given else " (the model's files advise nothing)"
     return "\n".join(
@@ -167,6 +169,7 @@ def welcome(address: str, service: Service, model: LoadedModel) -> str:
             f"loaded in {model.seconds:.2f} s, ready {process_seconds():.2f} s after the start; Ctrl-C stops",
             "",
             f"page  {address}/",
+            *([f"keys  who asks needs one; {address}/admin makes them, {address}/books adds up"] if keyed else []),
             f"try   {curl}",
         ]
     )
