@@ -24,6 +24,7 @@ recipe = pytest.importorskip("deepseek_recipe", reason="deepseek-recipe has no w
 from test_dsml_recipe import ARGUMENTS, ENCODINGS, FORMAT, MODELS, NAMES, OBJECTS, TEXTS  # noqa: E402
 
 SAID = TEXTS.filter(bool)
+PATCH = {"type": "custom", "name": "apply_patch"}
 
 
 def parts(kind: str) -> Any:
@@ -47,10 +48,12 @@ def loops(draw: st.DrawFn, ids: list[int]) -> list[dict[str, Any]]:
     for _ in range(draw(st.integers(1, 3))):
         ids.append(len(ids))
         called = {"name": draw(NAMES), "arguments": draw(ARGUMENTS.filter(str.strip))}
-        calls.append({"type": "function_call", "call_id": f"c{ids[-1]}", **called})
-    order = draw(st.permutations([call["call_id"] for call in calls]))
+        called |= draw(st.sampled_from([{}, {"namespace": "fs"}, {"namespace": "gone_"}]))
+        custom = {"type": "custom_tool_call", "name": draw(st.sampled_from(["apply_patch", "x"])), "input": draw(TEXTS)}
+        calls.append({"call_id": f"c{ids[-1]}"} | draw(st.sampled_from([{"type": "function_call"} | called, custom])))
     outputs = [
-        {"type": "function_call_output", "call_id": id, "output": draw(SAID | parts("input_text"))} for id in order
+        {"type": call["type"] + "_output", "call_id": call["call_id"], "output": draw(SAID | parts("input_text"))}
+        for call in draw(st.permutations(calls))
     ]
     return [*said, *calls, *outputs]
 
@@ -75,6 +78,11 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
             }
             for name in names
         ]
+        plain = body["tools"][0]
+        space = {"type": "namespace", "description": "Files", "tools": [plain]}
+        spaces = [space | {"name": name} for name in draw(st.lists(st.sampled_from(["fs", "gone_"]), max_size=3))]
+        clash = draw(st.sampled_from([[], [plain | {"name": f"fs__{names[0]}"}]]))
+        body["tools"] += [*spaces, *clash, *draw(st.sampled_from([[], [PATCH]]))]
         if effort == "none":
             body["tool_choice"] = draw(st.sampled_from(["auto", "required", {"type": "function", "name": names[0]}]))
     return body
@@ -96,8 +104,10 @@ def test_prompts_are_those_of_deepseek_recipe(format: str, body: dict[str, Any])
 def recipes(version: str, body: dict[str, Any], ids: list[int], finish: Any) -> list[dict[str, Any]]:
     """The events that deepseek-recipe makes of an answer."""
     request = recipe.ResponsesRequest(body | {"model": version})
+    spaces = request.namespace_tool_map(recipe.ConversionOptions())
     asked = request.convert(recipe.ConversionOptions())
     generator = recipe.ResponsesRequest.chunk_generator(asked, "id", version)
+    generator = generator.with_namespace_tool_map(spaces)
     processor = recipe.StreamProcessor(generator, asked.parsing_options, recipe.Tokenizer.from_str(tokenizer_json()))
     usage = recipe.PromptUsage(prompt_tokens=70)
     fed = [recipe.InferenceChunk.ready(prompt_usage=usage), *(recipe.InferenceChunk.tokens([id]) for id in ids)]
@@ -157,4 +167,31 @@ def test_events_are_those_of_deepseek_recipe(format: str, version: str, effort: 
     with client_of(service) as client:
         ours = events(client.post(PATH, json={"model": MODEL, **body}).text)
     theirs = recipes(version, body, ids, getattr(recipe.InferenceFinishReason, ended if ids else "Stop"))
+    assert plain(ours) == plain(theirs)
+
+
+def invoked(name: str, key: str, value: str, string: str = "true") -> str:
+    value = f'<{D}parameter name="{key}" string="{string}">{value}</{D}parameter>'
+    return f'<{D}invoke name="{name}">\n{value}\n</{D}invoke>\n'
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        invoked("apply_patch", "input", '*** Begin Patch\n"é" \\ 🐳\n'),
+        invoked("fs__weather", "city", "Köln") + invoked("apply_patch", "input", ""),
+        invoked("apply_patch", "other", "z"),
+        invoked("apply_patch", "input", '{"a":1}', "false"),
+        f'<{D}invoke name="apply_patch">\n</{D}invoke>\n',
+    ],
+)
+def test_calls_of_custom_tools_and_namespaces_are_those_of_deepseek_recipe(calls: str) -> None:
+    ids = sampled(f"<{D}tool_calls>\n{calls}</{D}tool_calls>", letters=True)
+    inside = {"type": "function", "name": "weather", "description": "w", "parameters": {"type": "object"}}
+    tools = [PATCH, {"type": "namespace", "name": "fs", "description": "Files", "tools": [inside]}]
+    body: dict[str, Any] = {"input": "Hi", "tools": tools, "reasoning": {"effort": "none"}, "stream": True}
+    service, _ = served("deepseek-v4", [*ids, *sampled(EOS)])
+    with client_of(service) as client:
+        ours = events(client.post(PATH, json={"model": MODEL, **body}).text)
+    theirs = recipes("DeepSeek-V4-Pro", body, ids, recipe.InferenceFinishReason.Stop)
     assert plain(ours) == plain(theirs)

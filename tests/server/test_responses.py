@@ -6,17 +6,21 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scripting import scripted
 from serving import CONTEXT, MODEL, client_of, endless, make_service, says
 from starlette.testclient import TestClient
 from test_anthropic import _stop_soon as stop_soon
 
 from deepwell.server import create_app
+from deepwell.server.responses.custom_input import CustomInput
 from fakes import FakeRunner
 from toy_format import END_THINK, EOS, called, ids
 
 PATH = "/v1/responses"
 CLOCK: dict[str, Any] = {"type": "function", "name": "clock", "parameters": {"type": "object"}, "strict": False}
+SPACE: dict[str, Any] = {"type": "namespace", "name": "wall", "tools": [CLOCK]}
 THINKING: dict[str, Any] = {"reasoning": {"effort": "high"}}
 ANSWER = ids("Hm, hm.", END_THINK, "I look. ", *called("clock", '{"at":"noon"}'), EOS)
 USER: dict[str, Any] = {"role": "user", "content": "Hi"}
@@ -214,6 +218,12 @@ def output(id: str = "a", **fields: Any) -> dict[str, Any]:
         ({"input": [USER, call(arguments=None), output()]}, "input[1].arguments"),
         ({"input": [USER, call(), output(output=None)]}, "input[2].output"),
         ({"tools": [{"type": "file_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "custom"}]}, "tools[0].name"),
+        ({"tools": [SPACE | {"tools": [CLOCK, CLOCK]}]}, "tools[0].tools"),
+        ({"tools": [SPACE | {"tools": [{"type": "custom", "name": "a"}]}]}, "tools[0].tools[0].type"),
+        ({"tools": [{"type": "namespace", "tools": [CLOCK]}]}, "tools[0].name"),
+        ({"tools": [SPACE], "tool_choice": {"type": "function", "name": "clock"}}, "tool_choice"),
+        ({"input": [USER, {"type": "custom_tool_call", "call_id": "a", "name": "b"}]}, "input[1].input"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": [CLOCK, CLOCK]}, "tools[1].name"),
         ({"tools": [CLOCK], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
@@ -302,3 +312,52 @@ def test_an_answer_that_a_stop_cuts_off_has_failed(streamed: bool) -> None:
     assert response.status_code == (200 if streamed else 503)
     if streamed:
         assert events(response.text)[-1]["type"] == "response.failed"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_custom_tools_take_a_text_and_namespaces_part_names(streamed: bool) -> None:
+    grammar = {"type": "grammar", "syntax": "lark", "definition": "start: /[0-9]+/"}
+    tools = [{"type": "custom", "name": "sum", "description": "Adds.", "format": grammar}, SPACE]
+    service, _ = scripted(ids(*called("sum", '{ "input": "1\\n2"}'), *called("wall__clock", "{}"), EOS))
+    with client_of(service) as client:
+        answer = answered(client, streamed, tools=tools)
+        sum, clock = answer["output"]
+        assert (sum["type"], sum["name"], sum["input"]) == ("custom_tool_call", "sum", "1\n2")
+        assert (clock["type"], clock["namespace"], clock["name"]) == ("function_call", "wall", "clock")
+        assert answer["tools"][0] == tools[0]
+        assert answer["tools"][1]["tools"][0]["name"] == "clock"
+        outputs = [
+            {"type": "custom_tool_call_output", "call_id": sum["call_id"], "output": "3"},
+            {"type": "function_call_output", "call_id": clock["call_id"], "output": "noon"},
+        ]
+        again = client.post(PATH, json=body([USER, sum, clock, *outputs], tools=tools))
+        assert again.status_code == 200, again.text
+
+
+@given(st.text(), st.data())
+def test_the_input_of_a_custom_tool_comes_out_however_it_is_cut(text: str, data: st.DataObject) -> None:
+    written = data.draw(st.sampled_from([True, False]))
+    arguments = data.draw(st.sampled_from(["", " \n"])) + json.dumps({"input": text}, ensure_ascii=written)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(arguments)), max_size=8)))
+    reader = CustomInput()
+    parts = [arguments[a:b] for a, b in zip([0, *cuts], [*cuts, len(arguments)], strict=True)]
+    assert "".join(map(reader.push, parts)) + reader.finish() == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "input"),
+    [
+        ('{"in put": 1}', '{"in put": 1}'),
+        ("plain text", "plain text"),
+        ('{"input": 1}', '{"input": 1}'),
+        ('{"inp', '{"inp'),
+        ('{"input": "a\\u00', "a"),
+        ('{"input": "a\\ud800b\\udc00\\q', "a\ufffdb\ufffd\\q"),
+        ('{"input": "a", "more": 1}', "a"),
+    ],
+)
+def test_arguments_of_a_custom_tool_that_are_no_input_are_it_as_they_are(arguments: str, input: str) -> None:
+    for step in (1, 100):
+        reader = CustomInput()
+        parts = [arguments[at : at + step] for at in range(0, len(arguments), step)]
+        assert "".join(map(reader.push, parts)) + reader.finish() == input

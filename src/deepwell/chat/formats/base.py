@@ -70,13 +70,14 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer's own. `layout` gives the prompt, and raises RequestError for what the format cannot say. `reader` reads
     the answer to that prompt, knowing how it ended (in an open thought, in the middle of a call, ...).
     `thinks`: "never", "always", or "choice" if a conversation may say. `tools`: whether the format can offer tools.
-    `developers`: whether it has words for what developers say, which elsewhere is a system text. `interleaves`: whether
-    system texts stay where they were said, and are not moved to the front. `efforts`: whether it
-    knows degrees of thinking. `foreign`: whether `layout` runs a stranger's code, which may take a second and must not
-    run where others wait. `thought_tokens` is how long an answer that thinks may be where nobody says, None for as
-    long as fits. `names` are those that DeepSeek's API has for such models, and whether a model that may choose thinks
-    under them. `parts` are the kinds of part that its messages may have. `model_types` are the `model_type`s of
-    config.json whose checkpoints were trained on it if they bring no template. `calls` is how it writes calls.
+    `developers`: whether it has words for what developers say, which elsewhere is a system text. `interleaves`:
+    whether system texts stay where they were said, and are not moved to the front. `efforts`: whether it knows
+    degrees of thinking. `namespaces`: whether names of functions may be `space::name`. `foreign`: whether `layout`
+    runs a stranger's code, which may take a second and must not run where others wait. `thought_tokens` is how long
+    an answer that thinks may be where nobody says, None for as long as fits. `names` are those that DeepSeek's API
+    has for such models, and whether a model that may choose thinks under them. `parts` are the kinds of part that
+    its messages may have. `model_types` are the `model_type`s of config.json whose checkpoints were trained on it
+    if they bring no template. `calls` is how it writes calls.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     developers: bool = False
     interleaves: bool = False
     efforts: bool = False
+    namespaces: bool = False
     foreign: bool = False
     thought_tokens: int | None = None
     names: dict[str, bool] = {}

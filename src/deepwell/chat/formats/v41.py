@@ -47,6 +47,7 @@ DEEPSEEK_V41 = Format(
     tools=True,
     calls=call_syntax(V41),
     efforts=True,
+    namespaces=True,
     interleaves=True,
     thought_tokens=65_536,
     names=CHAT_AND_REASONER,

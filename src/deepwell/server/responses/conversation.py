@@ -14,12 +14,11 @@ from deepwell.chat.formats.base import Format
 from deepwell.chat.rules import Fields, settle
 from deepwell.errors import RequestError, shown
 from deepwell.server.conversations import chosen_tool, given, thinking_of
-from deepwell.server.responses.protocol import Item, ItemPart, ItemTool, ResponsesRequest, TextFormat
+from deepwell.server.responses.protocol import Item, ItemPart, ResponsesRequest, TextFormat
+from deepwell.server.responses.tools import Offered, arguments_of, offered
 from deepwell.server.unsupported import check_supported
 
 ROLES = ("user", "assistant", "system", "developer")
-DROPPED = ("web_search", "web_search_preview", "web_search_2025_08_26", "web_search_preview_2025_03_11")
-"""Tools that DeepSeek does not offer to the model either, and takes nobody's request amiss for."""
 TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 CARRIED = "thought:"
 """How the content begins that clients carry for us between requests; they call it encrypted."""
@@ -87,10 +86,8 @@ def conversation_of(asked: ResponsesRequest, format: Format) -> Conversation:
     """
     if asked.text is not None:
         check_supported(asked.text, "text.")
-    tools = tuple(
-        _tool(tool, f"tools[{index}]") for index, tool in enumerate(asked.tools or ()) if tool.type not in DROPPED
-    )
-    choice = _choice(asked, tools)
+    tools = offered(asked.tools or (), format)
+    choice = _choice(asked, tools.tools)
     thinking, effort = thinking_of(
         None,
         None if asked.reasoning is None else asked.reasoning.effort,
@@ -99,10 +96,10 @@ def conversation_of(asked: ResponsesRequest, format: Format) -> Conversation:
         must_call=choice not in ("none", "auto"),
         field=ItemFields.effort,
     )
-    said = _messages(asked)
+    said = _messages(asked, tools)
     told = Conversation(
         messages=tuple(Message(one.role, tuple(one.parts)) for one in said),
-        tools=tools,
+        tools=tools.tools,
         choice=choice,
         thinking=thinking,
         effort=effort,
@@ -116,7 +113,7 @@ def carried(thought: str) -> str:
     return base64.b64encode((CARRIED + thought).encode()).decode()
 
 
-def _messages(asked: ResponsesRequest) -> list[Said]:
+def _messages(asked: ResponsesRequest, tools: Offered) -> list[Said]:
     found: list[Said] = []
     if asked.instructions:
         found.append(Said("system", [Text(asked.instructions)], ["instructions"]))
@@ -124,7 +121,7 @@ def _messages(asked: ResponsesRequest) -> list[Said]:
         return [*found, Said("user", [Text(asked.input)], ["input"])]
     for index, item in enumerate(asked.input):
         where = f"input[{index}]"
-        role, parts = _item(item, where)
+        role, parts = _item(item, where, tools)
         for part in parts:
             if role != "assistant" or not found or not found[-1].takes(part):
                 found.append(Said(role, [], []))
@@ -139,7 +136,7 @@ def _spoken(said: Said) -> Said:
     return said
 
 
-def _item(item: Item, where: str) -> tuple[Role, list[Part]]:
+def _item(item: Item, where: str, tools: Offered) -> tuple[Role, list[Part]]:
     match item.type:
         case "message":
             if item.role not in ROLES:
@@ -153,15 +150,24 @@ def _item(item: Item, where: str) -> tuple[Role, list[Part]]:
             arguments = given(item.arguments, f"{where}.arguments")
             call = Call(
                 id=given(item.call_id, f"{where}.call_id"),
-                name=given(item.name, f"{where}.name"),
+                name=tools.function(item.namespace, given(item.name, f"{where}.name")),
                 arguments=arguments if arguments.strip() else "{}",
             )
             return "assistant", [call]
-        case "function_call_output":
+        case "custom_tool_call":
+            call = Call(
+                id=given(item.call_id, f"{where}.call_id"),
+                name=given(item.name, f"{where}.name"),
+                arguments=arguments_of(given(item.input, f"{where}.input")),
+            )
+            return "assistant", [call]
+        case "function_call_output" | "custom_tool_call_output":
             said = Text(_joined(item.output, f"{where}.output", result=True))
             return "tool", [Result(given(item.call_id, f"{where}.call_id"), (said,))]
         case other:
-            allowed = "message, reasoning, function_call, function_call_output"
+            allowed = (
+                "message, reasoning, function_call, custom_tool_call, and their outputs (function_call_output, ...)"
+            )
             raise RequestError(f"{where}.type {shown(other)} is not supported; allowed: {allowed}", f"{where}.type")
 
 
@@ -197,21 +203,13 @@ def _joined(content: str | list[ItemPart] | None, where: str, result: bool = Fal
     return "\n\n".join(texts)
 
 
-def _tool(tool: ItemTool, where: str) -> Tool:
-    if tool.type != "function":
-        raise RequestError(f"{where}.type {shown(tool.type)} is not supported; allowed: function", f"{where}.type")
-    check_supported(tool, f"{where}.")
-    name = given(tool.name, f"{where}.name")
-    return Tool(name=name, description=tool.description, parameters=tool.parameters, strict=tool.strict)
-
-
 def _choice(asked: ResponsesRequest, tools: Sequence[Tool]) -> Literal["none", "auto", "required"] | Tool:
     wanted = asked.tool_choice
     if wanted is None or wanted in ("none", "auto", "required"):
         return cast(Literal["none", "auto", "required"], wanted or "auto")
-    if isinstance(wanted, str) or wanted.type != "function":
+    if isinstance(wanted, str) or wanted.type not in ("function", "custom"):
         named = shown(wanted if isinstance(wanted, str) else wanted.type)
-        allowed = "none, auto, required, or an object of type function naming one"
+        allowed = "none, auto, required, or an object of type function or custom naming one"
         raise RequestError(f"tool_choice {named} is not supported; allowed: {allowed}", "tool_choice")
     return chosen_tool(wanted.name, tools, "tool_choice")
 

@@ -19,8 +19,8 @@ class ItemPart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that was said or done, which its `type` tells: message, reasoning, function_call or
-    function_call_output. A message may leave the type out."""
+    """Something that was said or done, which its `type` tells: message, reasoning, function_call, custom_tool_call, or
+    the output of one of these. A message may leave the type out."""
 
     type: str = "message"
     role: str | None = None
@@ -28,25 +28,38 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     encrypted_content: str | None = None
     call_id: CallId | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str | None = None
+    input: str | None = None
     output: str | list[ItemPart] | None = None
 
 
+class InputFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """What the input of a custom tool is like: any text, or one of a grammar, which is said to the model."""
+
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["text", "grammar"]})] = "text"
+    syntax: str | None = None
+    definition: str | None = None
+
+
 class ItemTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A function that the model may call. Tools that run at the server are not supported; web_search is left out."""
+    """What the model may call: a function, a custom tool, whose input is a text, or a namespace of functions (`tools`).
+    Tools that run at the server are not supported; web_search is left out."""
 
     type: str
     name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}$(?!\n)")] | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    format: InputFormat | None = None
+    tools: list[ItemTool] | None = None
     defer_loading: Annotated[Any, off()] = None
 
 
 class ItemToolChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The one tool that must be called."""
 
-    type: Annotated[str, Meta(extra_json_schema={"enum": ["function"]})]
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["function", "custom"]})]
     name: str | None = None
 
 
@@ -79,7 +92,7 @@ class ResponsesRequest(SamplingFields, frozen=True, kw_only=True):
     input: Annotated[str | list[Item], Meta(description="a text, or a list of items")]
     instructions: Annotated[str | None, Meta(description="a text: what the system says first")] = None
     tools: Annotated[
-        list[ItemTool] | None, Meta(description='a list of functions such as {"type": "function", "name": ...}')
+        list[ItemTool] | None, Meta(description='a list of tools such as {"type": "function", "name": ...}')
     ] = None
     tool_choice: Annotated[
         str | ItemToolChoice | None,

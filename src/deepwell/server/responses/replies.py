@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from deepwell.engine.types import Usage as TokenCounts
+from deepwell.server.responses.protocol import InputFormat
 
 Status = Literal["in_progress", "completed", "incomplete"]
 Phase = Literal["commentary", "final_answer"]
@@ -50,10 +51,21 @@ class CallItem(msgspec.Struct, frozen=True, kw_only=True, tag="function_call"):
     status: Status
     call_id: str
     name: str
+    namespace: str | UnsetType = UNSET
     arguments: str = ""
 
 
-AnyItem = ReasoningItem | MessageItem | CallItem
+class CustomCallItem(msgspec.Struct, frozen=True, kw_only=True, tag="custom_tool_call"):
+    """A call of a custom tool; its result comes back as a custom_tool_call_output with the `call_id`."""
+
+    id: str
+    status: Status
+    call_id: str
+    name: str
+    input: str = ""
+
+
+AnyItem = ReasoningItem | MessageItem | CallItem | CustomCallItem
 
 
 class InputDetails(msgspec.Struct, frozen=True):
@@ -91,6 +103,21 @@ class FunctionEcho(msgspec.Struct, frozen=True, kw_only=True, tag="function"):
     strict: bool | None
 
 
+class CustomEcho(msgspec.Struct, frozen=True, kw_only=True, tag="custom", omit_defaults=True):
+    name: str
+    description: str | None = None
+    format: InputFormat | None = None
+
+
+class NamespaceEcho(msgspec.Struct, frozen=True, kw_only=True, tag="namespace"):
+    name: str
+    description: str
+    tools: list[FunctionEcho]
+
+
+ToolEcho = FunctionEcho | CustomEcho | NamespaceEcho
+
+
 class ResponseAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Answer of POST /v1/responses: what was asked again, and the items of the answer. Nothing of it is stored."""
 
@@ -116,7 +143,7 @@ class ResponseAnswer(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float
     text: dict[str, Any]
     tool_choice: Any
-    tools: list[FunctionEcho]
+    tools: list[ToolEcho]
     top_logprobs: int = 0
     top_p: float
     truncation: Literal["disabled"] = "disabled"
@@ -226,6 +253,20 @@ class ArgumentsDone(msgspec.Struct, frozen=True, kw_only=True, tag="response.fun
     sequence_number: int
 
 
+class InputDelta(msgspec.Struct, frozen=True, kw_only=True, tag="response.custom_tool_call_input.delta"):
+    delta: str
+    item_id: str
+    output_index: int
+    sequence_number: int
+
+
+class InputDone(msgspec.Struct, frozen=True, kw_only=True, tag="response.custom_tool_call_input.done"):
+    input: str
+    item_id: str
+    output_index: int
+    sequence_number: int
+
+
 class ErrorEvent(msgspec.Struct, frozen=True, kw_only=True, tag="error"):
     """In place of an answer that fails before it begins."""
 
@@ -246,6 +287,8 @@ ResponseEvent = (
     | OutputDone
     | ArgumentsDelta
     | ArgumentsDone
+    | InputDelta
+    | InputDone
     | PartDone
     | ItemDone
     | Completed

@@ -16,8 +16,16 @@ from deepwell.server.errors import INVALID, JsonResponse, error_body
 from deepwell.server.question import Question, question_of
 from deepwell.server.replies import Head
 from deepwell.server.responses.conversation import conversation_of
-from deepwell.server.responses.protocol import ResponsesRequest
-from deepwell.server.responses.replies import FunctionEcho, InputTokens, ResponseAnswer
+from deepwell.server.responses.protocol import ItemTool, ResponsesRequest
+from deepwell.server.responses.replies import (
+    CustomEcho,
+    FunctionEcho,
+    InputTokens,
+    NamespaceEcho,
+    ResponseAnswer,
+    ToolEcho,
+)
+from deepwell.server.responses.tools import DROPPED, offered
 from deepwell.server.responses.writer import ResponsesWriter
 from deepwell.server.rules import check_common, max_tokens_of, sampling_of
 from deepwell.server.service import Service
@@ -42,6 +50,7 @@ async def responses(request: Request) -> Response:
         writer = ResponsesWriter(
             _echo(asked, question, head, sampling),
             question.turn(asked.parallel_tool_calls is False),
+            offered(asked.tools or (), service.format),
             carries=CARRIES in (asked.include or ()),
         )
         return await respond(request, stream, writer, timer, bool(asked.stream), service.limits.keep_alive_seconds)
@@ -101,11 +110,24 @@ def _echo(asked: ResponsesRequest, question: Question, head: Head, sampling: Sam
         reasoning={"effort": None if asked.reasoning is None else asked.reasoning.effort, "summary": None},
         temperature=sampling.temperature,
         text=text,
-        tool_choice={"type": "function", "name": choice.name} if isinstance(choice, Tool) else choice,
-        tools=[
-            FunctionEcho(name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict)
-            for tool in told.tools
-        ],
+        tool_choice=asked.tool_choice if isinstance(choice, Tool) else choice,
+        tools=[_tool_echo(tool) for tool in asked.tools or () if tool.type not in DROPPED],
         top_p=sampling.top_p,
         user=asked.user,
+    )
+
+
+def _tool_echo(tool: ItemTool) -> ToolEcho:
+    name = tool.name or ""
+    if tool.type == "custom":
+        return CustomEcho(name=name, description=tool.description, format=tool.format)
+    if tool.type == "namespace":
+        inside = [_function_echo(inner) for inner in tool.tools or ()]
+        return NamespaceEcho(name=name, description=tool.description or "", tools=inside)
+    return _function_echo(tool)
+
+
+def _function_echo(tool: ItemTool) -> FunctionEcho:
+    return FunctionEcho(
+        name=tool.name or "", description=tool.description, parameters=tool.parameters, strict=tool.strict
     )

@@ -15,6 +15,7 @@ from deepwell.errors import EngineStopped
 from deepwell.server.answers import STOPPED
 from deepwell.server.errors import INTERNAL, ErrorBody, error_body
 from deepwell.server.responses.conversation import carried
+from deepwell.server.responses.custom_input import CustomInput
 from deepwell.server.responses.replies import (
     AnyItem,
     ArgumentsDelta,
@@ -22,11 +23,14 @@ from deepwell.server.responses.replies import (
     CallItem,
     Completed,
     Created,
+    CustomCallItem,
     CutOff,
     ErrorEvent,
     Failed,
     Incomplete,
     InProgress,
+    InputDelta,
+    InputDone,
     ItemAdded,
     ItemDone,
     MessageItem,
@@ -45,16 +49,19 @@ from deepwell.server.responses.replies import (
     Status,
     usage_of,
 )
+from deepwell.server.responses.tools import Offered
 from deepwell.server.turn import Turn
 
 
 class ResponsesWriter:
-    """See Writer. `head` is the answer before it begins; `carries` thoughts in a form to send back."""
+    """See Writer. `head` is the answer before it begins, `tools` what it may call; `carries` thoughts in a form to send
+    back."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, head: ResponseAnswer, turn: Turn, *, carries: bool) -> None:
-        self._head, self._turn, self._carries = head, turn, carries
+    def __init__(self, head: ResponseAnswer, turn: Turn, tools: Offered, *, carries: bool) -> None:
+        self._head, self._turn, self._tools, self._carries = head, turn, tools, carries
+        self._input = CustomInput()
         self._sequence = 0
         self._begun = False
         self._done: list[AnyItem] = []
@@ -133,9 +140,19 @@ class ResponsesWriter:
                 yield self._grown(OutputDelta, text)
             case CallBegin(name, id):
                 yield from self._close("completed", "commentary")
-                yield from self._begin(CallItem(id=self._name("fc"), status="in_progress", call_id=id, name=name))
+                yield from self._begin(self._call(name, id))
             case CallArguments(text):
-                yield self._grown(ArgumentsDelta, text)
+                if not isinstance(self._open, CustomCallItem):
+                    yield self._grown(ArgumentsDelta, text)
+                elif added := self._input.push(text):
+                    yield self._grown(InputDelta, added)
+
+    def _call(self, name: str, id: str) -> AnyItem:
+        if name in self._tools.custom:
+            self._input = CustomInput()
+            return CustomCallItem(id=self._name("ctc"), status="in_progress", call_id=id, name=name)
+        space, own = self._tools.spaces.get(name, (UNSET, name))
+        return CallItem(id=self._name("fc"), status="in_progress", call_id=id, name=own, namespace=space)
 
     def _begin(self, item: AnyItem) -> Iterator[bytes]:
         self._open, self._text = item, []
@@ -147,6 +164,8 @@ class ResponsesWriter:
 
     def _close(self, status: Status, phase: Phase = "final_answer") -> Iterator[bytes]:
         """The open item is done."""
+        if isinstance(self._open, CustomCallItem) and (rest := self._input.finish()):
+            yield self._grown(InputDelta, rest)
         text = "".join(self._text)
         match self._open:
             case None:
@@ -163,6 +182,9 @@ class ResponsesWriter:
             case CallItem() as item:
                 yield self._of_item(ArgumentsDone, arguments=text, name=item.name)
                 done = msgspec.structs.replace(item, arguments=text)
+            case CustomCallItem() as item:
+                yield self._of_item(InputDone, input=text)
+                done = msgspec.structs.replace(item, input=text)
         done = msgspec.structs.replace(done, status=status)
         yield self._event(ItemDone, item=done, output_index=len(self._done))
         self._done.append(done)
