@@ -253,14 +253,14 @@ class ArgumentsDone(msgspec.Struct, frozen=True, kw_only=True, tag="response.fun
     sequence_number: int
 
 
-class InputDelta(msgspec.Struct, frozen=True, kw_only=True, tag="response.custom_tool_call_input.delta"):
+class CustomInputDelta(msgspec.Struct, frozen=True, kw_only=True, tag="response.custom_tool_call_input.delta"):
     delta: str
     item_id: str
     output_index: int
     sequence_number: int
 
 
-class InputDone(msgspec.Struct, frozen=True, kw_only=True, tag="response.custom_tool_call_input.done"):
+class CustomInputDone(msgspec.Struct, frozen=True, kw_only=True, tag="response.custom_tool_call_input.done"):
     input: str
     item_id: str
     output_index: int
@@ -287,8 +287,8 @@ ResponseEvent = (
     | OutputDone
     | ArgumentsDelta
     | ArgumentsDone
-    | InputDelta
-    | InputDone
+    | CustomInputDelta
+    | CustomInputDone
     | PartDone
     | ItemDone
     | Completed

@@ -24,13 +24,13 @@ from deepwell.server.responses.replies import (
     Completed,
     Created,
     CustomCallItem,
+    CustomInputDelta,
+    CustomInputDone,
     CutOff,
     ErrorEvent,
     Failed,
     Incomplete,
     InProgress,
-    InputDelta,
-    InputDone,
     ItemAdded,
     ItemDone,
     MessageItem,
@@ -145,7 +145,7 @@ class ResponsesWriter:
                 if not isinstance(self._open, CustomCallItem):
                     yield self._grown(ArgumentsDelta, text)
                 elif added := self._input.push(text):
-                    yield self._grown(InputDelta, added)
+                    yield self._grown(CustomInputDelta, added)
 
     def _call(self, name: str, id: str) -> AnyItem:
         if name in self._tools.custom:
@@ -165,7 +165,7 @@ class ResponsesWriter:
     def _close(self, status: Status, phase: Phase = "final_answer") -> Iterator[bytes]:
         """The open item is done."""
         if isinstance(self._open, CustomCallItem) and (rest := self._input.finish()):
-            yield self._grown(InputDelta, rest)
+            yield self._grown(CustomInputDelta, rest)
         text = "".join(self._text)
         match self._open:
             case None:
@@ -183,7 +183,7 @@ class ResponsesWriter:
                 yield self._of_item(ArgumentsDone, arguments=text, name=item.name)
                 done = msgspec.structs.replace(item, arguments=text)
             case CustomCallItem() as item:
-                yield self._of_item(InputDone, input=text)
+                yield self._of_item(CustomInputDone, input=text)
                 done = msgspec.structs.replace(item, input=text)
         done = msgspec.structs.replace(done, status=status)
         yield self._event(ItemDone, item=done, output_index=len(self._done))
