@@ -8,11 +8,10 @@ from typing import Any
 
 from deepwell.chat import Tool
 from deepwell.chat.formats.base import CallSyntax, Token
+from deepwell.chat.strict_schemas import ANY_OBJECT, strict_schema
 from deepwell.errors import RequestError
 from deepwell.grammar.source import json_part
 from deepwell.weights.tokenizer import Tokenizer
-
-ANY_OBJECT = {"type": "object"}
 
 
 class Calls:
@@ -125,19 +124,6 @@ _NO_PLAIN = frozenset(["pattern", "format", "anyOf", "oneOf", "allOf", "$ref"])
 def _texts(schema: dict[str, Any]) -> list[str]:
     values = [schema["const"]] if "const" in schema else schema.get("enum", [])
     return [value for value in values if isinstance(value, str)]
-
-
-def strict_schema(schema: Any) -> Any:
-    """A schema as strict tools have it: every object has all its properties and no others."""
-    if isinstance(schema, list):
-        return [strict_schema(inner) for inner in schema]
-    if not isinstance(schema, dict):
-        return schema
-    as_it_is = ("enum", "const", "default")
-    closed = {key: inner if key in as_it_is else strict_schema(inner) for key, inner in schema.items()}
-    if schema.get("type") == "object" and isinstance(properties := schema.get("properties", {}), dict):
-        closed |= {"properties": closed.get("properties", {}), "additionalProperties": False, "required": [*properties]}
-    return closed
 
 
 def references(schema: Any) -> Iterator[str]:

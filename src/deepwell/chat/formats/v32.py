@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from deepwell.chat.conversation import BLANK_LINE, Conversation, Message, Tool, in_call_order
 from deepwell.chat.formats.base import ASSISTANT, BOS, CHAT_AND_REASONER, EOS, USER, Format, Layout, Token
 from deepwell.chat.formats.dsml import (
@@ -29,6 +31,7 @@ from deepwell.chat.formats.dsml import (
     tool_schemas,
 )
 from deepwell.chat.reading import Reader
+from deepwell.chat.strict_schemas import parameters_of
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -145,7 +148,8 @@ def _tools_text(conversation: Conversation) -> Layout:
 
 
 def _described(tool: Tool) -> dict[str, Any]:
-    return {name: value for name in _FIELDS if (value := getattr(tool, name)) is not None}
+    shown = msgspec.structs.replace(tool, parameters=parameters_of(tool))
+    return {name: value for name in _FIELDS if (value := getattr(shown, name)) is not None}
 
 
 def _reader(conversation: Conversation, tokenizer: Tokenizer) -> Reader:

@@ -26,6 +26,7 @@ from deepwell.chat.formats.dsml import (
     tool_schemas,
 )
 from deepwell.chat.reading.dsml import DsmlReader
+from deepwell.chat.strict_schemas import parameters_of
 from deepwell.errors import RequestError
 from deepwell.weights.tokenizer import Tokenizer
 
@@ -124,7 +125,7 @@ def tools_text(conversation: Conversation, dialect: Dialect) -> Layout:
 
 
 def _described(tool: Tool) -> dict[str, Any]:
-    return {"name": tool.name, "description": tool.description or "", "parameters": tool.parameters or {}}
+    return {"name": tool.name, "description": tool.description or "", "parameters": parameters_of(tool) or {}}
 
 
 def turns(conversation: Conversation, messages: Sequence[Message], dialect: Dialect, joined: Joined) -> Layout:
