@@ -97,14 +97,15 @@ STRICT = strict_objects(
 @st.composite
 def tools(draw: st.DrawFn) -> list[dict[str, Any]]:
     found = []
+    strict = draw(st.booleans())  # theirs takes all or none
     for name in draw(st.lists(NAMES, min_size=1, max_size=3, unique=True)):
         function: dict[str, Any] = {"name": name}
         if draw(st.booleans()):
             function["description"] = draw(TEXTS)
-        if draw(st.booleans()):
-            function["parameters"] = {"type": "object", **draw(OBJECTS)}
-        elif draw(st.booleans()):
+        if strict:
             function |= {"parameters": draw(STRICT), "strict": True}
+        elif draw(st.booleans()):
+            function["parameters"] = {"type": "object", **draw(OBJECTS)}
         found.append({"type": "function", "function": function})
     return found
 
