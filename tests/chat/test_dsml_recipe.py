@@ -75,7 +75,9 @@ def turns(draw: st.DrawFn, ids: list[int]) -> list[dict[str, Any]]:
 def strict_objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """Schemas of objects that strict tools may have, incomplete, in the order of keys that deepseek-recipe gives them
     (which lays the others out anew, and drops what it does not know)."""
-    return st.dictionaries(KEYS, inner, max_size=3).map(lambda named: {"type": "object", "properties": named})
+    return st.dictionaries(KEYS, inner, min_size=1, max_size=3).map(
+        lambda named: {"type": "object", "properties": named}
+    )
 
 
 LEAVES = st.sampled_from(["string", "number", "integer", "boolean"]).map(
