@@ -657,7 +657,7 @@ class UsageOptions(AccountsOptions, frozen=True, kw_only=True):
     """Print or export what was used: tokens, requests, latencies and money.
 
     Examples:
-      deepwell usage                              by day, key and model
+      deepwell usage                              by day, account and model
       deepwell usage --by hour --since 7d
       deepwell usage --by account --since 2026-11-01 --until 2026-12-01 --csv > november.csv
       deepwell usage --rows --json | jq '.[] | select(.reason == "interrupted")'
@@ -670,8 +670,8 @@ class UsageOptions(AccountsOptions, frozen=True, kw_only=True):
 
     by: Annotated[
         tuple[Literal["hour", "day", "account", "key", "model", "kind"], ...],
-        Meta(description="What to add up by.", extra=COMMAS | ONCE),
-    ] = ("day", "key", "model")
+        Meta(description="What to add up by: hour, day, account, key, model, kind.", extra=COMMAS | ONCE),
+    ] = ("day", "account", "model")
     rows: Annotated[bool, Meta(description="Each request instead of sums.", extra=ONCE)] = False
     since: Annotated[
         str | None, Meta(description="Requests that started from then on: 30d, 12h, or a day (UTC).", extra=ONCE)
