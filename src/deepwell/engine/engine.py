@@ -6,6 +6,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from deepwell.engine.core import EngineConfig, EngineCore, EngineStats
+from deepwell.engine.pauses import Pauses
 from deepwell.engine.runner import Backend
 from deepwell.engine.types import NOTHING, Delta, FinishReason, OnEnd, Request, Usage, compact
 from deepwell.errors import EngineStopped, OverLimit, QueueFull
@@ -187,6 +189,7 @@ class AsyncEngine:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._empty = asyncio.Event()
+        self._pauses = Pauses()
         self._refusal: str | None = "the engine has not been started"
 
     @property
@@ -231,7 +234,8 @@ class AsyncEngine:
                 ahead[one] += count
         taken = ahead.total()
         if taken >= room:
-            raise QueueFull(f"the queue is full: {taken} requests are live; try again shortly")
+            pause = self._pauses.seconds(taken, time.monotonic())
+            raise QueueFull(f"the queue is full: {taken} requests are live; try again shortly", pause)
         if account == NOBODY or 2 * taken < room:
             return
         accounts = len({*ahead, account})
@@ -366,6 +370,7 @@ class AsyncEngine:
             self._streams[id].deliver(delta)
             if delta.finish_reason is not None:
                 request = self._streams.pop(id).request
+                self._pauses.note(time.monotonic())
                 self._leave(request.account, request.priority)
         if not self._streams:
             self._empty.set()

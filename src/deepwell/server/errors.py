@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from deepwell.errors import (
     RequestError,
     Unavailable,
 )
+from deepwell.server.request_log import record_of
 
 INVALID = "invalid_request_error"
 FORBIDDEN = "permission_error"
@@ -99,7 +101,8 @@ async def _too_slow(_: Request, error: Exception) -> Response:
 async def _busy(request: Request, error: Exception) -> Response:
     """For a full server. Where nobody has a key, it is who asks that asks too much."""
     assert isinstance(error, QueueFull)
-    headers = {"Retry-After": str(error.retry_after)}
+    own = zlib.crc32(record_of(request.scope).id.encode()) % (error.retry_after + 1)  # so that not all come at once
+    headers = {"Retry-After": str(min(error.retry_after + own, 60))}
     caller = request.scope.get("state", {}).get("caller")
     if caller is not None and not caller.anonymous:
         return JsonResponse(error_body(str(error), STOPPING), status_code=503, headers=headers)
