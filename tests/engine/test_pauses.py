@@ -12,3 +12,4 @@ def test_the_pause_grows_with_what_is_live(every: float, live: int, seconds: int
     for number in range(200):
         pauses.note(number * every)
     assert pauses.seconds(live, 200 * every) == seconds
+    assert pauses.seconds(live, 10_000.0) == 1, "what was long ago says nothing"

@@ -20,7 +20,8 @@ class Pauses:
         self._ends.append(now)
 
     def seconds(self, live: int, now: float) -> int:
-        """Until `live` requests have ended, as fast as the last ones did: 1 to LONGEST, 1 where nothing is known."""
-        if len(self._ends) < 2:
+        """Until `live` requests have ended, as fast as the last ones did: 1 to LONGEST, 1 where none ended of late."""
+        ends = [end for end in self._ends if now - end <= LONGEST]
+        if len(ends) < 2:
             return 1
-        return min(LONGEST, max(1, round(live * (now - self._ends[0]) / len(self._ends))))
+        return min(LONGEST, max(1, round(live * (now - ends[0]) / len(ends))))
