@@ -82,7 +82,7 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
         space = {"type": "namespace", "description": "Files", "tools": [plain]}
         spaces = [space | {"name": name} for name in draw(st.lists(st.sampled_from(["fs", "gone_"]), max_size=3))]
         clash = draw(st.sampled_from([[], [plain | {"name": f"fs__{names[0]}"}]]))
-        body["tools"] += [*spaces, *clash, *draw(st.sampled_from([[], [PATCH]]))]
+        body["tools"] += [*spaces, *clash]  # no custom tool: deepseek-recipe describes its only one itself
         if effort == "none":
             body["tool_choice"] = draw(st.sampled_from(["auto", "required", {"type": "function", "name": names[0]}]))
     return body

@@ -1,13 +1,13 @@
 """The tools of a Responses request as the functions that prompts know, and back.
 
 A custom tool takes a text instead of JSON: it is a function of one string, `input`. A namespace is a name in front of
-its functions' own. deepseek-recipe does the same, but knows no custom tool other than `apply_patch`.
+its functions' own. deepseek-recipe does the same, but knows no custom tool other than `apply_patch`, which it describes
+itself; here the client does, as it does every tool.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,12 +22,6 @@ from deepwell.server.unsupported import check_supported
 DROPPED = ("web_search", "web_search_preview", "web_search_2025_08_26", "web_search_preview_2025_03_11")
 """Tools that DeepSeek does not offer to the model either, and takes nobody's request amiss for."""
 INPUT = "input"
-_PATCH = "apply_patch"
-_PATCH_TEXT = Path(__file__).with_name("apply_patch.txt").read_text("utf-8")
-"""What DeepSeek's models are told of the patches that editors want; of deepseek-recipe (MIT)."""
-_AIRY = "deepseek-v4.1"
-"""The format that has a blank line more in it."""
-_PATCH_INPUT = "The entire contents of the apply_patch command (the *** Begin Patch ... *** End Patch envelope)."
 
 
 class Offered(msgspec.Struct, frozen=True):
@@ -59,7 +53,7 @@ def offered(listed: Sequence[ItemTool], format: Format) -> Offered:
             case "function":
                 tools.append(_function(tool, where, given(tool.name, f"{where}.name")))
             case "custom":
-                tools.append(_custom(tool, where, format))
+                tools.append(_custom(tool, where))
                 custom.add(tools[-1].name)
             case "namespace":
                 space = given(tool.name, f"{where}.name")
@@ -87,14 +81,11 @@ def _function(tool: ItemTool, where: str, name: str, about: str | None = None) -
     return Tool(name=name, description=description, parameters=tool.parameters, strict=tool.strict)
 
 
-def _custom(tool: ItemTool, where: str, format: Format) -> Tool:
+def _custom(tool: ItemTool, where: str) -> Tool:
     """As a function; what its input is like is only said, and not enforced."""
     check_supported(tool, f"{where}.")
     name, description, told = given(tool.name, f"{where}.name"), tool.description, "the whole input, as plain text"
-    if name == _PATCH:
-        told = _PATCH_INPUT
-        description = _PATCH_TEXT.replace("envelope:\n", "envelope:\n\n") if format.name == _AIRY else _PATCH_TEXT
-    elif tool.format is not None and tool.format.definition is not None:
+    if tool.format is not None and tool.format.definition is not None:
         rules = f"The input keeps to this {tool.format.syntax or 'lark'} grammar:\n\n{tool.format.definition}"
         description = f"{description}\n\n{rules}" if description else rules
     parameters: dict[str, Any] = {
