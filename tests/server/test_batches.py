@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from serving import CONTEXT, MODEL, chat, endless, make_service, noted, prompt, says, wait_idle
 from starlette.testclient import TestClient
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepwell.json_lines import append_line
 from deepwell.server import Service, Site, create_app
@@ -155,6 +155,34 @@ def test_the_lines_of_an_expired_batch_that_have_no_answer_are_error_lines(tmp_p
         names = [one["custom_id"] for one in (*answers, *faults)]
         assert sorted(name for name in names if name) == sorted(str(number) for number in range(50))
         assert {one["error"]["code"] for one in faults} == {"batch_expired", "invalid_line"}
+
+
+def test_a_key_that_may_ask_no_more_keeps_no_other_batch_waiting(client: TestClient) -> None:
+    worker = client.app._app.state.worker  # type: ignore[attr-defined]
+    inner = worker._app
+
+    async def limited(scope: Scope, receive: Receive, send: Send) -> None:
+        request = [await receive()]
+        if b"Later" not in request[0]["body"]:
+            await inner(scope, lambda: again(request.pop()) if request else receive(), send)
+            return
+        await send({"type": "http.response.start", "status": 429, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def again(message: Message) -> Message:
+        return message
+
+    worker._app = limited
+    lines = [line(str(number), chat("Later")) for number in range(8)]
+    stuck = begin(client, upload(client, *lines)["id"]).json()
+    time.sleep(0.1)
+    quick = begin(
+        client, upload(client, *[line(str(number)) for number in range(8)], account=2)["id"], account=2
+    ).json()
+    assert until_over(client, quick["id"], account=2)["request_counts"]["completed"] == 8
+    assert client.get(f"/v1/batches/{stuck['id']}", headers=MINE).json()["request_counts"]["completed"] == 0
+    client.post(f"/v1/batches/{stuck['id']}/cancel", headers=MINE)
+    assert until_over(client, stuck["id"])["status"] == "cancelled"
 
 
 def test_a_batch_is_removed_with_its_files_a_month_after_its_end(client: TestClient, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from deepwell.accounts.database import ANONYMOUS
 from deepwell.errors import RequestError, shown
 from deepwell.server.batches.objects import (
     ENDPOINTS,
+    OVER,
     WINDOW,
     Batch,
     BatchList,
@@ -156,7 +157,7 @@ def _sent(file: Part | None) -> tuple[bytes, str]:
 
 def _begin(store: Store, kept: Kept, now: int) -> None:
     """Write a new batch down, unless its account has too many."""
-    open = sum(one.account == kept.account for one in store.unfinished(now))
+    open = sum(one.batch.status not in OVER for one in store.batches(kept.account, now))
     if open >= MAX_OPEN:
         raise RequestError(f"{open} batches are not over yet; an account may have {MAX_OPEN}")
     store.keep(kept)

@@ -38,7 +38,8 @@ from deepwell.server.batches.store import Kept, Store
 from deepwell.server.body import decode
 
 AT_ONCE = 4
-"""Lines of all batches that are in the engine together."""
+"""Lines of all batches that are in the engine together, and lines of one batch that are under way: one whose key may
+ask no more for a while waits alone."""
 RETRY_SECONDS = 1.0
 """Before a line is asked again that found no room."""
 LATER = (429, 503, 529)
@@ -57,6 +58,7 @@ class Run:
         self.kept = kept
         self.counts = kept.batch.request_counts
         self.cancelled = kept.batch.status == "cancelling"
+        self.room = asyncio.Semaphore(AT_ONCE)
 
     @property
     def batch(self) -> Batch:
@@ -161,20 +163,15 @@ class Worker:
         run.counts = RequestCounts(total, len(answered), len(failed))
         if not run.cancelled:
             await self._become(run, "in_progress", in_progress_at=kept.batch.in_progress_at or self.now())
-        names: set[str] = set()
         tasks: set[asyncio.Task[None]] = set()
         try:
-            for number, line in enumerate(await self.io(_lines, path)):
-                asked = _read(line, kept.batch.endpoint, names)
-                if run.done(number) in answered or run.done(number) in failed:
-                    continue
-                await self._room.acquire()
-                if run.cancelled or self.now() >= kept.batch.expires_at:
-                    self._room.release()
+            for number, asked in await self.io(_left, run, path, answered | failed):
+                await run.room.acquire()
+                if self._is_over(run):
                     break
                 task = asyncio.ensure_future(self._line(run, number, asked))
                 tasks.add(task)
-                task.add_done_callback(lambda _: self._room.release())
+                task.add_done_callback(lambda _: run.room.release())
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:
@@ -208,16 +205,22 @@ class Worker:
 
     async def _said(self, run: Run, id: str, asked: Asked) -> LineAnswer | None:
         """What the endpoint answers once there is room; None if the batch has ended meanwhile."""
-        while not run.cancelled and self.now() < run.kept.batch.expires_at:
-            try:
-                caller = await self.io(self._callers, run.kept.key)
-            except BadKey as error:
-                return LineAnswer(401, id, {"error": {"message": str(error)}})
-            said = await ask(self._app, asked.url, bytes(asked.body), id, caller)
+        while True:
+            async with self._room:
+                if self._is_over(run):
+                    return None
+                try:
+                    caller = await self.io(self._callers, run.kept.key)
+                except BadKey as error:
+                    return LineAnswer(401, id, {"error": {"message": str(error)}})
+                said = await ask(self._app, asked.url, bytes(asked.body), id, caller)
             if said.status_code not in LATER:
                 return said
             await asyncio.sleep(RETRY_SECONDS)
-        return None
+
+    def _is_over(self, run: Run) -> bool:
+        """Whether no more lines of a batch are begun."""
+        return run.cancelled or self.now() >= run.kept.batch.expires_at
 
     async def _finish(self, run: Run) -> None:
         kept = run.kept
@@ -247,13 +250,11 @@ class Worker:
         kept = run.kept
         path = self.store.content(kept.account, kept.batch.input_file_id)
         total, answered, failed = self._progress(kept, path)
-        names: set[str] = set()
         lost = []
-        for number, line in enumerate(_lines(path)):
-            asked, id = _read(line, kept.batch.endpoint, names), run.done(number)
-            if id not in answered and id not in failed:
-                name = asked.custom_id if isinstance(asked, Asked) else None
-                lost.append(Answered(id=id, custom_id=name, error=EXPIRED if isinstance(asked, Asked) else asked))
+        for number, asked in _left(run, path, answered | failed):
+            name = asked.custom_id if isinstance(asked, Asked) else None
+            error = EXPIRED if isinstance(asked, Asked) else asked
+            lost.append(Answered(id=run.done(number), custom_id=name, error=error))
         append_lines(self.store.content(kept.account, kept.faults), lost)
         run.counts = RequestCounts(total, len(answered), len(failed) + len(lost))
 
@@ -265,6 +266,13 @@ class Worker:
 
 def _lines(path: Path) -> list[bytes]:
     return list(lines_of(path.read_bytes()))
+
+
+def _left(run: Run, path: Path, answered: set[str]) -> list[tuple[int, Asked | LineError]]:
+    """The numbers of the lines that have no answer, and what they ask. Takes long where there are many."""
+    names: set[str] = set()
+    asked = [(number, _read(line, run.kept.batch.endpoint, names)) for number, line in enumerate(_lines(path))]
+    return [(number, one) for number, one in asked if run.done(number) not in answered]
 
 
 def _read(line: bytes, endpoint: str, names: set[str]) -> Asked | LineError:
