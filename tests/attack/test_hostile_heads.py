@@ -14,15 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from raw import connect, everything, exchange, head, post, status_of
 from seeds import SEED
 from serving import CONTEXT, MODEL, chat, live, make_service, says
+from starlette.testclient import TestClient
 from test_live import slow
 
-from deepwell.server import ServerLimits, body, connection
+from deepwell.server import ServerLimits, body, connection, create_app
 from fakes import FakeRunner
 
 CHAT = "/v1/chat/completions"
@@ -249,6 +251,26 @@ def test_bodies_of_requests_that_wait_are_bounded_together(monkeypatch: pytest.M
             one.close()
         while status_of(exchange(address, post(CHAT, chat(max_tokens=1) | {"unknown": "x" * (MIB * 3 // 4)}))) != 200:
             assert time.monotonic() < deadline, "what was kept is given back"
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/tokenize", {"prompt": "a"}),
+        ("/detokenize", {"tokens": [1]}),
+        ("/v1/messages/count_tokens", chat()),
+        ("/v1/responses/input_tokens", {"model": MODEL, "input": "a"}),
+    ],
+)
+def test_bodies_whose_tokens_are_counted_are_bounded_with_the_others(path: str, sent: dict[str, Any]) -> None:
+    service = make_service(FakeRunner(context=CONTEXT))
+    with TestClient(create_app(service)) as client:
+        assert client.post(path, json=sent).status_code == 200
+        assert service.bodies._kept == 0
+        service.bodies._kept = body.KEPT_AT_ONCE * service.limits.max_body_bytes
+        answer = client.post(path, json=sent)
+        assert answer.status_code in (429, 503, 529)
+        assert "long bodies" in answer.text
 
 
 def _many(unit: bytes, total: int = 8 * MIB - 1000) -> bytes:

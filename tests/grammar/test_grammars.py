@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ import pytest
 from deepwell.chat import Structure
 from deepwell.errors import RequestError
 from deepwell.grammar import grammars
+from deepwell.grammar.bounds import MAX_PROPERTIES
 from deepwell.grammar.compiled import Compiled
 from deepwell.grammar.grammars import Grammars
 from deepwell.grammar.source import Grammar, of_structure
@@ -82,3 +84,43 @@ async def test_the_longest_chains_of_rules_do_not_end_the_process(grammar: Gramm
     made = Grammars(tiny_tokenizer(), 320)
     with suppress(RequestError):
         (await made.compiled(grammar)).constraint().allowed(())
+
+
+async def test_what_nobody_waits_for_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    release, begun = threading.Event(), []
+
+    def compiled(grammar: Grammar, vocabulary: Vocabulary) -> Compiled:
+        begun.append(grammar)
+        release.wait(20)
+        return Compiled(grammar, vocabulary)
+
+    monkeypatch.setattr(grammars, "Compiled", compiled)
+    made = Grammars(tiny_tokenizer(), 320)
+    running = [asyncio.ensure_future(made.compiled(quick(number))) for number in range(grammars.THREADS)]
+    left, stays, shares = (asyncio.ensure_future(made.compiled(quick(number))) for number in (10, 11, 11))
+    await asyncio.sleep(0.05)
+    left.cancel()
+    shares.cancel()
+    await asyncio.wait([left, shares])
+    release.set()
+    await asyncio.gather(*running, stays)
+    assert quick(10) not in begun
+    assert quick(11) in begun
+
+
+@pytest.mark.parametrize("required", [True, False])
+async def test_the_most_properties_are_compiled_and_followed_and_more_are_refused(required: bool) -> None:
+    def wide(count: int) -> Grammar:
+        names = [f"p{number}" for number in range(count)]
+        schema: dict[str, Any] = {"type": "object", "properties": {name: {"type": "string"} for name in names}}
+        schema |= {"required": names} if required else {}
+        return of_structure(Structure(kind="json", field="f", schema=schema))
+
+    tokenizer = tiny_tokenizer()
+    made = Grammars(tokenizer, 320)
+    constraint = (await made.compiled(wide(MAX_PROPERTIES))).constraint()
+    for token in tokenizer.encode('{"p0":"a",'):
+        constraint.accept([token])
+        constraint.allowed(())
+    with pytest.raises(RequestError, match="properties at # has 2001"):
+        await made.compiled(wide(MAX_PROPERTIES + 1))

@@ -286,6 +286,25 @@ def test_a_keys_own_limits_are_a_429_that_says_when(house: House, client: TestCl
     assert answer.json()["error"]["code"] == "requests_per_minute"
 
 
+@pytest.mark.parametrize("limits", [Limits(requests_per_minute=2), Limits(concurrent=2), Limits(tokens_per_minute=8)])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": ["Hi you", "Hi me", "Hi all"]}),
+        (TEXT, prompt(["Hi you", "Hi me", "Hi all"])),
+        (CHAT, chat(n=3)),
+    ],
+)
+def test_what_is_several_requests_is_within_the_limits_or_not_begun(
+    path: str, body: dict[str, Any], limits: Limits, house: House, client: TestClient
+) -> None:
+    answer = client.post(path, json=body, headers=house.key(limits=limits))
+    assert answer.status_code == 429, answer.text
+    assert house.rows() == []
+    assert client.post(path, json=body, headers=house.key("bob", limits=Limits(concurrent=3))).status_code == 200
+    assert len(house.rows()) == 3
+
+
 def test_a_full_server_is_a_503_for_those_with_keys(database: Database) -> None:
     house = House(database, max_running=1, max_waiting=0)
     headers = house.key()

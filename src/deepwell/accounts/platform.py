@@ -122,10 +122,19 @@ class Platform:
         return self._caller(found)
 
     def open(
-        self, caller: Caller, *, id: str, model: str, kind: str, prompt_tokens: int, checked: bool = False
+        self,
+        caller: Caller,
+        *,
+        id: str,
+        model: str,
+        kind: str,
+        prompt_tokens: int,
+        checked: bool = False,
+        counted: bool = False,
     ) -> Meter:
         """Begin a request. `id` is the server's own, and of no other request; `kind` is chat, completion, and so on.
-        For one that was `checked`, money is what was read then: nothing waits for the database.
+        For one that was `checked`, money is what was read then: nothing waits for the database. One that `count` has
+        counted is within the key's limits.
 
         Raises ModelUnknown for a model that the key may not use, Broke, OverLimit, LedgerDown.
         """
@@ -138,13 +147,13 @@ class Platform:
             if id in self._live:
                 raise LedgerDown(f"request {id} is not written down yet")
             use = self._uses.setdefault(caller.key, Use())
-            self._check(use, caller.limits, prompt_tokens)
+            if not counted:
+                self._check(use, caller.limits, [prompt_tokens], 1)
             slot = self._journal.take(live)
             if slot is None:
                 raise LedgerDown("too many requests wait for the ledger")
-            now = self.clock.elapsed()
-            use.requests.add(now, 1)
-            use.tokens.add(now, prompt_tokens)
+            if not counted:
+                self._add(use, [prompt_tokens])
             made = Meter(
                 caller,
                 live,
@@ -159,6 +168,14 @@ class Platform:
             )
             self._live[id] = made
             return made
+
+    def count(self, caller: Caller, prompts: Sequence[int], at_once: int) -> None:
+        """Count requests with prompts of so many tokens, `at_once` of them at one time, before any is opened. Raises
+        OverLimit if they are too many together, and counts none then."""
+        with self._lock:
+            use = self._uses.setdefault(caller.key, Use())
+            self._check(use, caller.limits, prompts, at_once)
+            self._add(use, prompts)
 
     def check(self, caller: Caller, model: str, kind: str = "chat") -> None:
         """Raise what `open` would now for any request of that kind, limits not among it."""
@@ -227,16 +244,21 @@ class Platform:
         scope = key.account.to_bytes(8, "big") if self._isolate else b""
         return Caller(key.account, key.id, key.name, key.role, key.models, scope, key.limits)
 
-    def _check(self, use: Use, limits: Limits, prompt_tokens: int) -> None:
-        """Raises OverLimit if one more request is too much."""
+    def _add(self, use: Use, prompts: Sequence[int]) -> None:
         now = self.clock.elapsed()
-        if limits.concurrent is not None and use.live >= limits.concurrent:
+        use.requests.add(now, len(prompts))
+        use.tokens.add(now, sum(prompts))
+
+    def _check(self, use: Use, limits: Limits, prompts: Sequence[int], at_once: int) -> None:
+        """Raises OverLimit if requests with these prompts are too much."""
+        now = self.clock.elapsed()
+        if limits.concurrent is not None and use.live + at_once > limits.concurrent:
             raise OverLimit(f"this key may have {limits.concurrent} requests at one time", "concurrent")
         if limits.requests_per_minute is not None:
-            wait = use.requests.wait(now, 1, limits.requests_per_minute)
+            wait = use.requests.wait(now, len(prompts), limits.requests_per_minute)
             _refuse(wait, f"this key may make {limits.requests_per_minute} requests per minute", "requests_per_minute")
         if limits.tokens_per_minute is not None:
-            wait = use.tokens.wait(now, prompt_tokens + use.output_live, limits.tokens_per_minute)
+            wait = use.tokens.wait(now, sum(prompts) + use.output_live, limits.tokens_per_minute)
             _refuse(wait, f"this key may use {limits.tokens_per_minute} tokens per minute", "tokens_per_minute")
 
     def _tabs_of(self, caller: Caller, price: Price, started: int) -> list[Tab]:

@@ -18,7 +18,7 @@ from deepwell.engine.speculation.speculator import DRAFTERS, Kind, Speculator
 from deepwell.engine.steps import Steps
 from deepwell.engine.types import NOTHING, Delta, FinishReason, OnEnd, Request
 from deepwell.engine.validate import check_request
-from deepwell.errors import ConfigError, QueueFull, RequestError
+from deepwell.errors import ConfigError, DeepwellError, QueueFull, RequestError
 from deepwell.ops.sampling import Ask, Chosen
 from deepwell.options import Speculate
 from deepwell.weights.tokenizer import Tokenizer
@@ -366,7 +366,8 @@ class EngineCore:
         return delta
 
     def _fail(self, id: str, error: Exception) -> Delta:
-        last = self._live[id].end("error", f"{type(error).__name__}: {error}")
+        said = str(error) if isinstance(error, DeepwellError) else f"{type(error).__name__}: {error}"
+        last = self._live[id].end("error", said)
         return self._end(id, last, forget=True)
 
     def _end(self, id: str, last: Delta, forget: bool = False) -> Delta:

@@ -134,13 +134,13 @@ class Place:
     """
 
     def __init__(self, engine: AsyncEngine, account: int, priority: int, prepare: Prepare) -> None:
-        self._engine, self.account, self.priority, self._prepare = engine, account, priority, prepare
+        self._engine, self.account, self.priority, self.prepare = engine, account, priority, prepare
         self._held = True
         self._stream: Stream | None = None
 
     def another(self) -> Place:
         """One more place for the same client. Raises what `AsyncEngine.place` does."""
-        return self._engine.place(self.account, self.priority, self._prepare)
+        return self._engine.place(self.account, self.priority, self.prepare)
 
     def submit(self, request: Request, after: Stream | None = None) -> Stream:
         """Fill the place, for its account. Raises RequestError, EngineStopped, or what its `prepare` does, and then the
@@ -152,7 +152,7 @@ class Place:
             raise RuntimeError("this place was filled or given back before")
         self._engine.check(request)
         request = msgspec.structs.replace(request, account=self.account, priority=self.priority)
-        self._stream = self._engine._fill(self._prepare(request), after)
+        self._stream = self._engine._fill(self.prepare(request), after)
         self._held = False
         return self._stream
 

@@ -12,6 +12,8 @@ MAX_DEPTH = 64
 """Of a schema."""
 MAX_PARTS = 20_000
 """Schemas within a schema."""
+MAX_PROPERTIES = 2_000
+"""Of one object: where all are optional, each may come next, and a token costs as much as there are."""
 MAX_COUNT = 10_000
 """Of a repetition in a regular expression: what counts further costs seconds a token."""
 

@@ -18,9 +18,11 @@ LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=2_000_000,
     max_lexer_states=50_000,
     max_grammar_size=200_000,
+    max_items_in_row=10_000,
     verbose_errors=False,
 )
-"""About 50 ms of work on regular expressions, and 100 MB for one grammar at the very most."""
+"""About 50 ms of work on regular expressions, and 100 MB for one grammar at the very most. An optional
+property is four items in a row: MAX_PROPERTIES fit."""
 
 
 class Compiled:
@@ -41,7 +43,7 @@ class Compiled:
 
     def constraint(self) -> MatcherConstraint:
         """For one answer, from its beginning."""
-        return MatcherConstraint(self._start.deep_copy(), self.vocabulary)
+        return MatcherConstraint(self._start.deep_copy(), self.vocabulary, self.field)
 
     def _check(self, grammar: Grammar) -> None:
         start = self._start
@@ -54,8 +56,8 @@ class Compiled:
 class MatcherConstraint:
     """See Constraint: a place in a grammar, which moves with the answer."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: Vocabulary) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: Vocabulary, field: str) -> None:
+        self._matcher, self._field = matcher, field
         self._ends, self._others = vocabulary.ends, ~with_tokens(np.zeros_like(vocabulary.text_mask), vocabulary.ends)
 
     def allowed(self, draft: Sequence[int]) -> Sequence[Allowed]:
@@ -73,10 +75,10 @@ class MatcherConstraint:
 
     def accept(self, tokens: Sequence[int]) -> None:
         if not self._matcher.consume_tokens(list(tokens)):
-            raise ConstraintError(f"the answer left its grammar: {self._matcher.get_error()}")
+            raise ConstraintError(f"{self._field}: the answer cannot go on in its grammar: {self._matcher.get_error()}")
 
     def _place(self) -> Allowed:
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: len(self._others)]
         if self._matcher.is_error():
-            raise ConstraintError(f"what may come next is not known: {self._matcher.get_error()}")
+            raise ConstraintError(f"{self._field}: what may come next cannot be known: {self._matcher.get_error()}")
         return Allowed(mask & self._others, may_end=self._matcher.is_accepting())

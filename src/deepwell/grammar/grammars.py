@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -31,11 +31,13 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, size: int, ends: Iterable[int] = ()) -> None:
         self._tokenizer, self._size, self._more_ends = tokenizer, size, tuple(ends)
         self._kept: OrderedDict[Grammar, Future[Compiled]] = OrderedDict()
+        self._waiting: Counter[Grammar] = Counter()
 
     async def compiled(self, grammar: Grammar) -> Compiled:
         """The grammar, ready to be followed. Raises RequestError for one that is wrong or takes too long.
 
-        Those who wait for the same grammar wait together. A grammar that failed is tried anew the next time.
+        Those who wait for the same grammar wait together; it is not begun when all of them have left. A grammar that
+        failed is tried anew the next time.
         """
         work = self._kept.get(grammar)
         if work is None:
@@ -43,6 +45,7 @@ class Grammars:
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(grammar)
+        self._waiting[grammar] += 1
         try:
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(work)), SECONDS)
         except TimeoutError:
@@ -52,6 +55,12 @@ class Grammars:
         except RequestError:
             self._kept.pop(grammar, None)
             raise
+        finally:
+            self._waiting[grammar] -= 1
+            if not self._waiting[grammar]:
+                del self._waiting[grammar]
+                if work.cancel():  # it was not begun
+                    self._kept.pop(grammar, None)
 
     def _deep(self, grammar: Grammar) -> Future[Compiled]:
         """Compile in a thread with a deep stack: the pool begins one, if it does, right here."""

@@ -12,7 +12,7 @@ import llguidance
 import msgspec
 
 from deepwell.errors import RequestError, shown
-from deepwell.grammar.bounds import MAX_PARTS, large_count
+from deepwell.grammar.bounds import MAX_PARTS, MAX_PROPERTIES, large_count
 
 UNSUPPORTED = {
     *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "dependentRequired"),
@@ -81,6 +81,8 @@ def _fault(part: _Part) -> str | None:
     schema, path = part.schema, part.path
     for key in UNSUPPORTED & schema.keys():
         return f"the keyword {key} at {path} is not supported"
+    if (count := len(_dict(schema.get("properties")))) > MAX_PROPERTIES:
+        return f"properties at {path} has {count} of them; allowed are {MAX_PROPERTIES} in one object"
     texts = schema.get("type", "string") == "string" or "string" in _list(schema.get("type"))
     if texts and isinstance(named := schema.get("format"), str) and named not in FORMATS:
         allowed = ", ".join(sorted(FORMATS - {"unknown"}))

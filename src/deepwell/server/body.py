@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from difflib import get_close_matches
 from functools import cache
 from itertools import islice
@@ -63,16 +63,10 @@ class Bodies:
         """What `read` gives, for a request that may have to wait with it. Raises QueueFull too while others keep too
         much."""
         body = await self._whole(request)
-        size = len(body)
-        if self._kept + size > KEPT_AT_ONCE * self._limit:
-            raise QueueFull("too many requests with long bodies are waiting; try again")
-        self._kept += size
-        try:
+        with self._keep(len(body)):
             asked = decode(body, kind, spelling=self._spelling)
             del body
             yield asked
-        finally:
-            self._kept -= size
 
     async def read(self, request: Request, kind: type[B]) -> B:
         """The body of a request as a `kind`.
@@ -90,9 +84,22 @@ class Bodies:
             raise RequestError(f"Content-Type must be application/json, not {named!r}", "Content-Type")
         return await self._bytes(request, self._limit)
 
-    async def raw(self, request: Request) -> bytes:
-        """The body of an upload, as it is: up to UPLOADS times as long. Raises what `read` does."""
-        return bytes(await self._bytes(request, UPLOADS * self._limit))
+    @asynccontextmanager
+    async def raw(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of an upload, as it is: up to UPLOADS times as long. Raises what `kept` does."""
+        body = bytes(await self._bytes(request, UPLOADS * self._limit))
+        with self._keep(len(body)):
+            yield body
+
+    @contextmanager
+    def _keep(self, size: int) -> Iterator[None]:
+        if self._kept + size > KEPT_AT_ONCE * self._limit:
+            raise QueueFull("too many requests with long bodies are waiting; try again")
+        self._kept += size
+        try:
+            yield
+        finally:
+            self._kept -= size
 
     async def _bytes(self, request: Request, limit: int) -> bytearray:
         declared = request.headers.get("content-length", "")

@@ -35,7 +35,7 @@ from deepwell.server.replies import (
     usage_of,
 )
 from deepwell.server.rules import check_common, max_tokens_of, sampling_of
-from deepwell.server.service import Service
+from deepwell.server.service import Service, count
 from deepwell.server.strict import strict_chat, strict_sampling, usual
 from deepwell.server.together import enough, respond_together
 from deepwell.server.turn import Added, Turn
@@ -58,6 +58,7 @@ async def chat_completions(request: Request) -> Response:
         sampling = sampling_of(asked, service.advice, max_tokens, logprobs, ends=service.ends)
         sampling = strict_sampling(sampling, question.thinks, bool(asked.tools), format) if strict else sampling
         with enough(place, len(timers)) as places:
+            count(place, [len(question.prompt)] * len(places), len(places))
             streams = question.submit_alike(places, head.id, sampling)
         writer = ChatWriter(
             head,

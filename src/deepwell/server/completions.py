@@ -25,7 +25,7 @@ from deepwell.server.replies import (
     usage_of,
 )
 from deepwell.server.rules import check_common, max_tokens_of, sampling_of
-from deepwell.server.service import Service
+from deepwell.server.service import Service, count
 from deepwell.server.strict import strict_completion
 from deepwell.server.structure import structure_of
 from deepwell.server.together import enough, respond_together
@@ -39,13 +39,14 @@ async def completions(request: Request) -> Response:
         asked = strict_completion(asked, request) if service.limits.strict else asked
         model = check_common(asked, service)
         prompts = prompts_of(asked, service)
-        each, count = answers_of(asked)
+        each, best = answers_of(asked)
         timers = [service.metrics.request() for _ in range(len(prompts) * each)]
         with enough(place, len(timers)) as places:
             read = [await read_prompt(request, prompt, asked, service) for prompt in prompts]
             rules = [rules_of(asked, len(prompt.ids), service) for prompt in read]
             held = await service.held(structure_of(asked), request.receive)
             head = service.head(model, request)
+            count(place, [len(prompt.ids) for prompt in read for _ in range(each)], len(places))
             streams = [
                 stream
                 for number, (prompt, sampling) in enumerate(zip(read, rules, strict=True))
@@ -66,7 +67,7 @@ async def completions(request: Request) -> Response:
                     for _ in range(each)
                 ],
                 with_usage=asked.stream_options is not None and bool(asked.stream_options.include_usage),
-                best=(each, count),
+                best=(each, best),
             )
             streamed, silence = bool(asked.stream), service.limits.keep_alive_seconds
             return await respond_together(request, streams, writer, timers, streamed, silence)

@@ -27,7 +27,7 @@ from deepwell.errors import ContextExceeded, QueueFull, RequestError, shown
 from deepwell.server.answers import in_one_piece, joined, note, while_there
 from deepwell.server.errors import INTERNAL, ErrorBody, error_body
 from deepwell.server.prompts import Prompt, prompt_of
-from deepwell.server.service import Service, answer_id
+from deepwell.server.service import Service, answer_id, count
 
 MAX_INPUTS = 2048
 AT_ONCE = 8
@@ -156,11 +156,12 @@ class Embedder:
     they become free."""
 
     def __init__(self, request: Request, service: Service, prompts: Sequence[tuple[int, ...]], place: Place) -> None:
-        """Raises RequestError or EngineStopped."""
+        """Raises RequestError, OverLimit or EngineStopped."""
         self._request, self._service, self._prompts, self._place = request, service, prompts, place
         self._id = answer_id(request)
         self._few = asyncio.Semaphore(AT_ONCE)
         self._streams: dict[int, Stream] = {}
+        count(place, [len(prompt) for prompt in prompts], min(AT_ONCE, len(prompts)))
         self._begin(0, place)
 
     async def run(self) -> list[Delta]:

@@ -174,18 +174,7 @@ class Service:
         if platform is None or caller is None:
             return self.engine.place(priority=priority)
 
-        def metered(request: Request) -> Request:
-            scope = caller.scope + (user or "").encode() if caller.scope else b""
-            meter = platform.open(
-                caller,
-                id=request.id,
-                model=self._billed_as(model),
-                kind=kind,
-                prompt_tokens=len(request.prompt),
-                checked=True,
-            )
-            return msgspec.structs.replace(request, scope=scope, meter=meter)
-
+        metered = Metered(platform, caller, self._billed_as(model), kind, user)
         return self.engine.place(caller.account, priority, prepare=metered)
 
     def _billed_as(self, model: str | None) -> str:
@@ -290,6 +279,39 @@ class Service:
         if self.stopping is None:
             self.stopping = asyncio.create_task(self.engine.stop())
         return self.stopping
+
+
+class Metered:
+    """Gives the requests that fill a client's places their meters (see `AsyncEngine.place`)."""
+
+    def __init__(self, platform: Platform, caller: Caller, model: str, kind: str, user: str | None) -> None:
+        self._platform, self._caller, self._model, self._kind = platform, caller, model, kind
+        self._scope = caller.scope + (user or "").encode() if caller.scope else b""
+        self._counted = False
+
+    def count(self, prompts: Sequence[int], at_once: int) -> None:
+        """Count all the requests to come. Raises what `Platform.count` does."""
+        self._platform.count(self._caller, prompts, at_once)
+        self._counted = True
+
+    def __call__(self, request: Request) -> Request:
+        meter = self._platform.open(
+            self._caller,
+            id=request.id,
+            model=self._model,
+            kind=self._kind,
+            prompt_tokens=len(request.prompt),
+            checked=True,
+            counted=self._counted,
+        )
+        return msgspec.structs.replace(request, scope=self._scope, meter=meter)
+
+
+def count(place: Place, prompts: Sequence[int], at_once: int) -> None:
+    """Count what will fill a place, and others of its client, with prompts of so many tokens: all of it is within the
+    limits of the key, or none is begun. Raises OverLimit."""
+    if isinstance(place.prepare, Metered):
+        place.prepare.count(prompts, at_once)
 
 
 def answer_id(request: HttpRequest) -> str:

@@ -84,34 +84,34 @@ class TokenizerInfo(msgspec.Struct, frozen=True, kw_only=True):
 async def tokenize(request: Request) -> Response:
     """The token ids of a text, or of the prompt that a conversation makes."""
     service: Service = request.app.state.service
-    asked = await service.bodies.read(request, TokenizeRequest)
-    service.named(asked.model)
-    ids = await _ids(request, asked, service)
-    spelled = [service.tokenizer.token_bytes(id) for id in ids]
-    return JsonResponse(
-        Tokenized(
-            count=len(ids),
-            max_model_len=service.context,
-            tokens=[TokenPiece(id, _piece(one)) for id, one in zip(ids, spelled, strict=True)]
-            if asked.with_pieces
-            else list(ids),
-            token_strs=[one.decode("utf-8", "replace") for one in spelled] if asked.return_token_strs else UNSET,
+    async with service.bodies.kept(request, TokenizeRequest) as asked:
+        service.named(asked.model)
+        ids = await _ids(request, asked, service)
+        spelled = [service.tokenizer.token_bytes(id) for id in ids]
+        return JsonResponse(
+            Tokenized(
+                count=len(ids),
+                max_model_len=service.context,
+                tokens=[TokenPiece(id, _piece(one)) for id, one in zip(ids, spelled, strict=True)]
+                if asked.with_pieces
+                else list(ids),
+                token_strs=[one.decode("utf-8", "replace") for one in spelled] if asked.return_token_strs else UNSET,
+            )
         )
-    )
 
 
 async def detokenize(request: Request) -> Response:
     """The text of token ids."""
     service: Service = request.app.state.service
-    asked = await service.bodies.read(request, DetokenizeRequest)
-    service.named(asked.model)
-    if len(asked.tokens) > service.context:
-        raise ContextExceeded(service.context, len(asked.tokens), 0, "tokens")
-    vocabulary = service.tokenizer.vocab_size
-    if (highest := max(asked.tokens, default=0)) >= vocabulary:
-        raise RequestError(f"tokens has token id {highest}; ids go from 0 to {vocabulary - 1}", "tokens")
-    text = service.tokenizer.decode(asked.tokens)
-    return JsonResponse(Detokenized(prompt=text, content=text))
+    async with service.bodies.kept(request, DetokenizeRequest) as asked:
+        service.named(asked.model)
+        if len(asked.tokens) > service.context:
+            raise ContextExceeded(service.context, len(asked.tokens), 0, "tokens")
+        vocabulary = service.tokenizer.vocab_size
+        if (highest := max(asked.tokens, default=0)) >= vocabulary:
+            raise RequestError(f"tokens has token id {highest}; ids go from 0 to {vocabulary - 1}", "tokens")
+        text = service.tokenizer.decode(asked.tokens)
+        return JsonResponse(Detokenized(prompt=text, content=text))
 
 
 async def tokenizer_info(request: Request) -> Response:

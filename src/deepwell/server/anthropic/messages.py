@@ -77,12 +77,12 @@ async def messages(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     """How many tokens the prompt of a conversation has."""
     service: Service = request.app.state.service
-    asked = await service.bodies.read(request, CountRequest)
-    named(asked.model, service)
-    check_supported(asked)
-    conversation = await service.understood(request, lambda: conversation_of(asked, service.format))
-    question = await question_of(request, conversation, service, "messages")
-    return JsonResponse(TokenCount(len(question.prompt)))
+    async with service.bodies.kept(request, CountRequest) as asked:
+        named(asked.model, service)
+        check_supported(asked)
+        conversation = await service.understood(request, lambda: conversation_of(asked, service.format))
+        question = await question_of(request, conversation, service, "messages")
+        return JsonResponse(TokenCount(len(question.prompt)))
 
 
 def _sampling(asked: MessagesRequest) -> SamplingFields:

@@ -58,17 +58,17 @@ async def upload(request: Request) -> Response:
     """Keep a file of requests."""
     service: Service = request.app.state.service
     worker, account = _worker(request), _account(request)
-    body = await service.bodies.raw(request)
+    async with service.bodies.raw(request) as body:
 
-    def add() -> FileObject:
-        parts = parts_of(request.headers.get("content-type", ""), body)
-        purpose = parts.get("purpose")
-        if purpose is None or purpose.data != b"batch":
-            raise RequestError('purpose must be "batch"', "purpose")
-        data, name = _sent(parts.get("file"))
-        return worker.store.add_file(account, data, name, worker.now())
+        def add() -> FileObject:
+            parts = parts_of(request.headers.get("content-type", ""), body)
+            purpose = parts.get("purpose")
+            if purpose is None or purpose.data != b"batch":
+                raise RequestError('purpose must be "batch"', "purpose")
+            data, name = _sent(parts.get("file"))
+            return worker.store.add_file(account, data, name, worker.now())
 
-    return JsonResponse(await worker.io(add))
+        return JsonResponse(await worker.io(add))
 
 
 async def files(request: Request) -> Response:

@@ -59,11 +59,11 @@ async def responses(request: Request) -> Response:
 async def input_tokens(request: Request) -> Response:
     """How many tokens the prompt of a conversation has."""
     service: Service = request.app.state.service
-    asked = await service.bodies.read(request, ResponsesRequest)
-    check_common(asked, service)
-    conversation = await service.understood(request, lambda: conversation_of(asked, service.format))
-    question = await question_of(request, conversation, service, "input")
-    return JsonResponse(InputTokens(input_tokens=len(question.prompt)))
+    async with service.bodies.kept(request, ResponsesRequest) as asked:
+        check_common(asked, service)
+        conversation = await service.understood(request, lambda: conversation_of(asked, service.format))
+        question = await question_of(request, conversation, service, "input")
+        return JsonResponse(InputTokens(input_tokens=len(question.prompt)))
 
 
 async def not_stored(request: Request) -> Response:
