@@ -1,12 +1,13 @@
 """Two thousand clients against a queue of 64: is each request answered or refused in bounded time, and nothing lost?
 
     python benchmarks/overload.py                 # 60 seconds
-    python benchmarks/overload.py --clients 500 --seconds 10
+    python benchmarks/overload.py --model model.gguf --clients 500 --seconds 10
 
-Clients ask as fast as they are answered, from processes of their own beside the real server. Printed: answers, refusals
-by status, their times (p50, p99, longest), the server's memory when all were connected and at its end, blocks held and
-the state of the ledger afterwards. Ends with status 1 if a request got neither an answer nor a refusal, a block was
-leaked, or the ledger does not add up.
+Clients ask as fast as they are answered, and wait as long as a refusal says (Retry-After), in processes of their own
+beside the real server. A time is all of a request: connecting, asking, the last byte of the answer. Printed: answers,
+refusals by status, their times (p50, p99, longest), the server's memory when all were connected and at its end, blocks
+held and the state of the ledger afterwards. Ends with status 1 if a request got neither an answer nor a refusal, a
+block was leaked, or the ledger does not add up.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import re
 import resource
 import sys
 import tempfile
@@ -37,28 +39,28 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--accounts", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--pause", type=float, default=0.25, help="seconds that a refused client waits")
+    parser.add_argument("--model", help="what is served; the embedded model if left out")
     args = parser.parse_args()
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory() as folder:
         names = [f"account {number}" for number in range(args.accounts)]
         room = ["--threads", str(args.threads), "--max-running", "32", "--max-waiting", "64"]
-        server = AccountsServer(Path(folder), names, *room)
+        server = AccountsServer(Path(folder), names, *room, *([args.model] if args.model else []))
         server.start()
-        found = overloaded(server, names, args.clients, args.seconds, args.pause)
+        found = overloaded(server, names, args.clients, args.seconds)
         held = until_idle(server)
         server.stop()
         rows = server.audited()
     sys.exit(reported(found, held, len(rows)))
 
 
-def overloaded(server: AccountsServer, names: list[str], clients: int, seconds: float, pause: float) -> dict[str, Any]:
+def overloaded(server: AccountsServer, names: list[str], clients: int, seconds: float) -> dict[str, Any]:
     """What clients saw: seconds by status, and the server's memory in MiB after a fifth of the time and at the end."""
     times: dict[int, list[float]] = {}
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         headers = [server.headers(name)["Authorization"] for name in names]
-        work = [(server.address, headers, clients // 2, seconds, pause)] * 2
+        work = [(server.address, headers, clients // 2, seconds)] * 2
         parts = pool.starmap_async(crowd, work)
         time.sleep(seconds / 5)
         memory = [megabytes(server.pid)]
@@ -70,12 +72,12 @@ def overloaded(server: AccountsServer, names: list[str], clients: int, seconds: 
     return {"times": times, "memory": memory}
 
 
-def crowd(address: str, keys: list[str], clients: int, seconds: float, pause: float) -> dict[int, list[float]]:
+def crowd(address: str, keys: list[str], clients: int, seconds: float) -> dict[int, list[float]]:
     """Seconds that requests took, by status; 0 for those that got none."""
-    return asyncio.run(_crowd(address, keys, clients, seconds, pause))
+    return asyncio.run(_crowd(address, keys, clients, seconds))
 
 
-async def _crowd(address: str, keys: list[str], clients: int, seconds: float, pause: float) -> dict[int, list[float]]:
+async def _crowd(address: str, keys: list[str], clients: int, seconds: float) -> dict[int, list[float]]:
     times: dict[int, list[float]] = {}
     end = time.perf_counter() + seconds
 
@@ -84,19 +86,19 @@ async def _crowd(address: str, keys: list[str], clients: int, seconds: float, pa
         while time.perf_counter() < end:
             begun = time.perf_counter()
             try:
-                status = await asyncio.wait_for(asked(address, key), LIMIT_SECONDS)
+                status, pause = await asyncio.wait_for(asked(address, key), LIMIT_SECONDS)
             except (OSError, TimeoutError, asyncio.IncompleteReadError):
-                status = 0
+                status, pause = 0, 1.0
             times.setdefault(status, []).append(time.perf_counter() - begun)
-            if status != 200:
-                await asyncio.sleep(pause)
+            await asyncio.sleep(min(pause, max(0.0, end - time.perf_counter())))
 
     await asyncio.gather(*(client(keys[n % len(keys)], seconds / 10 * n / clients) for n in range(clients)))
     return times
 
 
-async def asked(address: str, key: str) -> int:
-    """One request on a connection of its own, with no more of a client than that takes; the status."""
+async def asked(address: str, key: str) -> tuple[int, float]:
+    """One request on a connection of its own, with no more of a client than that takes; its status, and the seconds to
+    wait before the next."""
     parts = urlsplit(address)
     body = json.dumps(BODY).encode()
     head = (
@@ -107,8 +109,8 @@ async def asked(address: str, key: str) -> int:
     try:
         writer.write(head.encode() + body)
         status = int((await reader.readuntil(b"\r\n")).split()[1])
-        await reader.read()
-        return status
+        pause = re.search(rb"(?i)\r\nretry-after: (\d+)\r\n", await reader.read())
+        return status, float(pause[1]) if pause else 0.0
     finally:
         writer.close()
 
