@@ -171,7 +171,7 @@ async def test_long_texts_are_encoded_one_at_a_time(monkeypatch: pytest.MonkeyPa
     with live(service) as address:
         async with httpx.AsyncClient(base_url=address, timeout=30) as client:
             asked = [asyncio.create_task(client.post(CHAT, json=chat("word " * 8000))) for _ in range(6)]
-            await asyncio.to_thread(until, lambda: service.engine.stats().waiting == 6)
+            await asyncio.to_thread(until, lambda: service.engine.stats().waiting == 6 and gate.begun > 0)
             assert (gate.begun, gate.most) == (1, 1)
             gate.open.set()
             assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * 6
@@ -184,7 +184,7 @@ async def test_a_long_text_does_not_wait_for_very_long_ones(monkeypatch: pytest.
     with live(service) as address:
         async with httpx.AsyncClient(base_url=address, timeout=30) as client:
             slow = [asyncio.create_task(client.post(CHAT, json=chat(LONG))) for _ in range(3)]
-            await asyncio.to_thread(until, lambda: service.engine.stats().waiting == 3)
+            await asyncio.to_thread(until, lambda: service.engine.stats().waiting == 3 and gate.begun > 0)
             long = asyncio.create_task(client.post(CHAT, json=chat("word " * 8000)))
             await asyncio.to_thread(until, lambda: gate.begun == 2)
             gate.open.set()

@@ -86,7 +86,7 @@ async def other(request: Request) -> Response:
     prompt = render_chat(told, service.tokenizer, service.format)
     reader = service.format.reader(told, service.tokenizer)
     turn = Turn(reader, ThoughtMeter(reader.thoughts, service.tokenizer))
-    id = service.head(MODEL).id
+    id = service.head(MODEL, request).id
     sampling = SamplingParams(max_tokens=100, temperature=0.0, stop_token_ids=service.ends)
     timer = service.metrics.request()
     with service.engine.place() as place:
