@@ -57,7 +57,7 @@ class Live(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A request of a process that is gone, as far as it came. Times in microseconds since its start."""
+    """A request as far as it came. Times in microseconds since its start."""
 
     live: Live
     hit: int

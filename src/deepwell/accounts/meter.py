@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from deepwell.accounts.clock import Clock
-from deepwell.accounts.journal import Live, Slot
+from deepwell.accounts.journal import Found, Live, Slot
 from deepwell.accounts.ledger import Row
 from deepwell.accounts.limits import Window
 from deepwell.errors import Broke, DeepwellError, LedgerDown
@@ -158,27 +158,17 @@ class Meter:
 
     def row(self) -> Row:
         """What the ledger keeps of it."""
-        live, price = self.live, self.live.price
-        return Row(
-            id=live.id,
-            account=live.account,
-            key=live.key,
-            model=live.model,
-            kind=live.kind,
-            started=live.started,
-            ended=live.started + self._whole,
-            first_us=self._first,
-            whole_us=self._whole,
-            hit=self._hit,
-            miss=self._miss,
-            output=self._output,
-            reasoning=self._reasoning,
-            reason=self._reason,
-            price_hit=price.hit,
-            price_miss=price.miss,
-            price_output=price.output,
-            currency=price.currency,
-            cost=self.cost,
+        return row_of(
+            Found(
+                live=self.live,
+                hit=self._hit,
+                miss=self._miss,
+                output=self._output,
+                reasoning=self._reasoning,
+                reason=self._reason,
+                whole_us=self._whole,
+                first_us=self._first,
+            )
         )
 
     def _count(self, hit: int, miss: int, output: int) -> None:
@@ -193,3 +183,29 @@ class Meter:
             tab.unsettled += cost - self.cost
             tab.held -= self._held
         self.cost, self._held = cost, 0
+
+
+def row_of(found: Found) -> Row:
+    """What the ledger keeps of a request."""
+    live, price = found.live, found.live.price
+    return Row(
+        id=live.id,
+        account=live.account,
+        key=live.key,
+        model=live.model,
+        kind=live.kind,
+        started=live.started,
+        ended=live.started + found.whole_us,
+        first_us=found.first_us,
+        whole_us=found.whole_us,
+        hit=found.hit,
+        miss=found.miss,
+        output=found.output,
+        reasoning=found.reasoning,
+        reason=found.reason,
+        price_hit=price.hit,
+        price_miss=price.miss,
+        price_output=price.output,
+        currency=price.currency,
+        cost=price.cost(found.hit, found.miss, found.output),
+    )

@@ -16,10 +16,10 @@ import msgspec
 
 from deepwell.accounts.clock import Clock, month_start
 from deepwell.accounts.database import ANONYMOUS, Database
-from deepwell.accounts.journal import Found, Journal, Live, leftovers
+from deepwell.accounts.journal import Journal, Live, leftovers
 from deepwell.accounts.keys import Key, Keys, Limits, Role, digest
 from deepwell.accounts.ledger import Balance, Ledger, Row
-from deepwell.accounts.meter import FRESH_SECONDS, Meter, Tab, Use
+from deepwell.accounts.meter import FRESH_SECONDS, Meter, Tab, Use, row_of
 from deepwell.accounts.money import Price, units
 from deepwell.accounts.prices import Prices
 from deepwell.accounts.writer import Writer
@@ -340,7 +340,7 @@ def recover(database: Database, clock: Clock | None = None) -> int:
         found = left.read(database.id)
         if found is None:
             continue
-        rows = [_row(one) for one in found]
+        rows = [row_of(one) for one in found]
         written = _append(Ledger(database), rows, now)
         if written == len(rows):
             left.remove()
@@ -360,31 +360,6 @@ def _append(ledger: Ledger, rows: Sequence[Row], now: int) -> int:
         _log.exception("the ledger will not have %r; it stays in the journal", rows)
         return 0
     return len(rows)
-
-
-def _row(found: Found) -> Row:
-    live, price = found.live, found.live.price
-    return Row(
-        id=live.id,
-        account=live.account,
-        key=live.key,
-        model=live.model,
-        kind=live.kind,
-        started=live.started,
-        ended=live.started + found.whole_us,
-        first_us=found.first_us,
-        whole_us=found.whole_us,
-        hit=found.hit,
-        miss=found.miss,
-        output=found.output,
-        reasoning=found.reasoning,
-        reason=found.reason,
-        price_hit=price.hit,
-        price_miss=price.miss,
-        price_output=price.output,
-        currency=price.currency,
-        cost=price.cost(found.hit, found.miss, found.output),
-    )
 
 
 def _ended(key: Key, now: int) -> BadKey | None:
